@@ -1,0 +1,132 @@
+"""DNABERT-S against states of the genuine model, recorded in tests/data/golden_dnabert_s.npz."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from holdfast import dnabert_s, weights
+from holdfast.errors import WeightsError
+from holdfast.tokens import NucleotideTokenizer
+
+from tests.reference import checkpoints
+
+
+@pytest.fixture(scope="module")
+def golden() -> tuple[torch.Tensor, list[int], torch.Tensor]:
+    with np.load(checkpoints.GOLDEN) as file:
+        return torch.from_numpy(file["ids"]), file["lens"].tolist(), torch.from_numpy(file["out"])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> dnabert_s.DnabertS:
+    return prepared_golden(tmp_path_factory.mktemp("golden"), checkpoints.GOLDEN_HEADS)
+
+
+def prepared_golden(directory: Path, heads: int) -> dnabert_s.DnabertS:
+    source = checkpoints.write_dnabert_s(directory / "published", checkpoints.golden_weights(), heads)
+    weights.prepare(str(source), "dnabert_s", directory / "prepared")
+    return dnabert_s.load(directory / "prepared", precision="fp32")
+
+
+def test_only_the_right_number_of_heads_gives_the_golden_states(tmp_path, golden):
+    tokens, lengths, expected = golden
+    differences = {}
+    for heads in (1, 2, 3, 4, 6, 8, 12, 16, 24, 48):
+        states = prepared_golden(tmp_path, heads).encode(tokens, lengths)
+        differences[heads] = float((states - expected).abs().max())
+    assert differences.pop(checkpoints.GOLDEN_HEADS) < 5e-5
+    assert min(differences.values()) > 1e-2
+
+
+def test_a_batch_gives_what_each_sequence_gives_alone(model, golden):
+    tokens, lengths, expected = golden
+    for sequence, states in zip(tokens.split(lengths), expected.split(lengths), strict=True):
+        torch.testing.assert_close(model.encode(sequence, [len(sequence)]), states, rtol=0, atol=5e-5)
+
+
+def test_the_order_of_a_batch_is_kept(model, golden):
+    tokens, lengths, expected = golden
+    parts = tokens.split(lengths)
+    order = [3, 0, 6, 2, 5, 4, 1]
+    states = model.encode(torch.cat([parts[i] for i in order]), [lengths[i] for i in order])
+    wanted = torch.cat([expected.split(lengths)[i] for i in order])
+    torch.testing.assert_close(states, wanted, rtol=0, atol=5e-5)
+
+
+def test_an_embedding_is_the_mean_of_all_tokens(model, golden):
+    tokens, lengths, expected = golden
+    means = torch.stack([states.double().mean(0) for states in expected.split(lengths)])
+    embeddings = model.embed(tokens, lengths)
+    assert embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings.double(), means, rtol=0, atol=2e-5)
+
+
+def test_attention_in_blocks_of_queries_gives_the_golden_states(model, golden, monkeypatch):
+    tokens, lengths, expected = golden
+    monkeypatch.setattr(dnabert_s, "TABLE_ELEMENTS", 2 * 12 * 640 * 48)  # 48 queries at once, 640 do not divide
+    torch.testing.assert_close(model.encode(tokens, lengths), expected, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("table_elements", [2**24, 4000])
+def test_penalties_fall_symmetrically_with_distance(monkeypatch, table_elements):
+    monkeypatch.setattr(dnabert_s, "TABLE_ELEMENTS", table_elements)
+    slopes = torch.tensor([0.5, 0.25, 0.7])
+    generator = torch.Generator().manual_seed(1)
+    for tokens in (1, 7, 8, 9, 100, 131):
+        query, key, value = torch.randn(3, 2, 3, tokens, 16, generator=generator)
+        distance = (torch.arange(tokens)[:, None] - torch.arange(tokens)).abs()
+        scores = query @ key.transpose(-1, -2) / 4 - slopes[:, None, None] * distance
+        attended = dnabert_s.Alibi(slopes, 131, torch.float32)(query, key, value)
+        torch.testing.assert_close(attended, scores.softmax(-1) @ value, rtol=0, atol=5e-6)
+
+
+def test_slopes_are_those_of_alibi():
+    assert dnabert_s.alibi_slopes(8) == [2**-n for n in range(1, 9)]
+    assert dnabert_s.alibi_slopes(16) == pytest.approx([2 ** (-n / 2) for n in range(1, 17)])
+    assert dnabert_s.alibi_slopes(12) == pytest.approx(
+        [2**-n for n in range(1, 9)] + [2 ** -(n + 0.5) for n in range(4)]
+    )
+    assert dnabert_s.alibi_slopes(1) == [2**-8]
+
+
+def test_half_precision_stays_close(model, golden, tmp_path):
+    tokens, lengths, _ = golden
+    source = checkpoints.write_dnabert_s(tmp_path / "published", checkpoints.golden_weights())
+    weights.prepare(str(source), "dnabert_s", tmp_path / "prepared")
+    halves = dnabert_s.load(tmp_path / "prepared", precision="fp16")
+    exact = model.embed(tokens, lengths)
+    error = (halves.embed(tokens, lengths) - exact).norm(dim=1) / exact.norm(dim=1)
+    assert halves.encode(tokens, lengths).dtype == torch.float16
+    assert 0 < float(error.max()) < 1e-2
+
+
+def test_safetensors_and_bin_with_and_without_prefix_are_the_same_model(tmp_path, golden):
+    tokens, lengths, expected = golden
+    prefixed = {f"bert.{name}": tensor for name, tensor in checkpoints.golden_weights().items()}
+    source = checkpoints.write_dnabert_s(tmp_path / "published", checkpoints.golden_weights(), binary=True)
+    torch.save(prefixed, source / "pytorch_model.bin")
+    prepared = weights.prepare(str(source), "dnabert_s", tmp_path / "prepared")
+    assert prepared.verification["largest_difference"] < 5e-5
+    states = dnabert_s.load(tmp_path / "prepared").encode(tokens, lengths)
+    torch.testing.assert_close(states, expected, rtol=0, atol=5e-5)
+
+
+def test_a_prepared_protein_model_is_not_loaded_as_dna(tmp_path):
+    source = checkpoints.write_fair_esm(tmp_path / "esm2_small.pt", checkpoints.fair_esm_state())
+    weights.prepare(str(source), "esm2", tmp_path / "prepared")
+    with pytest.raises(WeightsError, match="holds esm2, not dnabert_s"):
+        dnabert_s.load(tmp_path / "prepared")
+
+
+def test_synthetic_weights_tell_sequences_apart_and_the_tokenizer_has_the_published_shape(tmp_path):
+    prepared = weights.prepare("synthetic:dnabert_s_tiny", "dnabert_s", tmp_path / "prepared")
+    assert prepared.synthetic
+    weights.write_synthetic_tokenizer(4096, tmp_path / "tokenizer.json")
+    bases = np.random.default_rng(3).choice(list("ACGT"), (40, 500))
+    sequences = ["".join(row) for row in bases]
+    _, published_lengths = NucleotideTokenizer(tmp_path / "tokenizer.json")(sequences)
+    assert 95 < published_lengths.min() <= published_lengths.max() < 120
+    tokens, lengths = NucleotideTokenizer(tmp_path / "prepared" / "tokenizer.json")(sequences)
+    embeddings = dnabert_s.load(tmp_path / "prepared").embed(torch.from_numpy(tokens), lengths.tolist())
+    assert float(torch.pdist(embeddings).min() / embeddings.norm(dim=1).mean()) > 0.02

@@ -1,0 +1,58 @@
+rule train:
+    input:
+        script=script("train_classifier"),
+        virus=embeddings_of("virus"),
+        other=embeddings_of("other"),
+    output:
+        classifier="results/classifier/classifier.safetensors",
+        metrics="results/classifier/metrics.json",
+        history="results/classifier/history.tsv",
+        confusion="results/classifier/confusion.tsv",
+    log:
+        "logs/train.log",
+    benchmark:
+        "benchmarks/train.tsv"
+    conda:
+        "../../envs/models.yaml"
+    threads: 2
+    params:
+        seed=config["seed"],
+    shell:
+        "{PYTHON} {input.script:q} --virus {input.virus:q} --other {input.other:q} --seed {params.seed}"
+        " --output {output.classifier:q} --metrics {output.metrics:q} --history {output.history:q}"
+        " --confusion {output.confusion:q} 2>&1 | tee {log:q}"
+
+
+rule classify:
+    input:
+        script=script("classify_frames"),
+        embeddings="results/{sample}/embeddings.h5",
+        classifier=classifier_file,
+    output:
+        frames="results/{sample}/frames.tsv",
+    log:
+        "logs/classify/{sample}.log",
+    conda:
+        "../../envs/models.yaml"
+    shell:
+        "{PYTHON} {input.script:q} {input.embeddings:q} --classifier {input.classifier:q}"
+        " --output {output.frames:q} 2>&1 | tee {log:q}"
+
+
+rule call:
+    input:
+        script=script("call_contigs"),
+        embeddings="results/{sample}/embeddings.h5",
+        frames="results/{sample}/frames.tsv",
+    output:
+        chunks="results/{sample}/chunks.tsv",
+        contigs="results/{sample}/contigs.tsv",
+    log:
+        "logs/call/{sample}.log",
+    conda:
+        "../../envs/models.yaml"
+    params:
+        threshold=config["threshold"],
+    shell:
+        "{PYTHON} {input.script:q} {input.embeddings:q} {input.frames:q} --threshold {params.threshold}"
+        " --chunks {output.chunks:q} --contigs {output.contigs:q} 2>&1 | tee {log:q}"

@@ -1,0 +1,120 @@
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+# Every file of the package by name: what is not named is not there when the workflow is imported from a URL.
+PACKAGE = [
+    workflow.source_path(f"../scripts/holdfast/{module}.py")
+    for module in (
+        "__init__",
+        "batching",
+        "blocks",
+        "calls",
+        "classifier",
+        "configuration",
+        "consumer",
+        "device",
+        "dnabert_s",
+        "embeddings",
+        "errors",
+        "esm2",
+        "fasta",
+        "files",
+        "frames",
+        "manifest",
+        "plan",
+        "pool",
+        "prepared",
+        "reader",
+        "receipt",
+        "sequences",
+        "settings",
+        "spool",
+        "status",
+        "summary",
+        "tokens",
+        "weights",
+        "worker",
+    )
+]
+
+sys.path.insert(0, str(Path(PACKAGE[0]).parents[1]))
+
+from holdfast import configuration, plan as planning  # noqa: E402
+from holdfast.errors import HoldfastError  # noqa: E402
+
+
+# With an environment of its own a rule finds its python on the PATH, without one it runs in Snakemake's.
+PYTHON = "python" if workflow.deployment_settings.deployment_method else shlex.quote(sys.executable)
+
+
+def script(name):
+    """An entry point, as the input of a rule; the package lies beside it."""
+    return ancient(workflow.source_path(f"../scripts/{name}.py"))
+
+
+def gpus():
+    """The N of --resources gpu=N, or None when nothing was said."""
+    asked = workflow.global_resources.get("gpu")
+    return None if asked is None else asked.value or None
+
+
+def decide():
+    """Check config and samples; decide in the main process what is pending, read that decision in jobs."""
+    try:
+        settings = configuration.with_defaults(config, workflow.source_path("../schemas/config.schema.yaml"))
+        samples = configuration.read_samples(settings["samples"], workflow.source_path("../schemas/samples.schema.yaml"))
+        configuration.check(settings, samples)
+        if workflow.is_main_process:
+            return settings, samples, planning.make(settings, samples, gpus(), workflow.cores, not workflow.dryrun)
+        return settings, samples, planning.read()
+    except HoldfastError as error:
+        raise WorkflowError(str(error)) from None
+
+
+config, SAMPLES, PLAN = decide()
+MODELS = {model: config["models"][model] for model in configuration.models_in_use(SAMPLES.values())}
+CONTIG_SAMPLES = [entry.sample for entry in SAMPLES.values() if entry.kind == "contigs"]
+LABELLED = {entry.sample: entry.label for entry in SAMPLES.values() if entry.label}
+TRAINS = bool(LABELLED) and config["classifier"] is None
+CALLED = [name for name in CONTIG_SAMPLES if config["classifier"] or (TRAINS and name not in LABELLED)]
+
+
+wildcard_constraints:
+    sample="|".join(map(re.escape, SAMPLES)),
+    model="esm2|dnabert_s",
+
+
+def prepared_models(wildcards):
+    """model.json of every model in use: prepared by a rule, or where the config names a prepared directory."""
+    return [f"{planning.directory_of(entry['weights'], model)}/model.json" for model, entry in MODELS.items()]
+
+
+def local_source(wildcards):
+    """The checkpoint as an input, so that a newer file is prepared again; a hub id or a synthetic model is none."""
+    source = MODELS[wildcards.model]["weights"]
+    return source if os.path.exists(source) else []
+
+
+def fasta_of(wildcards):
+    return SAMPLES[wildcards.sample].fasta
+
+
+def embeddings_of(label):
+    return [f"results/{name}/embeddings.h5" for name, known in LABELLED.items() if known == label]
+
+
+def classifier_file(wildcards):
+    return config["classifier"] or "results/classifier/classifier.safetensors"
+
+
+def targets(wildcards):
+    """What `rule all` asks for."""
+    wanted = [f"results/{name}/embeddings.h5" for name in SAMPLES]
+    for name in CALLED:
+        wanted += [f"results/{name}/{table}.tsv" for table in ("frames", "chunks", "contigs")]
+    return [*wanted, "results/summary.tsv"]

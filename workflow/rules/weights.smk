@@ -1,0 +1,20 @@
+rule prepare_weights:
+    input:
+        script=script("prepare_weights"),
+        source=local_source,
+    output:
+        description="resources/{model}/model.json",
+        weights="resources/{model}/model.safetensors",
+    log:
+        "logs/prepare_weights/{model}.log",
+    benchmark:
+        "benchmarks/prepare_weights/{model}.tsv"
+    conda:
+        "../../envs/models.yaml"
+    params:
+        source=lambda wildcards: MODELS[wildcards.model]["weights"],
+        sha256=lambda wildcards: f"--sha256 {MODELS[wildcards.model]['sha256']}" if "sha256" in MODELS[wildcards.model] else "",
+        directory=lambda wildcards, output: os.path.dirname(output.description),
+    shell:
+        "{PYTHON} {input.script:q} {params.source:q} --model {wildcards.model} --output {params.directory:q}"
+        " {params.sha256} 2>&1 | tee {log:q}"

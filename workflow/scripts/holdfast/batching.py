@@ -1,0 +1,107 @@
+"""Batches: which sequences travel to a device together.
+
+Sequences of all open jobs wait in one queue a model, in the order in which their jobs were claimed. A window of
+:data:`WINDOW_BATCHES` budgets is taken from the front, sorted by length and cut by the token budget, so a batch holds
+sequences of nearly equal length, from as many samples as it takes to fill it, and an old job never waits for a young
+one longer than a window.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+WINDOW_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences of one model that are embedded together.
+
+    Attributes:
+        model: ``esm2`` or ``dnabert_s``.
+        jobs: Position of each sequence's job, int64 [n]: the number that its caller gave to :meth:`Queue.add`.
+        sequences: Index of each sequence within its job, int64 [n].
+        lengths: Tokens of each sequence, int32 [n].
+    """
+
+    model: str
+    jobs: np.ndarray
+    sequences: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the batch."""
+        return int(self.lengths.sum())
+
+
+class Queue:
+    """What waits for one model."""
+
+    def __init__(self, model: str, budget_tokens: int) -> None:
+        """Make an empty queue whose batches hold at most ``budget_tokens``, or one longer sequence."""
+        self.model = model
+        self.budget_tokens = budget_tokens
+        self.waiting_tokens = 0
+        self._waiting: deque[Batch] = deque()
+        self._window = Batch(model, *(np.empty(0, kind) for kind in (np.int64, np.int64, np.int32)))
+
+    def add(self, job: int, sequences: np.ndarray, lengths: np.ndarray) -> None:
+        """Append sequences of a job.
+
+        Args:
+            job: Number of the job; jobs are added oldest first.
+            sequences: Their indices within the job, int64 [n].
+            lengths: Their tokens, int32 [n].
+        """
+        if len(sequences):
+            self._waiting.append(Batch(self.model, np.full(len(sequences), job), sequences, lengths))
+            self.waiting_tokens += int(lengths.sum())
+
+    @property
+    def oldest(self) -> int | None:
+        """Number of the oldest job that waits, or None."""
+        heads = [int(self._window.jobs.min())] if len(self._window.jobs) else []
+        heads += [int(self._waiting[0].jobs[0])] if self._waiting else []
+        return min(heads, default=None)
+
+    def next(self, partial: bool) -> Batch | None:
+        """Take the next batch.
+
+        Args:
+            partial: Also take a batch that more sequences could still fill.
+
+        Returns:
+            A batch, or None when nothing waits or, without ``partial``, too little.
+        """
+        if self.waiting_tokens == 0 or (not partial and self.waiting_tokens < self.budget_tokens):
+            return None
+        if self._waiting and self._window.tokens < self.budget_tokens:
+            self._refill()
+        ends = np.cumsum(self._window.lengths, dtype=np.int64)
+        count = max(1, int(np.searchsorted(ends, self.budget_tokens, side="right")))
+        batch = _take(self._window, slice(0, count))
+        self._window = _take(self._window, slice(count, None))
+        self.waiting_tokens -= batch.tokens
+        return batch
+
+    def _refill(self) -> None:
+        """Fill the window from the front of the queue and sort it by length, longest first."""
+        parts, room = [self._window], WINDOW_BATCHES * self.budget_tokens - self._window.tokens
+        while self._waiting and room > 0:
+            part = self._waiting.popleft()
+            count = max(1, int(np.searchsorted(np.cumsum(part.lengths, dtype=np.int64), room, side="right")))
+            if count < len(part.lengths):
+                self._waiting.appendleft(_take(part, slice(count, None)))
+                part = _take(part, slice(0, count))
+            parts.append(part)
+            room -= part.tokens
+        jobs, sequences, lengths = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("jobs", "sequences", "lengths")
+        )
+        self._window = _take(Batch(self.model, jobs, sequences, lengths), np.argsort(-lengths, kind="stable"))
+
+
+def _take(batch: Batch, chosen: slice | np.ndarray) -> Batch:
+    return Batch(batch.model, batch.jobs[chosen], batch.sequences[chosen], batch.lengths[chosen])

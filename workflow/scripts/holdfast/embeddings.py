@@ -1,0 +1,365 @@
+"""The results file of one sample: ids, digests and one matrix of embeddings per model, in HDF5.
+
+Data passes in twice: first the records of the input and the rows (one per sequence to embed), as the sample is
+read (:meth:`Writer.create`); then a matrix per model, when the vectors are there (:meth:`Writer.reopen`). Both
+take blocks, so no step holds a whole sample, and both replace the file at the end, so a writer that is killed
+leaves it as it was. Only a complete file can be read, whole (:func:`read`) or in blocks (:class:`Reader`).
+
+Layout (M records in the input, N rows, D columns of a model):
+
+========================== ============= ====================================================================
+``records/ids``            (M,) utf-8    every record of the input, in its order
+``records/length``         (M,) int64    bp, or aa for kind ``proteins``
+``records/status``         (M,) enum     one of :data:`STATUSES`
+``ids``                    (N,) utf-8    the frame's id for kind ``contigs``, else the record's
+``length``                 (N,) int32    aa, or bp for kind ``dna``, of the protein or record embedded
+``sha256``                 (N, 32) uint8 digest of that sequence
+``record``                 (N,) int32    index into ``records``
+``chunk``                  (N,) int32    number of the chunk in its record, from 1; 0 but for kind ``contigs``
+``frame``                  (N,) uint8    index into ``frames.FRAMES``; 0 but for kind ``contigs``
+``esm2``, ``dnabert_s``    (N, D)        float16 or float32, chunked by 64 rows, no filter
+========================== ============= ====================================================================
+
+Attributes of the root: ``format``, ``format_version``, ``sample``, ``kind``, ``chunk_length_bp`` (0 but for kind
+``contigs``), ``software`` (JSON: name to version), ``complete``. Attributes of a matrix: ``width``, ``source``,
+``source_sha256``, ``weights_sha256``, ``synthetic``, ``layer``, ``pooling``, ``precision``. One plain matrix is the
+layout measured fastest: 1.0 s for 200,000 x 2560 in float16, 16 s as one dataset per id.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+
+from .errors import InputError, ResourceError
+from .files import temporary_path
+from .prepared import Prepared
+
+FORMAT = "holdfast-embeddings"
+FORMAT_VERSION = 1
+KINDS = ("contigs", "proteins", "dna")
+STATUSES = ("ok", "too_short", "too_long", "failed")
+POOLING = {"esm2": "mean of residues", "dnabert_s": "mean of tokens"}
+
+BLOCK_ROWS = 4096
+MATRIX_CHUNK_ROWS = 64
+TABLE_CHUNK_ROWS = 1024
+DIGEST_BYTES = 32
+
+_TEXT = h5py.string_dtype()
+_STATUS = h5py.enum_dtype({status: code for code, status in enumerate(STATUSES)}, basetype="u1")
+RECORD_COLUMNS = {"ids": _TEXT, "length": np.dtype("i8"), "status": _STATUS}
+ROW_COLUMNS = {
+    "ids": _TEXT,
+    "length": np.dtype("i4"),
+    "sha256": np.dtype(("u1", DIGEST_BYTES)),
+    "record": np.dtype("i4"),
+    "chunk": np.dtype("i4"),
+    "frame": np.dtype("u1"),
+}
+
+
+@dataclass(frozen=True)
+class Records:
+    """Consecutive records of the input.
+
+    Attributes:
+        ids: M ids.
+        length: int64 [M]; bp, or aa for kind ``proteins``.
+        status: M of :data:`STATUSES`.
+    """
+
+    ids: list[str]
+    length: np.ndarray
+    status: list[str]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive rows.
+
+    Attributes:
+        ids: N ids.
+        length: int32 [N].
+        sha256: uint8 [N, 32].
+        record: int32 [N], index into the records.
+        chunk: int32 [N], from 1; 0 but for kind ``contigs``.
+        frame: uint8 [N]; 0 but for kind ``contigs``.
+        matrices: Model to float16 or float32 [N, D], as stored.
+    """
+
+    ids: list[str]
+    length: np.ndarray
+    sha256: np.ndarray
+    record: np.ndarray
+    chunk: np.ndarray
+    frame: np.ndarray
+    matrices: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Embeddings(Rows):
+    """A whole file.
+
+    Attributes:
+        records: All records of the input.
+        attributes: The root's attributes, and ``models``: model to the attributes of its matrix.
+    """
+
+    records: Records
+    attributes: dict[str, Any]
+
+
+class Writer:
+    """Fills a results file; made by :meth:`create`, then by :meth:`reopen`."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file
+        self._sample: str = file.attrs["sample"]
+
+    @classmethod
+    @contextmanager
+    def create(cls, path: str | Path, sample: str, kind: str, chunk_length_bp: int = 0) -> Iterator[Self]:
+        """Give a writer for records and rows; afterwards the file is there, not yet complete.
+
+        Args:
+            path: The results file; replaced if it exists.
+            sample: Name of the sample.
+            kind: One of :data:`KINDS`.
+            chunk_length_bp: For kind ``contigs``; 0 otherwise.
+        """
+        if kind not in KINDS or (kind == "contigs") != (chunk_length_bp > 0):
+            raise ValueError(f"kind {kind!r} with chunk length {chunk_length_bp}")
+        attributes = {"format": FORMAT, "format_version": FORMAT_VERSION, "sample": sample, "kind": kind}
+        with temporary_path(path) as temporary, h5py.File(temporary, "w") as file:
+            file.attrs.update({**attributes, "chunk_length_bp": chunk_length_bp, "complete": False})
+            for name, dtype in RECORD_COLUMNS.items():
+                _create_column(file, f"records/{name}", dtype)
+            for name, dtype in ROW_COLUMNS.items():
+                _create_column(file, name, dtype)
+            yield cls(file)
+
+    @classmethod
+    @contextmanager
+    def reopen(cls, path: str | Path, software: Mapping[str, str]) -> Iterator[Self]:
+        """Give a writer for the matrices; afterwards the file is complete.
+
+        Args:
+            path: What :meth:`create` left.
+            software: Name to version of the programs that computed the embeddings.
+        """
+        with temporary_path(path) as temporary:
+            shutil.copyfile(path, temporary)
+            with h5py.File(temporary, "r+") as file:
+                yield cls(file)
+                file.attrs.update({"software": json.dumps(dict(software)), "complete": True})
+
+    def append_records(self, ids: Sequence[str], lengths: Sequence[int], statuses: Sequence[str]) -> None:
+        """Append records of the input, in its order: every record, whether rows follow from it or not."""
+        codes = [STATUSES.index(status) for status in statuses]
+        _append(self._file["records"], {"ids": ids, "length": lengths, "status": codes})
+
+    def append_rows(
+        self,
+        ids: Sequence[str],
+        lengths: Sequence[int] | np.ndarray,
+        sha256: Sequence[bytes],
+        record: Sequence[int] | np.ndarray,
+        chunk: Sequence[int] | np.ndarray,
+        frame: Sequence[int] | np.ndarray,
+    ) -> None:
+        """Append rows, one value each in every column; what they mean is in the layout above."""
+        digests = np.frombuffer(b"".join(sha256), np.uint8).reshape(-1, DIGEST_BYTES)
+        columns = {"ids": ids, "length": lengths, "sha256": digests, "record": record, "chunk": chunk, "frame": frame}
+        _append(self._file, columns)
+
+    def write_matrix(self, prepared: Prepared, blocks: Iterable[np.ndarray], store_dtype: str, precision: str) -> None:
+        """Write the embeddings of one model.
+
+        Args:
+            prepared: The model.
+            blocks: float32 [k, width] each, in the order of the rows, together as many.
+            store_dtype: ``float16`` or ``float32``.
+            precision: What the model computed in.
+
+        Raises:
+            ResourceError: a value that is not finite, or that float16 cannot hold.
+        """
+        model, width, rows = prepared.model, prepared.width, len(self._file["ids"])
+        chunk_rows = min(MATRIX_CHUNK_ROWS, max(rows, 1))
+        matrix = self._file.create_dataset(
+            model, (rows, width), store_dtype, maxshape=(None, width), chunks=(chunk_rows, width)
+        )
+        matrix.attrs.update(
+            {
+                "width": width,
+                "source": prepared.source,
+                "source_sha256": prepared.source_sha256,
+                "weights_sha256": prepared.weights_sha256,
+                "synthetic": prepared.synthetic,
+                "layer": prepared.architecture["layers"],
+                "pooling": POOLING[model],
+                "precision": precision,
+            }
+        )
+        start = 0
+        for block in blocks:
+            stop = start + len(block)
+            if block.shape[1:] != (width,) or stop > rows:
+                raise ValueError(f"matrix {model} is ({rows}, {width}): no place for {block.shape} at row {start}")
+            matrix[start:stop] = self._stored(block, model, store_dtype)
+            start = stop
+        if start != rows:
+            raise ValueError(f"matrix {model} has {start} of {rows} rows")
+
+    def _stored(self, block: np.ndarray, model: str, store_dtype: str) -> np.ndarray:
+        if not np.isfinite(block).all():
+            raise ResourceError(
+                f"sample '{self._sample}': {model} gave values that are not finite; set precision: fp32 in the config"
+            )
+        with np.errstate(over="ignore"):
+            stored = block.astype(store_dtype)
+        if not np.isfinite(stored).all():
+            raise ResourceError(
+                f"sample '{self._sample}': {model} gave {np.abs(block).max():g}, more than {store_dtype} holds; "
+                "set store_dtype: float32 in the config"
+            )
+        return stored
+
+
+def _create_column(file: h5py.File, name: str, dtype: np.dtype) -> None:
+    """Create an empty column that grows by rows; a dtype with a shape makes it two-dimensional."""
+    shape = dtype.shape
+    file.create_dataset(name, (0, *shape), dtype.base, maxshape=(None, *shape), chunks=(TABLE_CHUNK_ROWS, *shape))
+
+
+def _append(table: h5py.Group, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> None:
+    counts = {name: len(column) for name, column in columns.items()}
+    if len(set(counts.values())) != 1:
+        raise ValueError(f"columns differ in number of rows: {counts}")
+    for name, column in columns.items():
+        dataset = table[name]
+        start = len(dataset)
+        dataset.resize(start + len(column), axis=0)
+        if len(column):
+            dataset[start:] = column
+
+
+class Reader:
+    """A complete results file, open for reading in blocks.
+
+    Attributes:
+        path: Where it is.
+        sample: Name of the sample.
+        kind: One of :data:`KINDS`.
+        chunk_length_bp: 0 but for kind ``contigs``.
+        software: Name to version of the programs that computed it.
+        models: Model to the attributes of its matrix.
+        row_count: N.
+        record_count: M.
+
+    Raises:
+        InputError: no such file, not one of ours, of another format version, or incomplete.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError("no such file", path)
+        try:
+            self._file = h5py.File(self.path, "r")
+        except OSError as error:
+            raise InputError(f"not a readable HDF5 file ({error}); compute it again", path) from None
+        try:
+            self._describe()
+        except BaseException:
+            self.close()
+            raise
+
+    def _describe(self) -> None:
+        attributes = self._file.attrs
+        if attributes.get("format") != FORMAT:
+            raise InputError("not an embeddings file of this workflow", self.path)
+        if attributes["format_version"] != FORMAT_VERSION:
+            found = attributes["format_version"]
+            raise InputError(f"format {found}, this version reads {FORMAT_VERSION}; compute it again", self.path)
+        if not attributes["complete"]:
+            raise InputError("incomplete, no embeddings were written yet; compute it again", self.path)
+        self.sample: str = attributes["sample"]
+        self.kind: str = attributes["kind"]
+        self.chunk_length_bp = int(attributes["chunk_length_bp"])
+        self.software: dict[str, str] = json.loads(attributes["software"])
+        self.models: dict[str, dict[str, str | int | bool]] = {
+            name: {key: _plain(value) for key, value in dataset.attrs.items()}
+            for name, dataset in self._file.items()
+            if "weights_sha256" in dataset.attrs
+        }
+        self.row_count = len(self._file["ids"])
+        self.record_count = len(self._file["records/ids"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def record_blocks(self, block_rows: int = BLOCK_ROWS) -> Iterator[Records]:
+        """All records of the input, in order, at most ``block_rows`` at a time."""
+        for start in range(0, self.record_count, block_rows):
+            yield self._records(start, start + block_rows)
+
+    def blocks(self, models: Sequence[str] = (), block_rows: int = BLOCK_ROWS) -> Iterator[Rows]:
+        """All rows, in order, at most ``block_rows`` at a time, with the matrices of the models asked for."""
+        for start in range(0, self.row_count, block_rows):
+            yield Rows(**self._rows(start, start + block_rows, models))
+
+    def read(self) -> Embeddings:
+        """The whole file, at once in memory."""
+        attributes: dict[str, Any] = {key: _plain(value) for key, value in self._file.attrs.items()}
+        return Embeddings(
+            **self._rows(0, self.row_count, tuple(self.models)),
+            records=self._records(0, self.record_count),
+            attributes=attributes | {"software": self.software, "models": self.models},
+        )
+
+    def _records(self, start: int, stop: int) -> Records:
+        group = self._file["records"]
+        return Records(
+            ids=group["ids"].asstr()[start:stop].tolist(),
+            length=group["length"][start:stop],
+            status=[STATUSES[code] for code in group["status"][start:stop]],
+        )
+
+    def _rows(self, start: int, stop: int, models: Sequence[str]) -> dict[str, Any]:
+        return {
+            **{name: self._file[name][start:stop] for name in ROW_COLUMNS if name != "ids"},
+            "ids": self._file["ids"].asstr()[start:stop].tolist(),
+            "matrices": {model: self._file[model][start:stop] for model in models},
+        }
+
+
+def read(path: str | Path) -> Embeddings:
+    """Read a whole results file.
+
+    Raises:
+        InputError: no such file, not one of ours, of another format version, or incomplete.
+    """
+    with Reader(path) as reader:
+        return reader.read()
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

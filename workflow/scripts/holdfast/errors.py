@@ -1,0 +1,62 @@
+"""Errors a user can act on, and the one place where an entry point prints them.
+
+Every message says what is wrong, where (file, line, record or key) and what to do. Entry points call
+:func:`run`, so that a user's mistake ends with one line and no traceback.
+"""
+
+import sys
+from collections.abc import Callable
+from os import PathLike
+
+
+class HoldfastError(Exception):
+    """A problem that the user can mend; ``str()`` is the whole message. Exit code 2: the user's input."""
+
+    exit_code = 2
+
+
+class ConfigError(HoldfastError):
+    """A wrong or missing key in the configuration or the sample sheet."""
+
+
+class WeightsError(HoldfastError):
+    """A checkpoint, classifier or prepared model that cannot be used."""
+
+
+class InputError(HoldfastError):
+    """A sequence file, or one record in it, that cannot be used."""
+
+    def __init__(
+        self, problem: str, path: str | PathLike[str], line: int | None = None, record: str | None = None
+    ) -> None:
+        where = str(path)
+        if line is not None:
+            where += f", line {line}"
+        if record is not None:
+            where += f", record '{record if len(record) <= 80 else record[:77] + '...'}'"
+        super().__init__(f"{where}: {problem}")
+
+
+class ResourceError(HoldfastError):
+    """The machine, not the input: a device, a disk or a process that fails. Exit code 1."""
+
+    exit_code = 1
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call ``main`` and turn what the user or the machine did wrong into one line on stderr.
+
+    Exit codes: 0 success, 2 the user's input, 1 input/output or the machine, 130 interrupted.
+    """
+    try:
+        main()
+    except HoldfastError as error:
+        print(f"holdfast: error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except BrokenPipeError:
+        raise SystemExit(1) from None
+    except OSError as error:
+        print(f"holdfast: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,49 @@
+"""Files that appear whole or not at all: written under a temporary name, flushed, fsynced, renamed.
+
+Everything the workflow leaves for another process to read goes through here, so a reader on this or another host
+never sees half a file, and a power cut leaves either the old file or the new one.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+def sync_directory(directory: Path) -> None:
+    """Fsync a directory, so that the renames in it survive a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def temporary_path(path: str | Path) -> Iterator[Path]:
+    """Give a name beside ``path`` to write to; at the end fsync that file and rename it to ``path``.
+
+    On an exception the temporary file is removed and ``path`` stays as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        handle = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_text(path: str | Path) -> Iterator[IO[str]]:
+    """Open a UTF-8 text file that appears at ``path`` when the block ends without an exception."""
+    with temporary_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        yield file
+        file.flush()

@@ -1,0 +1,160 @@
+"""The reader: one sample's way from its FASTA file to rows and tokens, in a CPU process of the pool.
+
+It walks the file once: record, chunks, open frames, tokens. Rows go to the sample's (still incomplete) embeddings
+file, tokens to :mod:`sequences` files beside it. When the vectors are there, :func:`finish_sample` completes the
+file.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from . import embeddings, fasta, frames, tokens
+from .blocks import gather
+from .errors import InputError
+from .fasta import Alphabet, Record
+from .manifest import MODELS_OF_KIND, Manifest
+from .prepared import Prepared
+from .sequences import SequenceWriter
+
+EMBEDDINGS_FILE = "embeddings.h5"
+BLOCK_ROWS = 4096
+BLOCK_LETTERS = 16_000_000
+MAX_DNA_BP = 100_000
+"""Longest record of kind ``dna``, about 20,000 tokens: attention over it already takes minutes on a CPU."""
+
+Item = TypeVar("Item")
+
+
+class Row(NamedTuple):
+    """One row of the embeddings file before it is embedded: its place, and the text for each model."""
+
+    id: str
+    record: int
+    chunk: int
+    frame: int
+    texts: dict[str, str]
+
+
+def read_sample(manifest: Manifest, directory: Path, models: dict[str, Path]) -> dict[str, int]:
+    """Read a sample into ``directory``.
+
+    Args:
+        manifest: The job.
+        directory: Its work directory.
+        models: Prepared model directories by model.
+
+    Returns:
+        Counts: ``records``, ``too_short``, ``too_long``, ``rows``.
+
+    Raises:
+        InputError: the file cannot be read, or is not the one that was submitted.
+    """
+    _check_unchanged(manifest)
+    needed = MODELS_OF_KIND[manifest.kind]
+    alphabet = Alphabet.PROTEIN if manifest.kind == "proteins" else Alphabet.NUCLEOTIDE
+    counts = {"records": 0, "too_short": 0, "too_long": 0, "rows": 0}
+    writers = {model: SequenceWriter(directory, model, tokens.tokenizer(model, models[model])) for model in needed}
+    with embeddings.Writer.create(
+        directory / EMBEDDINGS_FILE, manifest.sample, manifest.kind, manifest.chunk_length
+    ) as file:
+        numbered = enumerate(fasta.read(manifest.fasta, alphabet))
+        for records in _blocks(numbered, lambda entry: len(entry[1].sequence)):
+            lengths = [len(record.sequence) for _, record in records]
+            statuses = [_status(manifest.kind, record.sequence) for _, record in records]
+            file.append_records([record.id for _, record in records], lengths, statuses)
+            counts["records"] += len(records)
+            for status in ("too_short", "too_long"):
+                counts[status] += statuses.count(status)
+            usable = (entry for entry, status in zip(records, statuses, strict=True) if status == "ok")
+            found = (row for number, record in usable for row in _rows(manifest, number, record))
+            for rows in _blocks(found, lambda row: sum(map(len, row.texts.values()))):
+                embedded = [row.texts[needed[0]] for row in rows]
+                file.append_rows(
+                    [row.id for row in rows],
+                    [len(text) for text in embedded],
+                    [hashlib.sha256(text.encode()).digest() for text in embedded],
+                    record=[row.record for row in rows],
+                    chunk=[row.chunk for row in rows],
+                    frame=[row.frame for row in rows],
+                )
+                for model, writer in writers.items():
+                    writer.add([row.texts[model] for row in rows])
+                counts["rows"] += len(rows)
+    for writer in writers.values():
+        writer.close()
+    _check_unchanged(manifest)
+    return counts
+
+
+def _blocks(items: Iterable[Item], letters: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Lists of up to ``BLOCK_ROWS`` items that hold, but for the last item, less than ``BLOCK_LETTERS`` letters."""
+    block: list[Item] = []
+    held = 0
+    for item in items:
+        block.append(item)
+        held += letters(item)
+        if len(block) >= BLOCK_ROWS or held >= BLOCK_LETTERS:
+            yield block
+            block, held = [], 0
+    if block:
+        yield block
+
+
+def _check_unchanged(manifest: Manifest) -> None:
+    """Refuse a file that is not the one the job was made for: its result would carry the wrong name."""
+    try:
+        status = os.stat(manifest.fasta)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", manifest.fasta) from None
+    if (status.st_size, status.st_mtime_ns) != (manifest.size_bytes, manifest.mtime_ns):
+        raise InputError("was changed after the job was submitted; run again", manifest.fasta)
+
+
+def _status(kind: str, sequence: str) -> str:
+    """Whether a record can give rows: a codon for ``contigs``, one residue that is no stop, one base."""
+    if len(sequence.removesuffix("*")) < (3 if kind == "contigs" else 1):
+        return "too_short"
+    return "too_long" if kind == "dna" and len(sequence) > MAX_DNA_BP else "ok"
+
+
+def _rows(manifest: Manifest, number: int, record: Record) -> Iterator[Row]:
+    if manifest.kind == "contigs":
+        for found in frames.find(record.sequence, manifest.chunk_length):
+            identifier = frames.frame_id(record.id, found.chunk, found.frame)
+            texts = {"esm2": found.protein, "dnabert_s": found.nucleotides}
+            yield Row(identifier, number, found.chunk, found.frame, texts)
+    else:
+        (model,) = MODELS_OF_KIND[manifest.kind]
+        yield Row(record.id, number, 0, 0, {model: record.sequence})
+
+
+def finish_sample(
+    manifest: Manifest,
+    directory: Path,
+    models: dict[str, Prepared],
+    places: dict[str, tuple[list[Path], np.ndarray]],
+    precision: str,
+    software: dict[str, str],
+) -> None:
+    """Complete the embeddings file of a sample whose vectors are all in blocks.
+
+    Args:
+        manifest: The job.
+        directory: Its work directory, as :func:`read_sample` left it.
+        models: Descriptions of the prepared models.
+        places: For each model what :meth:`blocks.BlockStore.locate` gave for its distinct sequences.
+        precision: What the models computed in, for the file's attributes.
+        software: Names and versions, for the file's attributes.
+    """
+    with embeddings.Writer.reopen(directory / EMBEDDINGS_FILE, software) as file:
+        for model, (paths, where) in places.items():
+            rows = np.load(directory / f"{model}.rows.npy", mmap_mode="r")
+            file.write_matrix(models[model], gather(paths, where, rows), manifest.store_dtype, precision)
+    for path in directory.iterdir():
+        if path.name != EMBEDDINGS_FILE:
+            path.unlink()

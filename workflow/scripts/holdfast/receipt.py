@@ -1,0 +1,60 @@
+"""A receipt: what became of one job. Written by the pool, kept by the workflow as ``results/SAMPLE/receipt.json``."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from .errors import ResourceError
+from .files import atomic_text
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The outcome of a job.
+
+    Attributes:
+        job: Name of the job; its digest says what the result was made from.
+        sample: Name of the sample.
+        state: ``done`` or ``failed``.
+        error: Why it failed, in one message; empty when done.
+        embeddings: Absolute path of the embeddings in the spool; empty when failed.
+        counts: Records, rows, distinct sequences and tokens of the sample.
+        pool: Pool that did the work: id, devices, precision and seconds of load.
+        seconds: ``read_s``, ``device_s`` (this job's share of batches, by tokens) and ``total_s`` since the claim.
+        finished: Time of writing, ISO 8601 in UTC.
+    """
+
+    job: str
+    sample: str
+    state: str
+    error: str = ""
+    embeddings: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+    pool: dict[str, str | float | list[str]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    finished: str = ""
+
+    def write(self, path: str | Path) -> None:
+        """Write as JSON, whole or not at all."""
+        with atomic_text(path) as file:
+            file.write(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
+
+
+def read(path: str | Path) -> Receipt | None:
+    """Read a receipt; None where there is none.
+
+    Raises:
+        ResourceError: the file is there but is no receipt.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        receipt = Receipt(**content)
+        if {name: type(value) for name, value in content.items()} != {
+            f.name: type(getattr(Receipt("", "", ""), f.name)) for f in fields(Receipt)
+        } or receipt.state not in ("done", "failed"):
+            raise TypeError("fields of other types")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (TypeError, ValueError) as error:
+        raise ResourceError(f"{path}: not a receipt ({error}); remove it to have the sample computed again") from None
+    return receipt

@@ -1,0 +1,104 @@
+"""Settings of a pool: what ``serve_pool.py --config POOL.yaml`` reads.
+
+The workflow writes this file from its own config; by hand it is written for an external pool. A test keeps keys and
+defaults equal to those of ``pool`` in ``schemas/config.schema.yaml``.
+"""
+
+import difflib
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+
+import yaml
+
+from . import prepared
+from .errors import ConfigError
+from .files import atomic_text
+from .manifest import PRECISIONS
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """Everything a pool can be told.
+
+    Attributes:
+        models: Directory of each prepared model.
+        precision: ``auto`` (fp16 on CUDA, fp32 on a CPU), ``fp32`` or ``fp16``.
+        device: ``auto``, ``cuda`` or ``cpu``.
+        gpu: How many of the visible CUDA devices to use; None for all.
+        threads: CPU threads of the pool: torch's on a CPU, and the number of reader processes beside GPUs.
+        tokens_per_batch: Tokens in a batch, special tokens included.
+        allocator: PYTORCH_ALLOC_CONF of the workers.
+        memory_fraction: Largest share of a device's memory that a worker may take.
+        cache_clear_interval: Batches between two clearings of torch's cache; 0 never.
+        max_tasks_per_worker: Batches after which a worker is renewed; None never.
+        idle_timeout_s: Seconds without work after which the pool ends; None never.
+    """
+
+    models: dict[str, str]
+    precision: str = "auto"
+    device: str = "auto"
+    gpu: int | None = None
+    threads: int = 8
+    tokens_per_batch: int = 16384
+    allocator: str = "expandable_segments:True"
+    memory_fraction: float = 0.95
+    cache_clear_interval: int = 0
+    max_tasks_per_worker: int | None = None
+    idle_timeout_s: float | None = 600.0
+
+    def write(self, path: Path) -> None:
+        """Write as YAML, whole or not at all."""
+        with atomic_text(path) as file:
+            yaml.safe_dump(asdict(self), file, sort_keys=False)
+
+
+_RULES = {
+    "precision": (lambda value: value in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+    "device": (lambda value: value in ("auto", "cuda", "cpu"), "one of auto, cuda, cpu"),
+    "gpu": (lambda value: value is None or _whole(value, 1), "a whole number from 1, or null for all"),
+    "threads": (lambda value: _whole(value, 1), "a whole number from 1"),
+    "tokens_per_batch": (lambda value: _whole(value, 64), "a whole number from 64"),
+    "allocator": (lambda value: isinstance(value, str), "text, such as expandable_segments:True"),
+    "memory_fraction": (lambda value: _number(value) and 0 < value <= 1, "a number above 0, at most 1"),
+    "cache_clear_interval": (lambda value: _whole(value, 0), "a whole number, 0 for never"),
+    "max_tasks_per_worker": (lambda value: value is None or _whole(value, 1), "a whole number from 1, or null"),
+    "idle_timeout_s": (lambda value: value is None or (_number(value) and value > 0), "seconds above 0, or null"),
+}
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def read(path: str | Path) -> PoolSettings:
+    """Read the settings of a pool.
+
+    Raises:
+        ConfigError: the file, a key or a value is wrong; the message names it.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: needs keys and values, such as 'models:'")
+    known = {field.name: field.default for field in fields(PoolSettings)}
+    for key in content:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise ConfigError(f"{path}: unknown key {key!r}; {hint}")
+    values = {key: content.get(key, default) for key, default in known.items()}
+    models = values["models"]
+    if models is MISSING or not isinstance(models, dict) or not models or set(models) - set(prepared.MODELS):
+        raise ConfigError(f"{path}: models: name the prepared directory of {' and/or '.join(prepared.MODELS)}")
+    for key, (holds, wanted) in _RULES.items():
+        if not holds(values[key]):
+            raise ConfigError(f"{path}: {key}: must be {wanted}, is {values[key]!r}")
+    return PoolSettings(**values)

@@ -1,0 +1,141 @@
+"""The spool: a directory through which jobs reach pools, as in Maildir.
+
+``incoming/JOB.yaml`` is a submitted manifest; ``claimed/POOL/JOB.yaml`` one that a pool took, by rename, so that no
+two pools ever take the same; ``done/JOB/`` holds the embeddings and the receipt of a finished job, ``failed/JOB/``
+the receipt of a failed one. ``work/POOL/`` and ``blocks/POOL/`` are a pool's own, ``pools/POOL.json`` its state (see
+``status.py``). Nothing outside the spool is ever written because of a manifest.
+"""
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from . import manifest, receipt
+from .errors import ResourceError
+from .files import atomic_text, sync_directory
+from .manifest import Manifest, ManifestError
+from .receipt import Receipt
+
+DIRECTORIES = ("incoming", "claimed", "done", "failed", "work", "blocks", "pools")
+
+
+class Spool:
+    """A spool on disk; the methods are safe against any number of pools and consumers at once."""
+
+    def __init__(self, root: str | Path) -> None:
+        """Open the spool at ``root``, creating it (mode 0700) if it is not there.
+
+        Raises:
+            ResourceError: it belongs to another user, others may write to it, or it cannot be created.
+        """
+        self.root = Path(root).absolute()
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in DIRECTORIES:
+                (self.root / name).mkdir(mode=0o700, exist_ok=True)
+            status = self.root.stat()
+        except OSError as error:
+            raise ResourceError(f"{self.root}: the spool cannot be used: {error.strerror}; set pool.spool") from None
+        if status.st_uid != os.getuid():
+            raise ResourceError(f"{self.root}: the spool belongs to another user (uid {status.st_uid}); set pool.spool")
+        if stat.S_IMODE(status.st_mode) & 0o022:
+            raise ResourceError(f"{self.root}: others may write to the spool; chmod 700 it")
+
+    def submit(self, job: Manifest) -> None:
+        """Hand a manifest in; a job of the same name that waits or is in work is left as it is."""
+        name = f"{job.job}.yaml"
+        if any(self.root.glob(f"claimed/*/{name}")):
+            return
+        shutil.rmtree(self.root / "failed" / job.job, ignore_errors=True)
+        with atomic_text(self.root / "incoming" / name) as file:
+            file.write(job.dump())
+
+    def waiting(self) -> list[str]:
+        """Names of the manifests in ``incoming/``, the oldest first."""
+        found = []
+        with os.scandir(self.root / "incoming") as entries:
+            for entry in entries:
+                if entry.name.endswith(".yaml") and not entry.name.startswith("."):
+                    try:
+                        found.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
+                    except FileNotFoundError:
+                        continue
+        return [name for _, name in sorted(found)]
+
+    def claim(self, pool: str) -> Iterator[Manifest]:
+        """Take what waits, oldest first; a manifest that cannot be read is failed with a receipt, and passed over."""
+        (self.root / "claimed" / pool).mkdir(mode=0o700, exist_ok=True)
+        for name in self.waiting():
+            mine = self.root / "claimed" / pool / name
+            try:
+                os.rename(self.root / "incoming" / name, mine)
+            except FileNotFoundError:
+                continue
+            job = name.removesuffix(".yaml")
+            try:
+                yield self._parse(mine, job)
+            except ManifestError as error:
+                self._refuse(mine, job, str(error))
+
+    def _parse(self, path: Path, job: str) -> Manifest:
+        if path.is_symlink() or not path.is_file():
+            raise ManifestError(f"{path.name}: not a regular file")
+        with open(path, "rb") as file:
+            content = file.read(manifest.MAX_BYTES + 1)
+        try:
+            parsed = manifest.parse(content.decode("utf-8"), path.name)
+        except UnicodeDecodeError:
+            raise ManifestError(f"{path.name}: not UTF-8 text") from None
+        if parsed.job != job:
+            raise ManifestError(f"{path.name}: the name does not fit the content, which is job {parsed.job}")
+        return parsed
+
+    def _refuse(self, path: Path, job: str, error: str) -> None:
+        directory = self.root / "failed" / job
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(mode=0o700)
+        Receipt(job=job, sample="", state="failed", error=error).write(directory / "receipt.json")
+        os.replace(path, directory / "manifest.yaml")
+
+    def finish(self, pool: str, outcome: Receipt, work: Path) -> None:
+        """Put the receipt into a job's work directory, move that to ``done/`` or ``failed/`` and end the claim."""
+        outcome.write(work / "receipt.json")
+        target = self.root / outcome.state / outcome.job
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(work, target)
+        sync_directory(target.parent)
+        (self.root / "claimed" / pool / f"{outcome.job}.yaml").unlink(missing_ok=True)
+
+    def give_back(self, pool: str) -> int:
+        """Return every claim of a pool to ``incoming/`` and drop its half-done work; the number of claims."""
+        returned = 0
+        for path in sorted((self.root / "claimed" / pool).glob("*.yaml")):
+            with suppress(FileNotFoundError):  # another pool takes over the same dead pool
+                os.rename(path, self.root / "incoming" / path.name)
+                returned += 1
+        shutil.rmtree(self.root / "claimed" / pool, ignore_errors=True)
+        shutil.rmtree(self.root / "work" / pool, ignore_errors=True)
+        return returned
+
+    def work_directory(self, pool: str, job: str) -> Path:
+        """A new, empty directory for a pool's work on a job."""
+        directory = self.root / "work" / pool / job
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(mode=0o700, parents=True)
+        return directory
+
+    def receipt(self, job: str) -> Receipt | None:
+        """The receipt of a job, if it has one."""
+        return receipt.read(self.root / "done" / job / "receipt.json") or receipt.read(
+            self.root / "failed" / job / "receipt.json"
+        )
+
+    def forget(self, sample: str, keep: str) -> None:
+        """Remove finished jobs of a sample other than ``keep``: results of earlier inputs or settings."""
+        for state in ("done", "failed"):
+            for directory in (self.root / state).glob(f"{sample}-*"):
+                if directory.name != keep and directory.name.rpartition("-")[0] == sample:
+                    shutil.rmtree(directory, ignore_errors=True)

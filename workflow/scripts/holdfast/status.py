@@ -1,0 +1,124 @@
+"""A pool's state as others see it: who it is, whether it lives, what it is doing.
+
+The supervisor writes ``pools/POOL.json`` in the spool about once a second; consumers, other pools and
+``pool_status.py`` read it. A pool of this machine is dead when its process is gone. A pool of another machine is dead
+when its beat, a counter, has stood still for :data:`LEASE_S` by the reader's own clock, so clocks that differ between
+hosts do no harm.
+"""
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from .files import atomic_text
+
+LEASE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One process on one machine, told apart from every other even when process ids are used again.
+
+    Attributes:
+        host: Host name.
+        pid: Process id.
+        started: Start time of the process in clock ticks since boot (``/proc/PID/stat``, field 22).
+        machine: Boot id and process-id namespace; process ids compare only where it is equal.
+    """
+
+    host: str
+    pid: int
+    started: int
+    machine: str
+
+    @classmethod
+    def own(cls) -> "Identity":
+        """The identity of this process."""
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return cls(
+            socket.gethostname(), os.getpid(), _started(os.getpid()), f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        )
+
+    @property
+    def pool(self) -> str:
+        """Name of the pool that this process supervises, unique among hosts and time."""
+        host = "".join(letter if letter.isalnum() else "-" for letter in self.host)
+        return f"{host}-{self.pid}-{self.started}"
+
+
+@dataclass
+class PoolState:
+    """What a pool says of itself.
+
+    Attributes:
+        identity: Its supervisor's process.
+        spool: The spool it serves.
+        state: ``starting``, ``ready``, ``failed`` or ``ended``.
+        reason: Why it failed or ended.
+        beat: Counter that grows while the pool lives.
+        progress: Numbers for people: jobs, sequences, tokens, devices.
+    """
+
+    identity: Identity
+    spool: str
+    state: str = "starting"
+    reason: str = ""
+    beat: int = 0
+    progress: dict[str, float | int | str | list[str]] = field(default_factory=dict)
+
+    def write(self) -> None:
+        """Publish in the spool."""
+        with atomic_text(state_path(self.spool, self.identity.pool)) as file:
+            json.dump(asdict(self), file)
+
+    def announce(self, endpoint: str | Path) -> None:
+        """Write the endpoint file, by which consumers find the pool; taking it away tells the pool to end."""
+        with atomic_text(endpoint) as file:
+            json.dump(asdict(self), file)
+
+
+def state_path(spool: str | Path, pool: str) -> Path:
+    """Where a pool's state is published."""
+    return Path(spool) / "pools" / f"{pool}.json"
+
+
+def read(path: str | Path) -> PoolState | None:
+    """Read a state or endpoint file; None where there is none or it is none."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return PoolState(**{**content, "identity": Identity(**content["identity"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _started(pid: int) -> int:
+    """Start time of a living process in clock ticks since boot; OSError or ValueError where there is none."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    if fields[0] in "ZX":
+        raise ValueError(f"process {pid} has ended")
+    return int(fields[19])
+
+
+class Observer:
+    """Watches pools and says which have died."""
+
+    def __init__(self) -> None:
+        self._own = Identity.own()
+        self._seen: dict[str, tuple[int, float]] = {}
+
+    def is_dead(self, state: PoolState) -> bool:
+        """Whether the pool of this state, read just now, is known to be dead."""
+        who = state.identity
+        if who.machine == self._own.machine:
+            try:
+                return _started(who.pid) != who.started
+            except (OSError, ValueError):
+                return True
+        beat, since = self._seen.get(who.pool, (-1, 0.0))
+        if state.beat != beat:
+            self._seen[who.pool] = (state.beat, time.monotonic())
+            return False
+        return time.monotonic() - since > LEASE_S

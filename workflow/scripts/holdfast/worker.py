@@ -1,0 +1,177 @@
+"""The worker: one process that holds every model on one device and embeds the batches it is sent.
+
+The supervisor starts it by spawn and calls these functions through a process pool of one. Nothing here imports torch
+before :func:`start` has set what torch reads when it is imported, so the supervisor can import this module without
+torch.
+"""
+
+import multiprocessing
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import __version__
+from .errors import HoldfastError, ResourceError
+
+SELF_TEST_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker needs to know.
+
+    Attributes:
+        device: ``cpu`` or ``cuda:N``, N counting the devices that CUDA_VISIBLE_DEVICES lets this process see.
+        models: Prepared model directories by model.
+        precision: ``auto``, ``fp32`` or ``fp16``.
+        threads: CPU threads for torch; only used on a CPU.
+        allocator: Value for PYTORCH_ALLOC_CONF, read by torch when it is imported.
+        memory_fraction: Largest share of the device's memory that torch may take, 0..1.
+        cache_clear_interval: Batches between two calls of ``torch.cuda.empty_cache``; 0 never.
+    """
+
+    device: str
+    models: dict[str, Path]
+    precision: str
+    threads: int
+    allocator: str
+    memory_fraction: float
+    cache_clear_interval: int
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a worker reports once its models are loaded: seconds, precision, the device's own name, versions."""
+
+    load_s: float
+    precision: str
+    device_name: str
+    software: dict[str, str]
+
+
+class _Worker:
+    """The state of this process."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        os.environ["PYTORCH_ALLOC_CONF"] = settings.allocator
+        began = time.perf_counter()
+        import torch
+
+        from . import dnabert_s, esm2
+
+        self.torch = torch
+        self.settings = settings
+        self.device = torch.device(settings.device)
+        self.batches = 0
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            torch.cuda.set_per_process_memory_fraction(settings.memory_fraction, self.device)
+            name = torch.cuda.get_device_name(self.device)
+        else:
+            torch.set_num_threads(settings.threads)
+            name = f"CPU, {settings.threads} threads"
+        precision = settings.precision
+        if precision == "auto":
+            precision = "fp16" if self.device.type == "cuda" else "fp32"
+        loaders = {"esm2": esm2.load, "dnabert_s": dnabert_s.load}
+        self.models: dict[str, Any] = {
+            model: loaders[model](directory, device=self.device, precision=precision)
+            for model, directory in settings.models.items()
+        }
+        for model in self.models:
+            self._self_test(model, precision)
+        software = {"holdfast": __version__, "torch": torch.__version__, "python": platform.python_version()}
+        self.ready = Ready(time.perf_counter() - began, precision, name, software)
+
+    def _self_test(self, model: str, precision: str) -> None:
+        """Refuse a device that gives other vectors to a sequence in company than alone, or no finite ones."""
+        first, second = (np.arange(5, 5 + count, dtype=np.int16) for count in (9, 14))
+        together = self.embed(model, np.concatenate([first, second]), np.array([9, 14], np.int32))
+        alone = self.embed(model, second, np.array([14], np.int32))
+        difference = float(np.abs(together[1] - alone[0]).max() / max(1.0, float(np.abs(alone).max())))
+        if not difference <= SELF_TEST_TOLERANCE[precision]:
+            raise ResourceError(
+                f"{self.settings.device}: self-test of {model} failed: a sequence alone and in a batch differ by "
+                f"{difference:.1e} in {precision}; exclude it through CUDA_VISIBLE_DEVICES or set pool.device: cpu"
+            )
+
+    def embed(self, model: str, tokens: np.ndarray, lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+        torch = self.torch
+        on_device = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
+        vectors = self.models[model].embed(on_device, [int(length) for length in lengths])
+        result: np.ndarray = vectors.cpu().numpy()
+        self.batches += 1
+        interval = self.settings.cache_clear_interval
+        if self.device.type == "cuda" and interval and self.batches % interval == 0:
+            torch.cuda.empty_cache()
+        return result
+
+
+_worker: _Worker | HoldfastError | None = None
+
+
+def start(settings: WorkerSettings) -> None:
+    """Initialise this process: load and test the models. A failure is kept and raised by :func:`ready`."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end_with_parent()
+    try:
+        _worker = _Worker(settings)
+    except HoldfastError as error:
+        _worker = error
+    except (RuntimeError, OSError, ImportError) as error:
+        _worker = ResourceError(f"{settings.device}: loading the models failed: {type(error).__name__}: {error}")
+
+
+def end_with_parent() -> None:
+    """End this process at once when the supervisor has gone, however it went, so that no device stays held."""
+
+    def watch(parent: BaseProcess) -> None:
+        parent.join()
+        os._exit(1)
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=watch, args=(parent,), daemon=True).start()
+
+
+def ready() -> Ready:
+    """Report that the models are loaded, or raise why they are not."""
+    if isinstance(_worker, _Worker):
+        return _worker.ready
+    raise _worker or ResourceError("the worker was not started")
+
+
+def embed(model: str, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, float]:
+    """Embed one batch.
+
+    Args:
+        model: ``esm2`` or ``dnabert_s``.
+        tokens: The sequences one behind the other, special tokens included, int16 [T].
+        lengths: Tokens of each sequence, int32 [n].
+
+    Returns:
+        Pooled vectors, float32 [n, width], and the seconds it took.
+    """
+    if not isinstance(_worker, _Worker):
+        raise _worker or ResourceError("the worker was not started")
+    began = time.perf_counter()
+    vectors = _worker.embed(model, tokens, lengths)
+    return vectors, time.perf_counter() - began
+
+
+def count_devices() -> int:
+    """CUDA devices that torch sees, so under CUDA_VISIBLE_DEVICES; to be called in a process of its own."""
+    import torch
+
+    return torch.cuda.device_count()
