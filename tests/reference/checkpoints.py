@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from esm.model.esm2 import ESM2
+from holdfast.prepared import Prepared
 from holdfast.weights import write_synthetic_tokenizer
 from safetensors.torch import save_file
 from torch import Tensor
@@ -149,3 +150,10 @@ def write_dnabert_s(
     else:
         save_file(tensors, directory / "model.safetensors")
     return directory
+
+
+def verified_difference(description: Prepared) -> float:
+    """Largest difference from the reference that ``model.json`` tells of."""
+    difference = description.verification["largest_difference"]
+    assert isinstance(difference, float)
+    return difference

@@ -24,7 +24,7 @@ class Hub:
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
-            """Answers /api/models/ID/revision/main and /ID/resolve/REVISION/FILE."""
+            """Answers /api/models/ID/revision, .../tree and /ID/resolve/REVISION/FILE."""
 
             protocol_version = "HTTP/1.1"
 
@@ -41,6 +41,13 @@ class Hub:
                         siblings = [{"rfilename": file.name} for file in sorted(directory.iterdir())]
                         info = {"id": name, "modelId": name, "sha": COMMIT, "private": False, "siblings": siblings}
                         self.answer(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+                        return
+                    if path.startswith(f"/api/models/{name}/tree/"):
+                        tree = [
+                            {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "0" * 40}
+                            for file in sorted(directory.iterdir())
+                        ]
+                        self.answer(200, json.dumps(tree).encode(), {"Content-Type": "application/json"})
                         return
                     file = directory / path.rpartition("/")[2]
                     if path.startswith(f"/{name}/resolve/") and file.is_file():

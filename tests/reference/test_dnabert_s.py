@@ -1,5 +1,6 @@
 """DNABERT-S against states of the genuine model, recorded in tests/data/golden_dnabert_s.npz."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from holdfast.tokens import NucleotideTokenizer
 
 from tests.reference import checkpoints
 
+Golden = tuple[torch.Tensor, list[int], torch.Tensor]  # tokens, their number a sequence, states
+
 
 @pytest.fixture(scope="module")
-def golden() -> tuple[torch.Tensor, list[int], torch.Tensor]:
+def golden() -> Golden:
     with np.load(checkpoints.GOLDEN) as file:
         return torch.from_numpy(file["ids"]), file["lens"].tolist(), torch.from_numpy(file["out"])
 
@@ -29,7 +32,7 @@ def prepared_golden(directory: Path, heads: int) -> dnabert_s.DnabertS:
     return dnabert_s.load(directory / "prepared", precision="fp32")
 
 
-def test_only_the_right_number_of_heads_gives_the_golden_states(tmp_path, golden):
+def test_only_the_right_number_of_heads_gives_the_golden_states(tmp_path: Path, golden: Golden) -> None:
     tokens, lengths, expected = golden
     differences = {}
     for heads in (1, 2, 3, 4, 6, 8, 12, 16, 24, 48):
@@ -39,13 +42,13 @@ def test_only_the_right_number_of_heads_gives_the_golden_states(tmp_path, golden
     assert min(differences.values()) > 1e-2
 
 
-def test_a_batch_gives_what_each_sequence_gives_alone(model, golden):
+def test_a_batch_gives_what_each_sequence_gives_alone(model: dnabert_s.DnabertS, golden: Golden) -> None:
     tokens, lengths, expected = golden
     for sequence, states in zip(tokens.split(lengths), expected.split(lengths), strict=True):
         torch.testing.assert_close(model.encode(sequence, [len(sequence)]), states, rtol=0, atol=5e-5)
 
 
-def test_the_order_of_a_batch_is_kept(model, golden):
+def test_the_order_of_a_batch_is_kept(model: dnabert_s.DnabertS, golden: Golden) -> None:
     tokens, lengths, expected = golden
     parts = tokens.split(lengths)
     order = [3, 0, 6, 2, 5, 4, 1]
@@ -54,7 +57,7 @@ def test_the_order_of_a_batch_is_kept(model, golden):
     torch.testing.assert_close(states, wanted, rtol=0, atol=5e-5)
 
 
-def test_an_embedding_is_the_mean_of_all_tokens(model, golden):
+def test_an_embedding_is_the_mean_of_all_tokens(model: dnabert_s.DnabertS, golden: Golden) -> None:
     tokens, lengths, expected = golden
     means = torch.stack([states.double().mean(0) for states in expected.split(lengths)])
     embeddings = model.embed(tokens, lengths)
@@ -62,14 +65,16 @@ def test_an_embedding_is_the_mean_of_all_tokens(model, golden):
     torch.testing.assert_close(embeddings.double(), means, rtol=0, atol=2e-5)
 
 
-def test_attention_in_blocks_of_queries_gives_the_golden_states(model, golden, monkeypatch):
+def test_attention_in_blocks_of_queries_gives_the_golden_states(
+    model: dnabert_s.DnabertS, golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokens, lengths, expected = golden
     monkeypatch.setattr(dnabert_s, "TABLE_ELEMENTS", 2 * 12 * 640 * 48)  # 48 queries at once, 640 do not divide
     torch.testing.assert_close(model.encode(tokens, lengths), expected, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("table_elements", [2**24, 4000])
-def test_penalties_fall_symmetrically_with_distance(monkeypatch, table_elements):
+def test_penalties_fall_symmetrically_with_distance(monkeypatch: pytest.MonkeyPatch, table_elements: int) -> None:
     monkeypatch.setattr(dnabert_s, "TABLE_ELEMENTS", table_elements)
     slopes = torch.tensor([0.5, 0.25, 0.7])
     generator = torch.Generator().manual_seed(1)
@@ -81,7 +86,7 @@ def test_penalties_fall_symmetrically_with_distance(monkeypatch, table_elements)
         torch.testing.assert_close(attended, scores.softmax(-1) @ value, rtol=0, atol=5e-6)
 
 
-def test_slopes_are_those_of_alibi():
+def test_slopes_are_those_of_alibi() -> None:
     assert dnabert_s.alibi_slopes(8) == [2**-n for n in range(1, 9)]
     assert dnabert_s.alibi_slopes(16) == pytest.approx([2 ** (-n / 2) for n in range(1, 17)])
     assert dnabert_s.alibi_slopes(12) == pytest.approx(
@@ -90,7 +95,7 @@ def test_slopes_are_those_of_alibi():
     assert dnabert_s.alibi_slopes(1) == [2**-8]
 
 
-def test_half_precision_stays_close(model, golden, tmp_path):
+def test_half_precision_stays_close(model: dnabert_s.DnabertS, golden: Golden, tmp_path: Path) -> None:
     tokens, lengths, _ = golden
     source = checkpoints.write_dnabert_s(tmp_path / "published", checkpoints.golden_weights())
     weights.prepare(str(source), "dnabert_s", tmp_path / "prepared")
@@ -101,25 +106,25 @@ def test_half_precision_stays_close(model, golden, tmp_path):
     assert 0 < float(error.max()) < 1e-2
 
 
-def test_safetensors_and_bin_with_and_without_prefix_are_the_same_model(tmp_path, golden):
+def test_safetensors_and_bin_with_and_without_prefix_are_the_same_model(tmp_path: Path, golden: Golden) -> None:
     tokens, lengths, expected = golden
     prefixed = {f"bert.{name}": tensor for name, tensor in checkpoints.golden_weights().items()}
     source = checkpoints.write_dnabert_s(tmp_path / "published", checkpoints.golden_weights(), binary=True)
     torch.save(prefixed, source / "pytorch_model.bin")
     prepared = weights.prepare(str(source), "dnabert_s", tmp_path / "prepared")
-    assert prepared.verification["largest_difference"] < 5e-5
+    assert checkpoints.verified_difference(prepared) < 5e-5
     states = dnabert_s.load(tmp_path / "prepared").encode(tokens, lengths)
     torch.testing.assert_close(states, expected, rtol=0, atol=5e-5)
 
 
-def test_a_prepared_protein_model_is_not_loaded_as_dna(tmp_path):
+def test_a_prepared_protein_model_is_not_loaded_as_dna(tmp_path: Path) -> None:
     source = checkpoints.write_fair_esm(tmp_path / "esm2_small.pt", checkpoints.fair_esm_state())
     weights.prepare(str(source), "esm2", tmp_path / "prepared")
     with pytest.raises(WeightsError, match="holds esm2, not dnabert_s"):
         dnabert_s.load(tmp_path / "prepared")
 
 
-def test_synthetic_weights_tell_sequences_apart_and_the_tokenizer_has_the_published_shape(tmp_path):
+def test_synthetic_weights_tell_sequences_apart_and_the_tokenizer_has_the_published_shape(tmp_path: Path) -> None:
     prepared = weights.prepare("synthetic:dnabert_s_tiny", "dnabert_s", tmp_path / "prepared")
     assert prepared.synthetic
     weights.write_synthetic_tokenizer(4096, tmp_path / "tokenizer.json")
@@ -130,3 +135,11 @@ def test_synthetic_weights_tell_sequences_apart_and_the_tokenizer_has_the_publis
     tokens, lengths = NucleotideTokenizer(tmp_path / "prepared" / "tokenizer.json")(sequences)
     embeddings = dnabert_s.load(tmp_path / "prepared").embed(torch.from_numpy(tokens), lengths.tolist())
     assert float(torch.pdist(embeddings).min() / embeddings.norm(dim=1).mean()) > 0.02
+
+
+def test_the_published_sizes_make_the_published_number_of_parameters() -> None:
+    sizes = {"layers": 12, "width": 768, "mlp_width": 3072, "vocabulary": 4096, "token_types": 2}
+    shapes = dnabert_s.tensor_shapes(sizes)
+    pooler = 768 * 768 + 768
+    assert len(shapes) + 2 == 138
+    assert sum(math.prod(shape) for shape in shapes.values()) + pooler == 117_068_544

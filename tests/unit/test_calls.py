@@ -51,7 +51,7 @@ broken_chunk_1F1 broken 1 F1 virus 0 1
 tie_chunk_1F1 tie 1 F1 other 0.75 0.25
 tie_chunk_1F2 tie 1 F2 other 0.5 0.5
 """
-# 1200 bp in chunks of 500: 300 bp too many, 100 for each of three, and the first 300 - 2 * 100 borders take one more.
+# 1200 bp in chunks of 500 are 300 too many: 100 for each of 3 chunks, and one more at the first 300 - 2 * 100 borders.
 CHUNKS_TSV = """\
 chunk_id contig start end frames status is_virus max_p_virus max_p_other
 c1_chunk_1 c1 0 500 2 called False 0.75 0.875

@@ -18,7 +18,7 @@ rule train:
     params:
         seed=config["seed"],
     shell:
-        "{PYTHON} {input.script:q} --virus {input.virus:q} --other {input.other:q} --seed {params.seed}"
+        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} --virus {input.virus:q} --other {input.other:q} --seed {params.seed}'
         " --output {output.classifier:q} --metrics {output.metrics:q} --history {output.history:q}"
         " --confusion {output.confusion:q} 2>&1 | tee {log:q}"
 
@@ -35,7 +35,7 @@ rule classify:
     conda:
         "../../envs/models.yaml"
     shell:
-        "{PYTHON} {input.script:q} {input.embeddings:q} --classifier {input.classifier:q}"
+        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.embeddings:q} --classifier {input.classifier:q}'
         " --output {output.frames:q} 2>&1 | tee {log:q}"
 
 
@@ -47,12 +47,16 @@ rule call:
     output:
         chunks="results/{sample}/chunks.tsv",
         contigs="results/{sample}/contigs.tsv",
+        virnucpro=virnucpro_files("results/{sample}/virnucpro"),
     log:
         "logs/call/{sample}.log",
     conda:
         "../../envs/models.yaml"
     params:
         threshold=config["threshold"],
+        virnucpro=lambda wildcards, output: (
+            f"--virnucpro {os.path.dirname(output.virnucpro[0])}" if output.virnucpro else ""
+        ),
     shell:
-        "{PYTHON} {input.script:q} {input.embeddings:q} {input.frames:q} --threshold {params.threshold}"
-        " --chunks {output.chunks:q} --contigs {output.contigs:q} 2>&1 | tee {log:q}"
+        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.embeddings:q} {input.frames:q} --threshold {params.threshold}'
+        " --chunks {output.chunks:q} --contigs {output.contigs:q} {params.virnucpro} 2>&1 | tee {log:q}"

@@ -1,6 +1,5 @@
 import os
 import re
-import shlex
 import sys
 from pathlib import Path
 
@@ -47,9 +46,8 @@ sys.path.insert(0, str(Path(PACKAGE[0]).parents[1]))
 from holdfast import configuration, plan as planning  # noqa: E402
 from holdfast.errors import HoldfastError  # noqa: E402
 
-
-# With an environment of its own a rule finds its python on the PATH, without one it runs in Snakemake's.
-PYTHON = "python" if workflow.deployment_settings.deployment_method else shlex.quote(sys.executable)
+if not workflow.deployment_settings.deployment_method:
+    planning.use_this_python()
 
 
 def script(name):
@@ -67,7 +65,9 @@ def decide():
     """Check config and samples; decide in the main process what is pending, read that decision in jobs."""
     try:
         settings = configuration.with_defaults(config, workflow.source_path("../schemas/config.schema.yaml"))
-        samples = configuration.read_samples(settings["samples"], workflow.source_path("../schemas/samples.schema.yaml"))
+        samples = configuration.read_samples(
+            settings["samples"], workflow.source_path("../schemas/samples.schema.yaml")
+        )
         configuration.check(settings, samples)
         if workflow.is_main_process:
             return settings, samples, planning.make(settings, samples, gpus(), workflow.cores, not workflow.dryrun)
@@ -110,6 +110,12 @@ def embeddings_of(label):
 
 def classifier_file(wildcards):
     return config["classifier"] or "results/classifier/classifier.safetensors"
+
+
+def virnucpro_files(pattern):
+    """VirNucPro's own two files, if the config asks for them."""
+    names = ("prediction_results.txt", "prediction_results_highestscore.csv")
+    return [f"{pattern}/{name}" for name in names] if config["output_virnucpro"] else []
 
 
 def targets(wildcards):

@@ -19,7 +19,7 @@ rule pool:
         settings=PLAN.pool_settings,
         spool=lambda wildcards, output: os.path.join(os.path.dirname(output.endpoint), "spool"),
     shell:
-        "exec {PYTHON} {input.script:q} --config {params.settings:q} --spool {params.spool:q}"
+        'exec "${{HOLDFAST_PYTHON:-python}}" {input.script:q} --config {params.settings:q} --spool {params.spool:q}'
         " --endpoint {output.endpoint:q} > {log:q} 2>&1"
 
 
@@ -33,10 +33,10 @@ rule embed:
         receipt="results/{sample}/receipt.json",
     log:
         "logs/embed/{sample}.log",
-    conda:
-        "../../envs/models.yaml"
     wildcard_constraints:
         sample=PLAN.pattern,
+    conda:
+        "../../envs/models.yaml"
     threads: 0
     resources:
         mem_mb=0,
@@ -46,7 +46,7 @@ rule embed:
         precision=config["precision"],
         store_dtype=config["store_dtype"],
     shell:
-        "exec {PYTHON} {input.script:q} {input.fasta:q} --sample {wildcards.sample} --kind {params.kind}"
+        'exec "${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.fasta:q} --sample {wildcards.sample} --kind {params.kind}'
         " --chunk-length {params.chunk_length} --models {input.models:q} --precision {params.precision}"
         " --store-dtype {params.store_dtype} --endpoint {input.endpoint:q} --receipt {output.receipt:q} > {log:q} 2>&1"
 
@@ -62,4 +62,4 @@ rule collect:
     conda:
         "../../envs/models.yaml"
     shell:
-        "{PYTHON} {input.script:q} {input.receipt:q} --output {output.embeddings:q} 2>&1 | tee {log:q}"
+        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.receipt:q} --output {output.embeddings:q} 2>&1 | tee {log:q}'

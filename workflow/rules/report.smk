@@ -13,4 +13,4 @@ rule summarize:
     conda:
         "../../envs/models.yaml"
     shell:
-        "{PYTHON} {input.script:q} {input.sheet:q} --schema {input.schema:q} --output {output.summary:q} 2>&1 | tee {log:q}"
+        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.sheet:q} --schema {input.schema:q} --output {output.summary:q} 2>&1 | tee {log:q}'

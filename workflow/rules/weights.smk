@@ -13,8 +13,10 @@ rule prepare_weights:
         "../../envs/models.yaml"
     params:
         source=lambda wildcards: MODELS[wildcards.model]["weights"],
-        sha256=lambda wildcards: f"--sha256 {MODELS[wildcards.model]['sha256']}" if "sha256" in MODELS[wildcards.model] else "",
+        sha256=lambda wildcards: (
+            f"--sha256 {MODELS[wildcards.model]['sha256']}" if "sha256" in MODELS[wildcards.model] else ""
+        ),
         directory=lambda wildcards, output: os.path.dirname(output.description),
     shell:
-        "{PYTHON} {input.script:q} {params.source:q} --model {wildcards.model} --output {params.directory:q}"
+        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {params.source:q} --model {wildcards.model} --output {params.directory:q}'
         " {params.sha256} 2>&1 | tee {log:q}"

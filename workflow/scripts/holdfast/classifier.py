@@ -276,7 +276,8 @@ def _read_published(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
     except WeightsError as refusal:
         raise WeightsError(f"{path}: {refusal}") from None
     except _BROKEN as error:
-        raise WeightsError(f"{path}: not a classifier of VirNucPro ({error}); download it again") from None
+        problem = f"{type(error).__name__}: {error}"
+        raise WeightsError(f"{path}: not a classifier of VirNucPro ({problem}); download it again") from None
     if epsilon != _BATCH_NORM_EPSILON:
         raise WeightsError(f"{path}: its BatchNorm1d has eps {epsilon}, VirNucPro's has {_BATCH_NORM_EPSILON}")
     return {"models": {}, "source": f"{path.name}, sha256 {digest}"}, state

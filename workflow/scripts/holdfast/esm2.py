@@ -24,6 +24,7 @@ from .prepared import read as read_description
 Architecture = Mapping[str, int | float | str | bool]
 Shapes = dict[str, tuple[int, ...]]
 
+HEADER_KEY = "holdfast"  # one entry as JSON: safetensors writes several in random order, and digests must not vary
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 UNMASKED_FRACTION = 1 - 0.15 * 0.8  # of residues in training; fair-esm scales by it when token_dropout is set
 
@@ -235,7 +236,7 @@ def read_weights(
     weights: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            architecture = json.loads(file.metadata()["architecture"])
+            architecture = json.loads(file.metadata()[HEADER_KEY])["architecture"]
             for name in file.keys():  # noqa: SIM118, not a mapping
                 tensor = file.get_tensor(name)
                 weights[name] = tensor.to(torch.float32 if name == "inv_freq" else PRECISIONS[precision])

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from .errors import HoldfastError
 from .files import atomic_text
 from .settings import PoolSettings
 
-ENVIRONMENT = "HOLDFAST_PLAN"
+PLAN_VARIABLE = "HOLDFAST_PLAN"
+PYTHON_VARIABLE = "HOLDFAST_PYTHON"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class Plan:
     def pattern(self) -> str:
         """Wildcard constraint that matches the pending samples only; nothing, when none is."""
         return "|".join(map(re.escape, self.pending)) or "(?!)"
+
+
+def use_this_python() -> None:
+    """Have rules without an environment of their own run in Snakemake's python, whether or not that is on the PATH."""
+    os.environ[PYTHON_VARIABLE] = sys.executable
 
 
 def directory_of(source: str, model: str) -> str:
@@ -124,10 +131,10 @@ def make(
         settings.write(directory / "pool.yaml")
         with atomic_text(directory / "plan.json") as file:
             json.dump(asdict(plan), file)
-        os.environ[ENVIRONMENT] = str(directory / "plan.json")
+        os.environ[PLAN_VARIABLE] = str(directory / "plan.json")
     return plan
 
 
 def read() -> Plan:
     """Read the plan of the run that this process is a job of."""
-    return Plan(**json.loads(Path(os.environ[ENVIRONMENT]).read_text()))
+    return Plan(**json.loads(Path(os.environ[PLAN_VARIABLE]).read_text()))

@@ -243,7 +243,7 @@ class Pool:
         self.futures[future] = (stage, *what)
 
     def _dispatch(self) -> None:
-        """Keep two batches at every device: one in work, one to follow. A batch not full goes only to an idle device."""
+        """Keep two batches at every device, one in work and one to follow; only an idle device gets one not full."""
         for device in self.devices:
             if device.worn and not device.in_flight:
                 log.info(
@@ -415,11 +415,11 @@ class Pool:
         else:
             log.info("%s: done, %d rows in %.1f s", job.manifest.sample, job.counts["rows"], outcome.seconds["total_s"])
 
-    def _describe(self) -> dict[str, str | float | list[str]]:
+    def _describe(self) -> dict[str, str | float]:
         ready = [device.ready for device in self.devices if device.ready]
         return {
             "id": self.name,
-            "devices": [report.device_name for report in ready],
+            "devices": ", ".join(report.device_name for report in ready),
             "precision": ready[0].precision if ready else "",
             "load_s": round(self.totals["load_s"], 3),
         }

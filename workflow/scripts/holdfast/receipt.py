@@ -30,7 +30,7 @@ class Receipt:
     error: str = ""
     embeddings: str = ""
     counts: dict[str, int] = field(default_factory=dict)
-    pool: dict[str, str | float | list[str]] = field(default_factory=dict)
+    pool: dict[str, str | float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     finished: str = ""
 

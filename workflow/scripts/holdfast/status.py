@@ -67,7 +67,7 @@ class PoolState:
     state: str = "starting"
     reason: str = ""
     beat: int = 0
-    progress: dict[str, float | int | str | list[str]] = field(default_factory=dict)
+    progress: dict[str, str | float] = field(default_factory=dict)
 
     def write(self) -> None:
         """Publish in the spool."""

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from . import dnabert_s, esm2
 from .errors import WeightsError
+from .esm2 import HEADER_KEY
 from .files import sync_directory
 from .prepared import DESCRIPTION_FILE, FORMAT_VERSION, MODELS, TOKENIZER_FILE, WEIGHTS_FILE, Prepared
 from .tokens import VOCABULARY, NucleotideTokenizer
@@ -130,7 +131,7 @@ DNABERT_S = Layout(
         "mlp_out": ("mlp.wo",),
         "mlp_norm": ("mlp.layernorm",),
     },
-    ignored=r"pooler\.|(embeddings\.)?position_",
+    ignored=r"pooler\.|embeddings\.position_ids$",
 )
 # One a layer in fair-esm's and older Hugging Face files, one in all in newer ones; transformers 5.23 writes that one
 # under a name with a literal asterisk.
@@ -219,13 +220,13 @@ def prepare(source: str, model: str, output: Path, sha256: str | None = None) ->
 def _download(source: str) -> Path:
     """Fetch configuration, tokenizer and weights of a hub id, safetensors if it has them; never code."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
         path = Path(snapshot_download(source, allow_patterns=[*DOWNLOADS, "model*.safetensors*"]))
         if _weights_files(path) is None:
             path = Path(snapshot_download(source, allow_patterns=[*DOWNLOADS, "pytorch_model*.bin*"]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HFValidationError, HTTPError, OSError) as error:
         raise WeightsError(
             f"{source}: no such file or directory, and no model that the Hugging Face hub or its cache could give "
             f"({_first_line(error)}); correct the path, or the hub id and the connection"
@@ -341,6 +342,9 @@ def _read_fair_esm(path: Path, sha256: str) -> Checkpoint:
 def _read_hugging_face_esm(path: Path, config: dict[str, Any], tensors: dict[str, Tensor], sha256: str) -> Checkpoint:
     if config["position_embedding_type"] != "rotary" or config.get("emb_layer_norm_before"):
         raise WeightsError(f"{path / 'config.json'}: an ESM without rotary positions; only ESM-2 is supported")
+    alphabet = path / "vocab.txt"
+    if alphabet.is_file() and tuple(alphabet.read_text().split()) != VOCABULARY:
+        raise WeightsError(f"{alphabet}: not the alphabet of ESM-2 in its order; give a published ESM-2")
     return Checkpoint(
         where=path,
         architecture={
@@ -429,7 +433,7 @@ def _load_torch(path: Path) -> Any:
             f"{path}: refused, it holds {found[1] if found else 'objects'}, not only tensors, and reading it could run "
             "code; get the checkpoint from its publisher"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise WeightsError(
             f"{path}: truncated or not a torch checkpoint ({_first_line(error)}); download it again"
         ) from None
@@ -534,15 +538,15 @@ def _write(checkpoint: Checkpoint, model: str, source: str, directory: Path) -> 
         synthetic=source.startswith(SYNTHETIC),
         verification={},
     )
-    metadata = {
+    header = {
         "model": model,
-        "architecture": json.dumps(prepared.architecture),
+        "architecture": prepared.architecture,
         "source": source,
         "source_sha256": prepared.source_sha256,
-        "synthetic": json.dumps(prepared.synthetic),
-        "format_version": str(FORMAT_VERSION),
+        "synthetic": prepared.synthetic,
+        "format_version": FORMAT_VERSION,
     }
-    save_file(tensors, directory / WEIGHTS_FILE, metadata)
+    save_file(tensors, directory / WEIGHTS_FILE, {HEADER_KEY: json.dumps(header)})
     prepared = replace(prepared, weights_sha256=_digest([directory / WEIGHTS_FILE], None))
     prepared.write(directory)
     # safetensors creates files for their owner alone; the other files follow the umask.

@@ -1,0 +1,37 @@
+# The commands of the README. Everything runs from .venv, which is made from the lock.
+PYTHON ?= python3
+# Wheels of torch without CUDA, for machines without a GPU:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+BIN := .venv/bin
+SOURCES := workflow/scripts tests
+
+.PHONY: demo test lint format clean
+
+demo: .venv/installed
+	$(BIN)/snakemake -s workflow/Snakefile -d demo --cores 2 --quiet rules
+	@$(BIN)/python demo/show_results.py demo/results
+
+test: lint
+	$(BIN)/pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check --quiet $(SOURCES) demo
+	$(BIN)/ruff format --quiet --check $(SOURCES) demo
+	$(BIN)/mypy workflow/scripts
+	$(BIN)/snakefmt --check --quiet workflow
+	$(BIN)/snakemake -s workflow/Snakefile -d demo --lint
+
+format: .venv/installed
+	$(BIN)/ruff check --quiet --fix $(SOURCES) demo
+	$(BIN)/ruff format --quiet $(SOURCES) demo
+	$(BIN)/snakefmt --quiet workflow
+
+clean:
+	rm -rf demo/results demo/resources demo/logs demo/benchmarks demo/.holdfast demo/.snakemake
+
+.venv/installed: envs/lock.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r envs/lock.txt
+	@touch $@
