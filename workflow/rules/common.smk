@@ -18,6 +18,7 @@ PACKAGE = [
         "consumer",
         "device",
         "dnabert_s",
+        "embedder",
         "embeddings",
         "errors",
         "esm2",

@@ -13,6 +13,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from .errors import ConfigError
 from .files import atomic_text
 
 LEASE_S = 60.0
@@ -122,3 +123,22 @@ class Observer:
             self._seen[who.pool] = (state.beat, time.monotonic())
             return False
         return time.monotonic() - since > LEASE_S
+
+
+def describe(spool: Path) -> list[str]:
+    """Lines for people on every pool that has published its state in this spool, and on what waits there.
+
+    Raises:
+        ConfigError: not a spool.
+    """
+    if not (spool / "pools").is_dir():
+        raise ConfigError(f"{spool}: not a spool; the workflow's is .holdfast/spool in its working directory")
+    observer = Observer()
+    lines = [f"{len(list((spool / 'incoming').glob('*.yaml')))} jobs wait to be claimed"]
+    for path in sorted((spool / "pools").glob("*.json")):
+        state = read(path)
+        if state is not None:
+            gone = state.state in ("starting", "ready") and observer.is_dead(state)
+            lines.append(f"{path.stem}: {'dead' if gone else state.state} {state.reason}".rstrip())
+            lines += [f"    {name}: {value}" for name, value in state.progress.items()]
+    return lines

@@ -11,7 +11,6 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -58,10 +57,15 @@ class Ready:
     software: dict[str, str]
 
 
-class _Worker:
-    """The state of this process."""
+class Worker:
+    """Every model on one device, in the process that owns it."""
 
     def __init__(self, settings: WorkerSettings) -> None:
+        """Load and test the models.
+
+        Raises:
+            HoldfastError: no such device, weights that cannot be read, or a self-test that fails.
+        """
         os.environ["PYTORCH_ALLOC_CONF"] = settings.allocator
         began = time.perf_counter()
         import torch
@@ -73,6 +77,8 @@ class _Worker:
         self.device = torch.device(settings.device)
         self.batches = 0
         if self.device.type == "cuda":
+            if not torch.cuda.is_available():
+                raise ResourceError(f"{settings.device} was asked for, but torch sees no CUDA device; use cpu")
             torch.cuda.set_device(self.device)
             torch.cuda.set_per_process_memory_fraction(settings.memory_fraction, self.device)
             name = torch.cuda.get_device_name(self.device)
@@ -104,10 +110,11 @@ class _Worker:
                 f"{difference:.1e} in {precision}; exclude it through CUDA_VISIBLE_DEVICES or set pool.device: cpu"
             )
 
-    def embed(self, model: str, tokens: np.ndarray, lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    def embed(self, model: str, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Embed a batch, see :func:`embed`."""
         torch = self.torch
         on_device = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
-        vectors = self.models[model].embed(on_device, [int(length) for length in lengths])
+        vectors = self.models[model].embed(on_device, lengths.tolist())
         result: np.ndarray = vectors.cpu().numpy()
         self.batches += 1
         interval = self.settings.cache_clear_interval
@@ -116,7 +123,7 @@ class _Worker:
         return result
 
 
-_worker: _Worker | HoldfastError | None = None
+_worker: Worker | HoldfastError | None = None
 
 
 def start(settings: WorkerSettings) -> None:
@@ -126,7 +133,7 @@ def start(settings: WorkerSettings) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_with_parent()
     try:
-        _worker = _Worker(settings)
+        _worker = Worker(settings)
     except HoldfastError as error:
         _worker = error
     except (RuntimeError, OSError, ImportError) as error:
@@ -147,7 +154,7 @@ def end_with_parent() -> None:
 
 def ready() -> Ready:
     """Report that the models are loaded, or raise why they are not."""
-    if isinstance(_worker, _Worker):
+    if isinstance(_worker, Worker):
         return _worker.ready
     raise _worker or ResourceError("the worker was not started")
 
@@ -163,7 +170,7 @@ def embed(model: str, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarr
     Returns:
         Pooled vectors, float32 [n, width], and the seconds it took.
     """
-    if not isinstance(_worker, _Worker):
+    if not isinstance(_worker, Worker):
         raise _worker or ResourceError("the worker was not started")
     began = time.perf_counter()
     vectors = _worker.embed(model, tokens, lengths)
