@@ -51,7 +51,7 @@ rule call:
     log:
         "logs/call/{sample}.log",
     conda:
-        "../../envs/models.yaml"
+        "../../envs/tables.yaml"
     params:
         threshold=config["threshold"],
         virnucpro=lambda wildcards, output: (

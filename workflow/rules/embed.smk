@@ -36,7 +36,7 @@ rule embed:
     wildcard_constraints:
         sample=PLAN.pattern,
     conda:
-        "../../envs/models.yaml"
+        "../../envs/tables.yaml"
     threads: 0
     resources:
         mem_mb=0,
@@ -60,6 +60,6 @@ rule collect:
     log:
         "logs/collect/{sample}.log",
     conda:
-        "../../envs/models.yaml"
+        "../../envs/tables.yaml"
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.receipt:q} --output {output.embeddings:q} 2>&1 | tee {log:q}'

@@ -11,6 +11,6 @@ rule summarize:
     log:
         "logs/summarize.log",
     conda:
-        "../../envs/models.yaml"
+        "../../envs/tables.yaml"
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.sheet:q} --schema {input.schema:q} --output {output.summary:q} 2>&1 | tee {log:q}'

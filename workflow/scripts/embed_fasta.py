@@ -23,7 +23,7 @@ def main() -> None:
         arguments.fasta, arguments.model, arguments.weights, arguments.output, device, arguments.precision
     )
     print(
-        f"{arguments.output}: {counts['rows']} embeddings of {counts['records']} records, by {arguments.model} on {device}"
+        f"{arguments.output}: {counts['rows']} embeddings of {counts['records']} records, {arguments.model} on {device}"
     )
 
 

@@ -3,7 +3,7 @@
 Data passes through in two steps. :func:`write_frames` takes what the classifier gives, block by block, and
 writes ``frames.tsv``. :func:`write_calls` reads that table back beside the embeddings file, votes, and writes
 ``chunks.tsv`` and ``contigs.tsv`` (and VirNucPro's own two files), with a row for every chunk and for every
-record of the input, called or not. In between only arrays are held, 8 bytes a frame and 16 a chunk.
+record of the input, called or not. In between only arrays of numbers are held.
 
 The rules:
 
