@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from esm.model.esm2 import ESM2
 from holdfast.prepared import Prepared
-from holdfast.weights import write_synthetic_tokenizer
+from holdfast.synthetic import write_tokenizer
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import EsmConfig, EsmForMaskedLM
@@ -144,7 +144,7 @@ def write_dnabert_s(
     }
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "bert_layers.py").write_text("raise SystemExit('remote code ran')\n")
-    write_synthetic_tokenizer(vocabulary, directory / "tokenizer.json")
+    write_tokenizer(vocabulary, directory / "tokenizer.json")
     if binary:
         torch.save(OrderedDict(tensors), directory / "pytorch_model.bin")
     else:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from holdfast import dnabert_s, weights
+from holdfast import dnabert_s, synthetic, weights
 from holdfast.errors import WeightsError
 from holdfast.tokens import NucleotideTokenizer
 
@@ -127,7 +127,7 @@ def test_a_prepared_protein_model_is_not_loaded_as_dna(tmp_path: Path) -> None:
 def test_synthetic_weights_tell_sequences_apart_and_the_tokenizer_has_the_published_shape(tmp_path: Path) -> None:
     prepared = weights.prepare("synthetic:dnabert_s_tiny", "dnabert_s", tmp_path / "prepared")
     assert prepared.synthetic
-    weights.write_synthetic_tokenizer(4096, tmp_path / "tokenizer.json")
+    synthetic.write_tokenizer(4096, tmp_path / "tokenizer.json")
     bases = np.random.default_rng(3).choice(list("ACGT"), (40, 500))
     sequences = ["".join(row) for row in bases]
     _, published_lengths = NucleotideTokenizer(tmp_path / "tokenizer.json")(sequences)

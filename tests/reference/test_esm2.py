@@ -6,9 +6,9 @@ from pathlib import Path
 import esm
 import pytest
 import torch
-from holdfast import esm2, weights
+from holdfast import esm2, synthetic, weights
 from holdfast.errors import WeightsError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import EsmModel
 
 from tests.reference import checkpoints
@@ -57,7 +57,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 def released_size(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """A published .pt of the size of esm2_t6_8M_UR50D with synthetic weights, and its prepared model."""
     directory = tmp_path_factory.mktemp("8M")
-    path = weights.write_synthetic_esm2("esm2_t6_8M_UR50D", directory)
+    path = synthetic.write_esm2("esm2_t6_8M_UR50D", directory)
     weights.prepare(str(path), "esm2", directory / "prepared")
     return path, esm2.load(directory / "prepared", precision="fp32")
 
@@ -150,7 +150,7 @@ def test_without_rotary_frequencies_transformers_formula_is_used(tmp_path: Path)
     directory = checkpoints.write_hugging_face_esm(tmp_path / "published", checkpoints.fair_esm_state())
     tensors = load_file(directory / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if not name.endswith("inv_freq")}
-    weights.save_file(kept, directory / "model.safetensors", {"format": "pt"})
+    save_file(kept, directory / "model.safetensors", {"format": "pt"})
     weights.prepare(str(directory), "esm2", tmp_path / "prepared")
     found = load_file(tmp_path / "prepared" / "model.safetensors")["inv_freq"]
     assert torch.equal(found, EsmModel(checkpoints.hugging_face_config()).state_dict()["rotary_embeddings.inv_freq"])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from holdfast import prepared, weights
+from holdfast import prepared, synthetic, weights
 from holdfast.errors import WeightsError
 from holdfast.tokens import VOCABULARY
 from safetensors import safe_open
@@ -72,7 +72,6 @@ def test_a_prepared_directory_says_what_it_holds(fair_esm: Path, tmp_path: Path)
     assert header == {
         "model": "esm2",
         "architecture": description.architecture,
-        "source": str(fair_esm),
         "source_sha256": sha256(fair_esm),
         "synthetic": False,
         "format_version": 1,
@@ -254,7 +253,7 @@ def test_incomplete_directories_are_refused(dnabert: Path, tmp_path: Path) -> No
     output = tmp_path / "prepared"
     (dnabert / "tokenizer.json").rename(tmp_path / "tokenizer.json")
     assert "DNABERT-S needs the tokenizer" in refused(dnabert, "dnabert_s", output)
-    weights.write_synthetic_tokenizer(128, dnabert / "tokenizer.json")
+    synthetic.write_tokenizer(128, dnabert / "tokenizer.json")
     assert "belongs to another model" in refused(dnabert, "dnabert_s", output)
     (tmp_path / "tokenizer.json").replace(dnabert / "tokenizer.json")
     config = json.loads((dnabert / "config.json").read_text())

@@ -1,6 +1,6 @@
 """DNABERT-S, a DNA encoder, on packed batches.
 
-Data passes through as in :mod:`.esm2`: token ids one behind the other, one state a token, no padding.
+Data passes through as in :mod:`.packed`: token ids one behind the other, one state a token, no padding.
 
 Architecture: Zhou et al. 2024, arXiv:2402.08777, on DNABERT-2's network (arXiv:2306.15006): a post-LN transformer
 with ALiBi (Press et al. 2021, arXiv:2108.12409) made symmetric, a gated MLP with the exact GELU, and no position
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
 from torch import Tensor
 
-from .esm2 import Architecture, Packing, Shapes, read_weights
+from .packed import Architecture, Packing, Shapes, read_weights
 
 TABLE_ELEMENTS = 2**24  # of distance penalties held at once: 64 MiB in fp32
 
@@ -130,7 +130,7 @@ def alibi_slopes(heads: int) -> list[float]:
 
 
 class Alibi:
-    """Attention with distance penalties, as :meth:`.esm2.Packing.attention` calls it; made once a batch.
+    """Attention with distance penalties, as :meth:`.packed.Packing.attention` calls it; made once a batch.
 
     One table serves all lengths and all blocks of queries: ``table[h, r, m] = -slope[h] * |r + shift - m|`` depends
     on differences alone, so a block that starts at query i finds its penalties ``shift - i`` columns to the right.

@@ -1,0 +1,66 @@
+"""One broken sample, or several, among good ones: the good ones are finished, and each broken one says why."""
+
+import gzip
+
+from tests.workflow.conftest import DEMO, NewProject, fasta, jobs, open_sequence
+
+GOOD = fasta({"one": open_sequence(300, 1), "two": open_sequence(301, 2)})
+ZIPPED = gzip.compress((DEMO / "data" / "phage_heldout.fna").read_bytes(), mtime=0)
+BROKEN = {
+    "truncated": (ZIPPED[: len(ZIPPED) // 2], "the compressed file is damaged or cut short"),
+    "binary": (b"\x7fELF\x02\x01\x01\0\xff\xfe\xfd" * 40, "not FASTA or FASTQ"),
+    "duplicate": (fasta({"one": "ACGTACGT"}) * 2, "line 3, record 'one': the id is that of line 1 too"),
+    "letters": (">one\nACGTACGT\nACGTAJGT\n", "line 3, record 'one': 'J' in column 6 is no IUPAC nucleotide letter"),
+}
+
+
+def test_broken_samples_leave_the_others_alone_and_run_again_when_mended(project: NewProject) -> None:
+    some = project()
+    messages = {name: f"data/{name}.fna{message}" for name, message in {"folder": ": is a directory"}.items()}
+    some.path("data/folder.fna").mkdir()
+    for name, (content, message) in BROKEN.items():
+        some.write(f"data/{name}.fna", content)
+        messages[name] = f"data/{name}.fna{', ' if message.startswith('line') else ''}{message}"
+    some.write("data/first.fna", GOOD)
+    some.write("data/last.faa", ">p\nMKV\n")
+    broken = sorted(messages)
+    sheet = [("first", "data/first.fna"), *((name, f"data/{name}.fna") for name in broken)]
+    some.write_sheet(*sheet, ("last", "data/last.faa", "proteins"))
+
+    run = some.run("--keep-going")
+    assert run.returncode != 0
+    assert "Traceback" not in run.text
+    everyone = ["first", "last", *broken]
+    assert run.jobs == sorted(["pool", *(f"embed {name}" for name in everyone), "collect first", "collect last"])
+    for name, (_, message) in {**BROKEN, "folder": ("", "is a directory")}.items():
+        for text in (run.text, some.read(f"logs/collect/{name}.log")):
+            line = next(line for line in text.splitlines() if f"error: sample '{name}': " in line)
+            assert str(some.path(f"data/{name}.fna")) in line
+            assert message in line
+        assert not some.path(f"results/{name}/embeddings.h5").exists()
+    assert some.path("results/first/embeddings.h5").exists()
+    assert some.path("results/last/embeddings.h5").exists()
+    assert not some.path("results/summary.tsv").exists()
+    assert some.processes_left() == []
+
+    some.path("data/folder.fna").rmdir()
+    for name in broken:
+        some.write(f"data/{name}.fna", GOOD)
+    run = some.run()
+    assert run.returncode == 0, run.text
+    assert run.jobs == jobs(*broken)
+    assert some.table("summary.tsv")["rows"].tolist() == ["12"] * 6 + ["1"]
+
+
+def test_one_broken_sample_alone_runs_again_after_its_repair(project: NewProject) -> None:
+    some = project()
+    some.write("data/a.faa", ">p\nMKV\n")
+    some.write("data/b.faa", ">p\nMKV1\n")
+    some.write_sheet(("a", "data/a.faa", "proteins"), ("b", "data/b.faa", "proteins"))
+    run = some.run("--keep-going")
+    assert run.returncode != 0
+    assert run.jobs == ["collect a", "embed a", "embed b", "pool"]
+    some.write("data/b.faa", ">p\nMKVL\n")
+    run = some.run()
+    assert run.returncode == 0, run.text
+    assert run.jobs == jobs("b")

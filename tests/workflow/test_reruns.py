@@ -1,0 +1,100 @@
+"""What runs again, and what does not: jobs are counted after every kind of change."""
+
+import os
+import shutil
+
+import pytest
+from holdfast import embeddings
+
+from tests.workflow.conftest import NewProject, fasta, jobs, open_sequence
+
+
+def test_only_what_a_change_concerns_runs_again(project: NewProject, classifiers: os.PathLike[str]) -> None:
+    some = project()
+    classifier = f"{classifiers}/500_model.safetensors"
+    some.configure(classifier=classifier)
+    first, second = ("a", "data/a.fna"), ("b", "data/b.faa", "proteins")
+    some.write("data/a.fna", fasta({"a1": open_sequence(501, 1)}))
+    some.write("data/b.faa", fasta({"b1": "MKV"}))
+    some.write_sheet(first, second)
+    dry = some.run("--dry-run")
+    assert (dry.returncode, dry.jobs) == (0, [])
+    assert not some.path("results").exists()
+    assert not some.path(".holdfast").exists()
+    run = some.run()
+    assert run.returncode == 0, run.text
+    assert run.jobs == sorted([*jobs("a", "b"), "classify a", "call a"])
+
+    # A sample more.
+    some.write("data/c.fna", fasta({"c1": open_sequence(300, 3)}))
+    some.write_sheet(first, ("c", "data/c.fna"), second)
+    run = some.run()
+    assert run.returncode == 0, run.text
+    assert run.jobs == jobs("c", calls=True)
+    assert some.table("summary.tsv")["sample"].tolist() == ["a", "c", "b"]
+
+    # One FASTA changed.
+    some.write("data/a.fna", fasta({"a1": open_sequence(501, 1), "a2": open_sequence(300, 2)}))
+    run = some.run()
+    assert run.returncode == 0, run.text
+    assert run.jobs == jobs("a", calls=True)
+    assert some.table("a/contigs.tsv")["contig"].tolist() == ["a1", "a2"]
+
+    # Another chunk length concerns every sample that is cut, and no other.
+    some.configure(classifier=classifier, chunk_length=300)
+    run = some.run()
+    assert run.returncode == 0, run.text
+    assert run.jobs == jobs("a", "c", calls=True)
+    chunks = some.table("a/chunks.tsv")
+    assert list(zip(chunks["start"], chunks["end"], strict=True)) == [("0", "300"), ("250", "501"), ("0", "300")]
+    assert embeddings.read(some.path("results/a/embeddings.h5")).attributes["chunk_length_bp"] == 300
+
+    # A sample less.
+    some.write_sheet(first, second)
+    run = some.run()
+    assert run.returncode == 0, run.text
+    assert run.jobs == ["all", "summarize"]
+    assert some.run().jobs == []
+
+
+def test_lost_results_come_back_from_the_spool_or_are_computed_again(project: NewProject) -> None:
+    some = project()
+    some.write("data/a.fna", fasta({"a1": open_sequence(300, 1)}))
+    some.write("data/b.faa", fasta({"b1": "MKV", "b2": "MKVLAAGG"}))
+    some.write_sheet(("a", "data/a.fna"), ("b", "data/b.faa", "proteins"))
+    assert some.run().returncode == 0
+    lost = some.path("results/b/embeddings.h5")
+    (kept,) = some.path(".holdfast/spool/done").glob("b-*/embeddings.h5")
+    assert lost.samefile(kept)
+    before = lost.read_bytes()
+
+    lost.unlink()
+    run = some.run()
+    assert run.returncode == 0, run.text
+    assert run.jobs == ["all", "collect b", "summarize"]
+    assert lost.samefile(kept)
+
+    shutil.rmtree(lost.parent)
+    shutil.rmtree(some.path(".holdfast/spool"))
+    run = some.run()
+    assert run.returncode == 0, run.text
+    assert run.jobs == jobs("b")
+    found = embeddings.read(lost)
+    assert found.ids == ["b1", "b2"]
+    assert lost.read_bytes() == before
+    assert some.run().jobs == []
+
+
+@pytest.mark.parametrize("changed", ["newer", "older"])
+def test_a_replaced_file_of_the_same_size_is_noticed(project: NewProject, changed: str) -> None:
+    some = project()
+    path = some.write("data/b.faa", fasta({"b1": "MKV"}))
+    some.write_sheet(("b", "data/b.faa", "proteins"))
+    assert some.run().jobs == jobs("b")
+    path.write_text(fasta({"b1": "GKV"}))
+    offset_ns = {"newer": 10**9, "older": -(10**12)}[changed]
+    time_ns = path.stat().st_mtime_ns + offset_ns
+    os.utime(path, ns=(time_ns, time_ns))
+    run = some.run()
+    assert run.returncode == 0, run.text
+    assert run.jobs == jobs("b")

@@ -1,0 +1,139 @@
+"""What both encoders share: packed batches, and the prepared weights mapped onto a device.
+
+Token ids of a batch come in one behind the other, one state a token goes out; there is no padding anywhere.
+Inside, the sequences stand in order of length (:class:`Packing`), so that those of equal length are one plain
+view ``[sequences, tokens, ...]`` and attention needs neither a mask nor an index in any layer.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import WeightsError
+from .prepared import WEIGHTS_FILE
+from .prepared import read as read_description
+
+Architecture = Mapping[str, int | float | str | bool]
+Shapes = dict[str, tuple[int, ...]]
+
+HEADER_KEY = "holdfast"  # one entry as JSON: safetensors writes several in random order, and digests must not vary
+PREPARE_AGAIN = "prepare the model again with workflow/scripts/prepare_weights.py"
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+class Packing:
+    """Where the sequences of one batch stand, worked out once for all layers.
+
+    Attributes:
+        positions: int64 [T], the place of each token in its sequence, in the order of the packing.
+        groups: (first row, sequences, tokens of each) for every distinct length, in the order of the packing.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        """Order the sequences by length; ``lengths`` in tokens, at least 1 each.
+
+        Raises:
+            ValueError: no sequence, or an empty one.
+        """
+        if len(lengths) == 0 or min(lengths) < 1:
+            raise ValueError("a batch needs at least one sequence and every sequence a token")
+        given = torch.tensor(lengths)
+        ordered, order = torch.sort(given, stable=True)
+        starts, ordered_starts = given.cumsum(0) - given, ordered.cumsum(0) - ordered
+        positions = torch.arange(int(given.sum())) - torch.repeat_interleave(ordered_starts, ordered)
+        rows = torch.repeat_interleave(starts[order], ordered) + positions
+        values, counts = torch.unique_consecutive(ordered, return_counts=True)
+        firsts = torch.cumsum(values * counts, 0) - values * counts
+        self.groups: list[tuple[int, int, int]] = list(
+            zip(firsts.tolist(), counts.tolist(), values.tolist(), strict=True)
+        )
+        self.positions = positions.to(device)
+        self._rows, self._order = rows.to(device), order.to(device)
+
+    def arrange(self, tokens: Tensor) -> Tensor:
+        """Rows of the caller's order brought into the order of the packing.
+
+        Raises:
+            ValueError: another number of rows than the lengths add up to.
+        """
+        if len(tokens) != len(self._rows):
+            raise ValueError(f"{len(tokens)} tokens, but the lengths add up to {len(self._rows)}")
+        return tokens.to(self._rows.device)[self._rows]
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Rows brought back into the caller's order."""
+        restored = torch.empty_like(x)
+        restored[self._rows] = x
+        return restored
+
+    def split(self, x: Tensor) -> Iterator[Tensor]:
+        """A view [sequences, tokens, ...] for every group."""
+        for first, sequences, tokens in self.groups:
+            yield x[first : first + sequences * tokens].view(sequences, tokens, *x.shape[1:])
+
+    def attention(
+        self, qkv: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention
+    ) -> Tensor:
+        """Attention of every sequence to itself: [T, 3, heads, d] -> [T, heads * d].
+
+        ``attend`` gets queries, keys and values of one group, each [sequences, heads, tokens, d].
+        """
+        parts = (attend(*group.permute(2, 0, 3, 1, 4)) for group in self.split(qkv))
+        return torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in parts])
+
+    def means(self, x: Tensor, tokens: slice) -> Tensor:
+        """Mean over the chosen tokens of each sequence, added up in fp32, in the caller's order: [sequences, C]."""
+        pooled = torch.cat([group[:, tokens].mean(1, dtype=torch.float32) for group in self.split(x)])
+        restored = torch.empty_like(pooled)
+        restored[self._order] = pooled
+        return restored
+
+
+def read_weights(
+    directory: str | Path,
+    model: str,
+    shapes: Callable[[Architecture], Shapes],
+    device: str | torch.device,
+    precision: str,
+) -> tuple[dict[str, Tensor], Architecture]:
+    """Map the tensors of a prepared model onto a device, one after the other, and check them.
+
+    The file is mapped, not read: on the CPU a tensor that needs no conversion stays in the page cache, which
+    all processes share; on CUDA it is copied from there straight to the device. ``inv_freq`` stays fp32.
+
+    Raises:
+        WeightsError: not a prepared model of this kind, or a damaged file.
+    """
+    description = read_description(directory)
+    path = Path(directory) / WEIGHTS_FILE
+    if description.model != model:
+        raise WeightsError(f"{directory}: holds {description.model}, not {model}; name the directory of {model}")
+    if precision == "auto":
+        precision = "fp16" if torch.device(device).type == "cuda" else "fp32"
+    if precision == "fp32":
+        torch.set_float32_matmul_precision("highest")
+    weights: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            architecture = _architecture(path, (file.metadata() or {}).get(HEADER_KEY, "{}"))
+            for name in file.keys():  # noqa: SIM118, not a mapping
+                tensor = file.get_tensor(name)
+                weights[name] = tensor.to(torch.float32 if name == "inv_freq" else PRECISIONS[precision])
+    except (SafetensorError, FileNotFoundError) as error:
+        raise WeightsError(f"{path}: not readable ({error}); {PREPARE_AGAIN}") from None
+    if {name: tuple(tensor.shape) for name, tensor in weights.items()} != shapes(architecture):
+        raise WeightsError(f"{path}: its tensors do not fit the architecture in its header; {PREPARE_AGAIN}")
+    return weights, architecture
+
+
+def _architecture(path: Path, header: str) -> Architecture:
+    try:
+        architecture: Architecture = json.loads(header)["architecture"]
+    except (KeyError, TypeError, ValueError):
+        raise WeightsError(f"{path}: its header holds no architecture of a prepared model; {PREPARE_AGAIN}") from None
+    return architecture
