@@ -30,10 +30,18 @@ class Batch:
     sequences: np.ndarray
     lengths: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.lengths)
+
     @property
     def tokens(self) -> int:
         """Tokens in the batch."""
         return int(self.lengths.sum())
+
+    def halves(self) -> "tuple[Batch, Batch]":
+        """Two batches of half its sequences; it must have two."""
+        middle = len(self) // 2
+        return _take(self, slice(0, middle)), _take(self, slice(middle, None))
 
 
 class Queue:

@@ -86,10 +86,12 @@ class BlockStore:
         """Where the vectors of these sequences are.
 
         Returns:
-            The paths of the blocks concerned and, for each digest, the index of its path and its row, int32 [n, 2].
+            The paths of the blocks concerned and, for each digest, the index of its path and its row, int32 [n, 2];
+            both -1 where the sequence has no vector.
         """
-        places = np.array([self._places[digest] for digest in digests], np.int32).reshape(-1, 2)
-        numbers, places[:, 0] = np.unique(places[:, 0], return_inverse=True)
+        places = np.array([self._places.get(digest, (-1, -1)) for digest in digests], np.int32).reshape(-1, 2)
+        known = places[:, 0] >= 0
+        numbers, places[known, 0] = np.unique(places[known, 0], return_inverse=True)
         return [self._paths[int(number)] for number in numbers], places
 
     def release(self, digests: Iterable[bytes]) -> None:

@@ -67,6 +67,7 @@ def embed_file(fasta: Path, model: str, directory: Path, output: Path, device: s
             vectors = owner.embed(model, tokens, batch.lengths)
             store.add([sequences.digests[number] for number in numbers], vectors, uses=len(numbers))
         places = {model: store.locate(sequences.digests)}
-        reader.finish_sample(job, Path(work), {model: description}, places, owner.ready.precision, owner.ready.software)
+        report = owner.ready
+        reader.finish_sample(job, Path(work), {model: description}, places, {}, report.precision, report.software)
         os.replace(Path(work) / reader.EMBEDDINGS_FILE, output)
     return counts

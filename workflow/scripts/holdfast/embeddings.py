@@ -180,6 +180,26 @@ class Writer:
         columns = {"ids": ids, "length": lengths, "sha256": digests, "record": record, "chunk": chunk, "frame": frame}
         _append(self._file, columns)
 
+    def fail_rows(self, failed: np.ndarray) -> list[str]:
+        """Take rows out and mark their records ``failed``; before any matrix is written.
+
+        Args:
+            failed: bool [N].
+
+        Returns:
+            The ids of the rows taken out.
+        """
+        ids = [text.decode() for text in self._file["ids"][:][failed]]
+        status = self._file["records/status"]
+        for record in np.unique(self._file["record"][:][failed]):
+            status[record] = STATUSES.index("failed")
+        for name in ROW_COLUMNS:
+            kept = self._file[name][:][~failed]
+            self._file[name].resize(len(kept), axis=0)
+            if len(kept):
+                self._file[name][:] = kept
+        return ids
+
     def write_matrix(self, prepared: Prepared, blocks: Iterable[np.ndarray], store_dtype: str, precision: str) -> None:
         """Write the embeddings of one model.
 

@@ -138,9 +138,10 @@ def finish_sample(
     directory: Path,
     models: dict[str, Prepared],
     places: dict[str, tuple[list[Path], np.ndarray]],
+    failures: dict[str, dict[int, str]],
     precision: str,
     software: dict[str, str],
-) -> None:
+) -> dict[str, str]:
     """Complete the embeddings file of a sample whose vectors are all in blocks.
 
     Args:
@@ -148,13 +149,28 @@ def finish_sample(
         directory: Its work directory, as :func:`read_sample` left it.
         models: Descriptions of the prepared models.
         places: For each model what :meth:`blocks.BlockStore.locate` gave for its distinct sequences.
+        failures: For each model the distinct sequences that were given up, with the reason.
         precision: What the models computed in, for the file's attributes.
         software: Names and versions, for the file's attributes.
+
+    Returns:
+        The ids of the rows that were given up, with the reason; their records are marked ``failed``.
     """
+    rows = {model: np.load(directory / f"{model}.rows.npy") for model in places}
+    lost: dict[int, str] = {}
+    for model, reasons in failures.items():
+        for row in np.flatnonzero(np.isin(rows[model], list(reasons))).tolist():
+            lost[row] = f"{model}: {reasons[int(rows[model][row])]}"
+    failed = np.zeros(len(next(iter(rows.values()))), bool)
+    failed[list(lost)] = True
+    given_up: dict[str, str] = {}
     with embeddings.Writer.reopen(directory / EMBEDDINGS_FILE, software) as file:
+        if lost:
+            given_up = dict(zip(file.fail_rows(failed), [lost[row] for row in sorted(lost)], strict=True))
         for model, (paths, where) in places.items():
-            rows = np.load(directory / f"{model}.rows.npy", mmap_mode="r")
-            file.write_matrix(models[model], gather(paths, where, rows), manifest.store_dtype, precision)
+            vectors = gather(paths, where, rows[model][~failed])
+            file.write_matrix(models[model], vectors, manifest.store_dtype, precision)
     for path in directory.iterdir():
         if path.name != EMBEDDINGS_FILE:
             path.unlink()
+    return given_up

@@ -21,6 +21,7 @@ class Receipt:
         counts: Records, rows, distinct sequences and tokens of the sample.
         pool: Pool that did the work: id, devices, precision and seconds of load.
         seconds: ``read_s``, ``device_s`` (this job's share of batches, by tokens) and ``total_s`` since the claim.
+        failures: Rows that were given up while the sample went on: id and reason.
         finished: Time of writing, ISO 8601 in UTC.
     """
 
@@ -32,6 +33,7 @@ class Receipt:
     counts: dict[str, int] = field(default_factory=dict)
     pool: dict[str, str | float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
     finished: str = ""
 
     def write(self, path: str | Path) -> None:

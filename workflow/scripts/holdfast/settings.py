@@ -30,6 +30,7 @@ class PoolSettings:
         allocator: PYTORCH_ALLOC_CONF of the workers.
         memory_fraction: Largest share of a device's memory that a worker may take.
         cache_clear_interval: Batches between two clearings of torch's cache; 0 never.
+        batch_timeout_s: Seconds a full batch, or the load, may take before the worker counts as hung.
         max_tasks_per_worker: Batches after which a worker is renewed; None never.
         idle_timeout_s: Seconds without work after which the pool ends; None never.
     """
@@ -43,6 +44,7 @@ class PoolSettings:
     allocator: str = "expandable_segments:True"
     memory_fraction: float = 0.95
     cache_clear_interval: int = 0
+    batch_timeout_s: float = 1800.0
     max_tasks_per_worker: int | None = None
     idle_timeout_s: float | None = 600.0
 
@@ -61,6 +63,7 @@ _RULES = {
     "allocator": (lambda value: isinstance(value, str), "text, such as expandable_segments:True"),
     "memory_fraction": (lambda value: _number(value) and 0 < value <= 1, "a number above 0, at most 1"),
     "cache_clear_interval": (lambda value: _whole(value, 0), "a whole number, 0 for never"),
+    "batch_timeout_s": (lambda value: _number(value) and value > 0, "seconds above 0"),
     "max_tasks_per_worker": (lambda value: value is None or _whole(value, 1), "a whole number from 1, or null"),
     "idle_timeout_s": (lambda value: value is None or (_number(value) and value > 0), "seconds above 0, or null"),
 }

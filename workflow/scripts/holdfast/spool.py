@@ -120,6 +120,23 @@ class Spool:
         shutil.rmtree(self.root / "work" / pool, ignore_errors=True)
         return returned
 
+    def pools(self) -> set[str]:
+        """Names of the pools that have left anything here."""
+        named = {path.stem for path in (self.root / "pools").glob("*.json")}
+        return named | {path.name for place in ("claimed", "work", "blocks") for path in (self.root / place).iterdir()}
+
+    def adopt_blocks(self, dead: str, mine: Path) -> int:
+        """Move the blocks of a dead pool to the directory of another; their number."""
+        adopted = 0
+        for path in (self.root / "blocks" / dead).glob("*/*.npy"):
+            target = mine / path.parent.name / path.name
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # another pool takes over the same dead pool
+                os.rename(path, target)
+                adopted += 1
+        shutil.rmtree(self.root / "blocks" / dead, ignore_errors=True)
+        return adopted
+
     def work_directory(self, pool: str, job: str) -> Path:
         """A new, empty directory for a pool's work on a job."""
         directory = self.root / "work" / pool / job

@@ -95,12 +95,50 @@ def read(path: str | Path) -> PoolState | None:
         return None
 
 
-def _started(pid: int) -> int:
-    """Start time of a living process in clock ticks since boot; OSError or ValueError where there is none."""
+def _stat(pid: int) -> list[str]:
+    """Fields of ``/proc/PID/stat`` from the third on; OSError or ValueError where there is no living process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     if fields[0] in "ZX":
         raise ValueError(f"process {pid} has ended")
-    return int(fields[19])
+    return fields
+
+
+def _started(pid: int) -> int:
+    return int(_stat(pid)[19])
+
+
+class Launcher:
+    """The processes that started this one, from the parent up to the nearest Snakemake.
+
+    Between a Snakemake and its pool there may be shells and wrappers (conda, containers); when any of them is gone,
+    nobody will end the pool. A pool that no Snakemake started is nobody's child.
+    """
+
+    def __init__(self) -> None:
+        """Look at the ancestors as they are now."""
+        self._chain: list[tuple[int, int]] = []
+        chain, pid = [], os.getppid()
+        while pid > 1:
+            try:
+                chain.append((pid, _started(pid)))
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if any(os.path.basename(word) == b"snakemake" for word in words[:3]):
+                    self._chain = chain
+                    break
+                pid = int(_stat(pid)[1])
+            except (OSError, ValueError):
+                break
+
+    def is_gone(self) -> bool:
+        """Whether one of them has ended."""
+        return any(not _lives(pid, started) for pid, started in self._chain)
+
+
+def _lives(pid: int, started: int) -> bool:
+    try:
+        return _started(pid) == started
+    except (OSError, ValueError):
+        return False
 
 
 class Observer:
@@ -114,10 +152,7 @@ class Observer:
         """Whether the pool of this state, read just now, is known to be dead."""
         who = state.identity
         if who.machine == self._own.machine:
-            try:
-                return _started(who.pid) != who.started
-            except (OSError, ValueError):
-                return True
+            return not _lives(who.pid, who.started)
         beat, since = self._seen.get(who.pool, (-1, 0.0))
         if state.beat != beat:
             self._seen[who.pool] = (state.beat, time.monotonic())

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from . import __version__
-from .errors import HoldfastError, ResourceError
+from .errors import ResourceError
 
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 SELF_TEST_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 
 
@@ -55,6 +56,10 @@ class Ready:
     precision: str
     device_name: str
     software: dict[str, str]
+
+
+class OutOfMemory(ResourceError):  # noqa: N818, the field's name for it
+    """A batch that the device has no memory for; the worker lives on."""
 
 
 class Worker:
@@ -118,26 +123,39 @@ class Worker:
         result: np.ndarray = vectors.cpu().numpy()
         self.batches += 1
         interval = self.settings.cache_clear_interval
-        if self.device.type == "cuda" and interval and self.batches % interval == 0:
-            torch.cuda.empty_cache()
+        if interval and self.batches % interval == 0:
+            self.clear_cache()
         return result
 
+    def clear_cache(self) -> None:
+        """Give memory that torch keeps for later back to the device."""
+        if self.device.type == "cuda":
+            self.torch.cuda.empty_cache()
 
-_worker: Worker | HoldfastError | None = None
+
+_worker: Worker | None = None
 
 
-def start(settings: WorkerSettings) -> None:
-    """Initialise this process: load and test the models. A failure is kept and raised by :func:`ready`."""
-    global _worker
+def guard() -> None:
+    """Initialise a process of the pool: signals are the supervisor's business, and its end is the process's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_with_parent()
+
+
+def start(settings: WorkerSettings) -> Ready:
+    """Load and test the models in this process.
+
+    Raises:
+        HoldfastError: why they cannot be loaded.
+    """
+    global _worker
     try:
         _worker = Worker(settings)
-    except HoldfastError as error:
-        _worker = error
-    except (RuntimeError, OSError, ImportError) as error:
-        _worker = ResourceError(f"{settings.device}: loading the models failed: {type(error).__name__}: {error}")
+    except (RuntimeError, OSError, ImportError, MemoryError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ResourceError(f"{settings.device}: loading the models failed: {reason}") from None
+    return _worker.ready
 
 
 def end_with_parent() -> None:
@@ -152,13 +170,6 @@ def end_with_parent() -> None:
         threading.Thread(target=watch, args=(parent,), daemon=True).start()
 
 
-def ready() -> Ready:
-    """Report that the models are loaded, or raise why they are not."""
-    if isinstance(_worker, Worker):
-        return _worker.ready
-    raise _worker or ResourceError("the worker was not started")
-
-
 def embed(model: str, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, float]:
     """Embed one batch.
 
@@ -169,11 +180,21 @@ def embed(model: str, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarr
 
     Returns:
         Pooled vectors, float32 [n, width], and the seconds it took.
+
+    Raises:
+        OutOfMemory: the device has no memory for the batch.
+        RuntimeError: anything else that torch could not do; the process should be replaced.
     """
-    if not isinstance(_worker, Worker):
-        raise _worker or ResourceError("the worker was not started")
+    if _worker is None:
+        raise ResourceError("the worker holds no models yet")
     began = time.perf_counter()
-    vectors = _worker.embed(model, tokens, lengths)
+    try:
+        vectors = _worker.embed(model, tokens, lengths)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
+            _worker.clear_cache()
+            raise OutOfMemory(f"{_worker.settings.device}: no memory for {len(tokens)} tokens in a batch") from None
+        raise
     return vectors, time.perf_counter() - began
 
 
