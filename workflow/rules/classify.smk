@@ -14,9 +14,9 @@ rule train:
         "benchmarks/train.tsv"
     conda:
         "../../envs/models.yaml"
-    threads: 2
     params:
         seed=config["seed"],
+        threshold=config["threshold"],
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} --virus {input.virus:q} --other {input.other:q} --seed {params.seed}'
         " --output {output.classifier:q} --metrics {output.metrics:q} --history {output.history:q}"

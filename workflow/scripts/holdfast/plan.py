@@ -24,6 +24,7 @@ from .errors import HoldfastError
 from .files import atomic_text
 from .settings import PoolSettings
 
+SHOWN = 20
 PLAN_VARIABLE = "HOLDFAST_PLAN"
 PYTHON_VARIABLE = "HOLDFAST_PYTHON"
 
@@ -138,3 +139,29 @@ def make(
 def read() -> Plan:
     """Read the plan of the run that this process is a job of."""
     return Plan(**json.loads(Path(os.environ[PLAN_VARIABLE]).read_text()))
+
+
+def tell_failures(samples: Iterable[str]) -> None:
+    """Write ``results/failures.tsv``, a row for every failed sample and every row given up, and say what is in it.
+
+    With nothing to tell there is no such file, and nothing is said.
+    """
+    rows = []
+    for sample in samples:
+        outcome = receipt.read(f"results/{sample}/receipt.json")
+        if outcome is not None and outcome.state == "failed":
+            rows.append((sample, "", outcome.error))
+        elif outcome is not None:
+            rows += [(sample, row, reason) for row, reason in outcome.failures.items()]
+    table = Path("results/failures.tsv")
+    if not rows:
+        table.unlink(missing_ok=True)
+        return
+    with atomic_text(table) as file:
+        file.write("sample\trow\treason\n")
+        file.writelines("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows)
+    print(f"Failed ({table}); repair these and run again, the rest is kept:", file=sys.stderr)
+    for sample, row, reason in rows[:SHOWN]:
+        print(f"  {sample}{' ' if row else ''}{row}: {reason}", file=sys.stderr)
+    if len(rows) > SHOWN:
+        print(f"  ... and {len(rows) - SHOWN} more", file=sys.stderr)
