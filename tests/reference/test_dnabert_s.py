@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from holdfast import dnabert_s, synthetic, weights
+from holdfast import dnabert_s, steps, synthetic, weights
 from holdfast.errors import WeightsError
+from holdfast.packed import Packing
 from holdfast.tokens import NucleotideTokenizer
 
 from tests.reference import checkpoints
@@ -69,21 +70,23 @@ def test_attention_in_blocks_of_queries_gives_the_golden_states(
     model: dnabert_s.DnabertS, golden: Golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens, lengths, expected = golden
-    monkeypatch.setattr(dnabert_s, "TABLE_ELEMENTS", 2 * 12 * 640 * 48)  # 48 queries at once, 640 do not divide
+    monkeypatch.setattr(steps, "PENALTY_ELEMENTS", 12 * 640 * 48)  # 48 queries at once, 640 do not divide
     torch.testing.assert_close(model.encode(tokens, lengths), expected, rtol=0, atol=5e-5)
 
 
-@pytest.mark.parametrize("table_elements", [2**24, 4000])
-def test_penalties_fall_symmetrically_with_distance(monkeypatch: pytest.MonkeyPatch, table_elements: int) -> None:
-    monkeypatch.setattr(dnabert_s, "TABLE_ELEMENTS", table_elements)
+@pytest.mark.parametrize("penalty_elements", [2**24, 4000])
+def test_penalties_fall_symmetrically_with_distance(monkeypatch: pytest.MonkeyPatch, penalty_elements: int) -> None:
+    monkeypatch.setattr(steps, "PENALTY_ELEMENTS", penalty_elements)
     slopes = torch.tensor([0.5, 0.25, 0.7])
-    generator = torch.Generator().manual_seed(1)
-    for tokens in (1, 7, 8, 9, 100, 131):
-        query, key, value = torch.randn(3, 2, 3, tokens, 16, generator=generator)
-        distance = (torch.arange(tokens)[:, None] - torch.arange(tokens)).abs()
+    lengths = [1, 7, 7, 8, 9, 100, 131]
+    qkv = torch.randn(sum(lengths), 3, 3, 16, generator=torch.Generator().manual_seed(1))
+    attended = steps.attention(qkv, Packing(lengths, qkv.device), slopes).split(lengths)
+    for part, found in zip(qkv.split(lengths), attended, strict=True):
+        query, key, value = part.permute(1, 2, 0, 3)
+        distance = (torch.arange(len(part))[:, None] - torch.arange(len(part))).abs()
         scores = query @ key.transpose(-1, -2) / 4 - slopes[:, None, None] * distance
-        attended = dnabert_s.Alibi(slopes, 131, torch.float32)(query, key, value)
-        torch.testing.assert_close(attended, scores.softmax(-1) @ value, rtol=0, atol=5e-6)
+        expected = (scores.softmax(-1) @ value).transpose(0, 1).flatten(1)
+        torch.testing.assert_close(found, expected, rtol=0, atol=5e-6)
 
 
 def test_slopes_are_those_of_alibi() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from holdfast import prepared, synthetic, weights
+from holdfast import esm2, prepared, synthetic, weights
 from holdfast.errors import WeightsError
 from holdfast.tokens import VOCABULARY
 from safetensors import safe_open
@@ -84,6 +84,50 @@ def test_contact_regression_beside_the_checkpoint_is_not_needed(fair_esm: Path, 
     (tmp_path / "esm2_small-contact-regression.pt").unlink()
     weights.prepare(str(fair_esm), "esm2", tmp_path / "without")
     assert prepared.read(tmp_path / "with").weights_sha256 == prepared.read(tmp_path / "without").weights_sha256
+
+
+def test_the_digest_depends_on_the_content_alone(fair_esm: Path, tmp_path: Path) -> None:
+    elsewhere = fair_esm.rename(tmp_path / "renamed.pt")
+    first = weights.prepare(str(elsewhere), "esm2", tmp_path / "first")
+    second = weights.prepare(str(elsewhere.rename(tmp_path / "again.pt")), "esm2", tmp_path / "second")
+    assert first.source != second.source
+    assert first.weights_sha256 == second.weights_sha256
+
+
+def test_what_a_killed_preparation_left_is_removed(fair_esm: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".prepared.preparing"
+    (left / "prepared").mkdir(parents=True)
+    (left / "prepared" / "model.safetensors").write_bytes(b"half")
+    weights.prepare(str(fair_esm), "esm2", tmp_path / "prepared")
+    assert not left.exists()
+    assert len(load_file(tmp_path / "prepared" / "model.safetensors")) > 10
+
+
+def test_two_preparations_of_one_directory_do_not_mix(fair_esm: Path, tmp_path: Path) -> None:
+    with weights._scratch(tmp_path / "prepared") as scratch:
+        (scratch / "published").mkdir()
+        with pytest.raises(WeightsError, match="is being prepared by another process"):
+            weights.prepare(str(fair_esm), "esm2", tmp_path / "prepared")
+        assert (scratch / "published").is_dir()
+    weights.prepare(str(fair_esm), "esm2", tmp_path / "prepared")
+
+
+@pytest.mark.parametrize("header", [None, {"other": "{}"}, {"holdfast": "{"}, {"holdfast": "[]"}])
+def test_safetensors_of_others_are_refused_by_the_encoder(
+    fair_esm: Path, tmp_path: Path, header: dict[str, str] | None
+) -> None:
+    weights.prepare(str(fair_esm), "esm2", tmp_path / "prepared")
+    file = tmp_path / "prepared" / "model.safetensors"
+    save_file({name: tensor.clone() for name, tensor in load_file(file).items()}, file, header)
+    with pytest.raises(WeightsError, match="its header holds no architecture of a prepared model"):
+        esm2.load(tmp_path / "prepared")
+
+
+def test_a_broken_published_tokenizer_is_to_be_downloaded_again(dnabert: Path, tmp_path: Path) -> None:
+    (dnabert / "tokenizer.json").write_text("{}")
+    message = refused(dnabert, "dnabert_s", tmp_path / "prepared")
+    assert str(dnabert / "tokenizer.json") in message
+    assert message.endswith("download it again")
 
 
 def test_the_tokenizer_is_copied_as_published(dnabert: Path, tmp_path: Path) -> None:

@@ -8,16 +8,14 @@ embeddings.
 """
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
 from torch import Tensor
 
+from .encoder import Encoder
 from .packed import Architecture, Packing, Shapes, read_weights
-
-TABLE_ELEMENTS = 2**24  # of distance penalties held at once: 64 MiB in fp32
 
 
 def tensor_shapes(architecture: Architecture) -> Shapes:
@@ -58,64 +56,27 @@ def load(directory: str | Path, device: str | torch.device = "cpu", precision: s
     return DnabertS(*read_weights(directory, "dnabert_s", tensor_shapes, device, precision))
 
 
-class DnabertS:
-    """DNABERT-S with its weights on one device.
+class DnabertS(Encoder):
+    """DNABERT-S; an embedding is the mean over all tokens, [CLS] and [SEP] included."""
 
-    Attributes:
-        width: Columns of a state and of an embedding.
-        device: Where the weights are and results stay.
-    """
+    pooled = slice(None)
 
     def __init__(self, weights: dict[str, Tensor], architecture: Architecture) -> None:
-        self.width = int(architecture["width"])
-        self.device = weights["embed.weight"].device
-        self._weights = weights
-        self._layers = int(architecture["layers"])
-        self._epsilon = float(architecture["layer_norm_epsilon"])
-        self._slopes = torch.tensor(alibi_slopes(int(architecture["heads"])), device=self.device)
-
-    @torch.inference_mode()
-    def encode(self, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
-        """States of the last layer.
-
-        Args:
-            tokens: integers [T], the sequences one behind the other, each with its [CLS] and [SEP].
-            lengths: Tokens of each sequence; their sum is T.
-
-        Returns:
-            [T, width] on the device, in the precision of the weights.
-        """
-        packing = Packing(lengths, self.device)
-        return packing.restore(self._states(tokens, packing))
-
-    @torch.inference_mode()
-    def embed(self, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Mean state over all tokens of each sequence, [CLS] and [SEP] included: float32 [sequences, width]."""
-        packing = Packing(lengths, self.device)
-        return packing.means(self._states(tokens, packing), slice(None))
+        super().__init__(weights, architecture)
+        self._slopes = torch.tensor(alibi_slopes(self._heads), device=self.device)
 
     def _states(self, tokens: Tensor, packing: Packing) -> Tensor:
-        """States in the order of the packing, [T, width]."""
         weights = self._weights
-        longest_tokens = packing.groups[-1][2]
-        attend = Alibi(self._slopes, longest_tokens, weights["embed.weight"].dtype)
-        x = F.embedding(packing.arrange(tokens).long(), weights["embed.weight"]) + weights["token_type.weight"][0]
+        x = F.embedding(tokens, weights["embed.weight"]) + weights["token_type.weight"][0]
         x = self._norm(x, "embed_norm")
         for layer in range(self._layers):
             name = f"layers.{layer}."
-            qkv = self._linear(x, name + "qkv").view(len(x), 3, len(self._slopes), -1)
-            attended = self._linear(packing.attention(qkv, attend), name + "attention_output")
-            x = self._norm(attended + x, name + "attention_norm")
-            gate, value = F.linear(x, weights[name + "mlp_gated.weight"]).chunk(2, dim=-1)
-            x = self._norm(self._linear(F.gelu(gate) * value, name + "mlp_out") + x, name + "mlp_norm")
+            qkv = self._linear(x, name + "qkv").view(len(x), 3, self._heads, -1)
+            attended = self._steps.attention(qkv, packing, self._slopes)
+            _, x = self._add_norm(x, self._linear(attended, name + "attention_output"), name + "attention_norm")
+            gate, value = self._linear(x, name + "mlp_gated").chunk(2, dim=-1)
+            _, x = self._add_norm(x, self._linear(F.gelu(gate) * value, name + "mlp_out"), name + "mlp_norm")
         return x
-
-    def _linear(self, x: Tensor, name: str) -> Tensor:
-        return F.linear(x, self._weights[name + ".weight"], self._weights[name + ".bias"])
-
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        weight, bias = self._weights[name + ".weight"], self._weights[name + ".bias"]
-        return F.layer_norm(x, (self.width,), weight, bias, self._epsilon)
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -127,32 +88,3 @@ def alibi_slopes(heads: int) -> list[float]:
     base = 2 ** int(math.log2(heads))
     slopes = [2 ** (-8 * (head + 1) / base) for head in range(base)]
     return slopes + [2 ** (-4 * (2 * head + 1) / base) for head in range(heads - base)]
-
-
-class Alibi:
-    """Attention with distance penalties, as :meth:`.packed.Packing.attention` calls it; made once a batch.
-
-    One table serves all lengths and all blocks of queries: ``table[h, r, m] = -slope[h] * |r + shift - m|`` depends
-    on differences alone, so a block that starts at query i finds its penalties ``shift - i`` columns to the right.
-    A sequence of thousands of tokens thus needs no heads * tokens^2 floats. Rows and columns are multiples of 8,
-    which keeps every part aligned as the memory-efficient CUDA kernel wants it.
-    """
-
-    def __init__(self, slopes: Tensor, longest_tokens: int, dtype: torch.dtype) -> None:
-        longest = math.ceil(longest_tokens / 8) * 8
-        self._rows = min(longest, max(8, TABLE_ELEMENTS // (2 * len(slopes) * longest) // 8 * 8))
-        self._shift = (longest - 1) // self._rows * self._rows
-        query = torch.arange(self._rows, device=slopes.device)[:, None] + self._shift
-        distance = (query - torch.arange(self._shift + longest, device=slopes.device)).abs()
-        self._table = (-slopes[:, None, None] * distance).to(dtype)
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend in blocks of queries: [sequences, heads, tokens, d], three times -> the same shape."""
-        tokens = query.shape[2]
-        blocks = []
-        for first in range(0, tokens, self._rows):
-            block = query[:, :, first : first + self._rows]
-            start = self._shift - first
-            penalty = self._table[None, :, : block.shape[2], start : start + tokens]
-            blocks.append(F.scaled_dot_product_attention(block, key, value, attn_mask=penalty))
-        return torch.cat(blocks, dim=2)

@@ -6,6 +6,7 @@ view ``[sequences, tokens, ...]`` and attention needs neither a mask nor an inde
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -30,8 +31,11 @@ class Packing:
     """Where the sequences of one batch stand, worked out once for all layers.
 
     Attributes:
-        positions: int64 [T], the place of each token in its sequence, in the order of the packing.
-        groups: (first row, sequences, tokens of each) for every distinct length, in the order of the packing.
+        sequences: How many there are.
+        longest_tokens: Tokens of the longest.
+        lengths: Tokens of each, in the order of the packing: ascending.
+        positions: int64 [T], the place of each token in its sequence.
+        bounds: int32 [sequences + 1], the row where each sequence begins, and T.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
@@ -44,15 +48,12 @@ class Packing:
             raise ValueError("a batch needs at least one sequence and every sequence a token")
         given = torch.tensor(lengths)
         ordered, order = torch.sort(given, stable=True)
-        starts, ordered_starts = given.cumsum(0) - given, ordered.cumsum(0) - ordered
-        positions = torch.arange(int(given.sum())) - torch.repeat_interleave(ordered_starts, ordered)
+        starts, bounds = given.cumsum(0) - given, F.pad(ordered.cumsum(0), (1, 0))
+        positions = torch.arange(int(bounds[-1])) - torch.repeat_interleave(bounds[:-1], ordered)
         rows = torch.repeat_interleave(starts[order], ordered) + positions
-        values, counts = torch.unique_consecutive(ordered, return_counts=True)
-        firsts = torch.cumsum(values * counts, 0) - values * counts
-        self.groups: list[tuple[int, int, int]] = list(
-            zip(firsts.tolist(), counts.tolist(), values.tolist(), strict=True)
-        )
-        self.positions = positions.to(device)
+        self.sequences, self.longest_tokens = len(lengths), int(ordered[-1])
+        self.lengths: list[int] = ordered.tolist()
+        self.positions, self.bounds = positions.to(device), bounds.int().to(device)
         self._rows, self._order = rows.to(device), order.to(device)
 
     def arrange(self, tokens: Tensor) -> Tensor:
@@ -72,19 +73,22 @@ class Packing:
         return restored
 
     def split(self, x: Tensor) -> Iterator[Tensor]:
-        """A view [sequences, tokens, ...] for every group."""
-        for first, sequences, tokens in self.groups:
+        """A view [sequences, tokens, ...] for every distinct length, in the order of the packing."""
+        first = 0
+        for tokens, sequences in Counter(self.lengths).items():
             yield x[first : first + sequences * tokens].view(sequences, tokens, *x.shape[1:])
+            first += sequences * tokens
 
-    def attention(
-        self, qkv: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention
-    ) -> Tensor:
-        """Attention of every sequence to itself: [T, 3, heads, d] -> [T, heads * d].
-
-        ``attend`` gets queries, keys and values of one group, each [sequences, heads, tokens, d].
-        """
-        parts = (attend(*group.permute(2, 0, 3, 1, 4)) for group in self.split(qkv))
-        return torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in parts])
+    def parts(self, limit_tokens: int) -> Iterator[tuple[slice, "Packing"]]:
+        """Rows and packing of consecutive parts of at most ``limit_tokens``, or of one longer sequence."""
+        first = row = 0
+        while first < self.sequences:
+            last, tokens = first + 1, self.lengths[first]
+            while last < self.sequences and tokens + self.lengths[last] <= limit_tokens:
+                tokens += self.lengths[last]
+                last += 1
+            yield slice(row, row + tokens), Packing(self.lengths[first:last], self.positions.device)
+            first, row = last, row + tokens
 
     def means(self, x: Tensor, tokens: slice) -> Tensor:
         """Mean over the chosen tokens of each sequence, added up in fp32, in the caller's order: [sequences, C]."""
@@ -117,6 +121,8 @@ def read_weights(
         precision = "fp16" if torch.device(device).type == "cuda" else "fp32"
     if precision == "fp32":
         torch.set_float32_matmul_precision("highest")
+    else:
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     weights: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:

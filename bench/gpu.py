@@ -1,0 +1,258 @@
+"""``make bench-gpu``: ESM-2 3B and DNABERT-S on one CUDA device, beside its ceilings and the peers.
+
+Weights are synthetic, of the true shape and size, made on the device. Needs no network; peers that are not installed
+are left out. ``--only`` chooses sections.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import machine
+import models
+import numpy as np
+import torch
+import workload
+from holdfast import esm2, worker
+from holdfast.settings import PoolSettings
+from report import Report
+from timing import seconds
+
+HERE = Path(__file__).parent
+NAME = "esm2_t36_3B_UR50D"
+SECTIONS = ("speed", "dnabert", "idle", "loading", "memory", "samples")
+BUDGETS = (8192, 16384, 32768, 65536)
+PEER_BUDGET_TOKENS = 16384
+
+
+def main() -> None:
+    """Measure the chosen sections."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--directory", type=Path, help="where 12 GB of weights may lie for the run")
+    parser.add_argument("--results", type=Path, help="where the JSON goes")
+    parser.add_argument("--trace", type=Path, help="also save the profiler's trace of two batches here")
+    arguments = parser.parse_args()
+    report = Report("gpu", machine.describe("cuda"))
+    ceilings = machine.ceilings("cuda")
+    for name, value in ceilings.items():
+        report.add("ceilings", name, value / 1e12, "TFLOP/s" if "matmul" in name else "TB/s")
+    architecture = models.esm2_architecture(NAME)
+    weights = models.make("esm2", architecture, "cuda", torch.float16)
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
+        directory = Path(name)
+        prepared = models.write_prepared("esm2", architecture, weights, directory / "esm2")
+        if "speed" in arguments.only:
+            measure_speed(report, architecture, weights, prepared, ceilings["matmul"])
+        if "dnabert" in arguments.only:
+            measure_dnabert_s(report, prepared, directory)
+        if "idle" in arguments.only:
+            measure_idle(report, prepared, arguments.trace)
+        if "loading" in arguments.only:
+            measure_loading(report, architecture, weights, prepared, directory)
+        del weights
+        torch.cuda.empty_cache()
+        if "memory" in arguments.only:
+            measure_memory(report, prepared)
+        if "samples" in arguments.only:
+            measure_samples(report, prepared, directory)
+        report.write(arguments.results)
+
+
+def start_worker(directories: dict[str, Path], precision: str = "fp16") -> worker.Worker:
+    """A worker in this process, as the pool starts it in its own."""
+    defaults = PoolSettings({model: str(path) for model, path in directories.items()})
+    settings = worker.WorkerSettings(
+        device="cuda:0",
+        models=directories,
+        precision=precision,
+        threads=defaults.threads,
+        allocator=defaults.allocator,
+        memory_fraction=defaults.memory_fraction,
+        cache_clear_interval=defaults.cache_clear_interval,
+    )
+    return worker.Worker(settings)
+
+
+def cosine(found: np.ndarray, exact: np.ndarray) -> float:
+    """The smallest cosine of any sequence."""
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(exact, axis=1)
+    return float(((found * exact).sum(1) / norms).min())
+
+
+def measure_speed(
+    report: Report, architecture: models.Architecture, weights: dict[str, torch.Tensor], prepared: Path, peak: float
+) -> None:
+    """From host tokens to vectors on the host: ours by budget, the peers, and every path's accuracy."""
+    owner = start_worker({"esm2": prepared})
+    layers, width = int(architecture["layers"]), int(architecture["width"])
+    exact_model = esm2.Esm2({name: tensor.float() for name, tensor in weights.items()}, architecture)
+    peers = load_peers(architecture, weights)
+    for label, lengths in (("168 tokens", workload.uniform(2**17)), ("32-1024 tokens", workload.mixed(2**17))):
+        ids, flops, total = workload.proteins(lengths), workload.flops(lengths, layers, width), sum(lengths)
+        few = 60
+        checked = int(np.sum(lengths[:few]))
+        exact = exact_model.embed(torch.from_numpy(ids[:checked]), lengths[:few]).cpu().numpy()
+        close = cosine(owner.embed("esm2", ids[:checked], np.array(lengths[:few], np.int32)), exact)
+        report.add("speed", f"{label}: holdfast, smallest cosine to fp32", close)
+        ours = float("inf")
+        for budget in BUDGETS:
+            batches = workload.batches(ids, lengths, budget)
+            taken = seconds(lambda batches=batches: [owner.embed("esm2", *batch) for batch in batches], 3, 1)
+            report.add("speed", f"{label}: holdfast, {budget} a batch, tokens/s", total / taken)
+            report.add("speed", f"{label}: holdfast, {budget} a batch, share of matmul", flops / taken / peak)
+            ours = min(ours, taken)
+        for name, (embed, forward) in peers.items():
+            order = np.argsort(lengths, kind="stable")
+            cases = {"in order": (ids, lengths)}
+            if label != "168 tokens":
+                starts = np.cumsum([0, *lengths])
+                sorted_ids = np.concatenate([ids[starts[i] : starts[i + 1]] for i in order])
+                cases["sorted"] = (sorted_ids, [lengths[i] for i in order])
+            for case, (case_ids, case_lengths) in cases.items():
+                taken = seconds(
+                    lambda f=forward, e=embed, i=case_ids, n=case_lengths: e(f, i, n, PEER_BUDGET_TOKENS, "cuda"), 2, 1
+                )
+                report.add("speed", f"{label}: {name}, {case}, tokens/s", total / taken)
+                report.add("speed", f"{label}: holdfast faster than {name}, {case}, times", taken / ours)
+            near = cosine(embed(forward, ids[:checked], lengths[:few], PEER_BUDGET_TOKENS, "cuda"), exact)
+            report.add("speed", f"{label}: {name}, smallest cosine to fp32", near)
+
+
+def load_peers(architecture: models.Architecture, weights: dict[str, torch.Tensor]) -> dict[str, tuple]:  # type: ignore[type-arg]
+    """The peers that are installed."""
+    try:
+        import peers
+    except ImportError as error:
+        print(f"no peers: {error}")
+        return {}
+    return {
+        "fair-esm .half()": (peers.embed, peers.fair_esm(architecture, weights)),
+        "transformers SDPA fp16": (peers.embed, peers.transformers_sdpa(architecture, weights)),
+    }
+
+
+def measure_dnabert_s(report: Report, esm2_directory: Path, directory: Path) -> None:
+    """DNABERT-S on the nucleotides of the frames whose proteins ESM-2 embeds: 500 bp are 100-119 tokens."""
+    architecture = models.dnabert_s_architecture()
+    weights = models.make("dnabert_s", architecture, "cuda", torch.float32)
+    prepared = models.write_prepared("dnabert_s", architecture, weights, directory / "dnabert_s")
+    owner = start_worker({"esm2": esm2_directory, "dnabert_s": prepared})
+    frames = 1536
+    lengths = workload.mixed(frames * 110, 100, 119)[:frames]
+    ids = workload.dna(lengths)
+    budget = 16384
+    proteins = workload.uniform(frames * 168)
+    protein_s = seconds(
+        lambda: [owner.embed("esm2", *b) for b in workload.batches(workload.proteins(proteins), proteins, budget)], 2, 1
+    )
+    batches = workload.batches(ids, lengths, budget)
+    taken = seconds(lambda: [owner.embed("dnabert_s", *batch) for batch in batches], 5, 2)
+    report.add("dnabert", "frames/s", frames / taken)
+    report.add("dnabert", "time beside ESM-2 3B, share", taken / protein_s)
+    exact = start_worker({"dnabert_s": prepared}, "fp32")
+    found, wanted = (w.embed("dnabert_s", *batches[0]) for w in (owner, exact))
+    report.add("dnabert", "smallest cosine to fp32", cosine(found, wanted))
+
+
+def measure_idle(report: Report, prepared: Path, trace: Path | None) -> None:
+    """Share of time in which no kernel runs, from the profiler's timeline, batch after batch through a worker."""
+    from torch.profiler import ProfilerActivity, profile
+
+    owner = start_worker({"esm2": prepared})
+    lengths = workload.uniform(2**18)
+    ids = workload.proteins(lengths)
+    for budget in (16384, 65536):
+        batches = workload.batches(ids, lengths, budget)[: 2**17 // budget]
+        for batch in batches[:2]:
+            owner.embed("esm2", *batch)
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+            for batch in batches:
+                owner.embed("esm2", *batch)
+        spans = sorted(
+            (event.time_range.start, event.time_range.end)
+            for event in profiled.events()
+            if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
+        )
+        busy, reached = 0.0, spans[0][0]
+        for begin, end in spans:
+            busy += max(0.0, end - max(begin, reached))
+            reached = max(reached, end)
+        report.add("idle", f"{budget} a batch, share of time without a kernel", 1 - busy / (reached - spans[0][0]))
+    if trace is not None:
+        profiled.export_chrome_trace(str(trace))
+
+
+def measure_loading(
+    report: Report, architecture: models.Architecture, weights: dict[str, torch.Tensor], prepared: Path, directory: Path
+) -> None:
+    """Prepared weights and fair-esm's own loader, each in a new process, from a warm page cache."""
+    report.add("loading", "page cache, one thread, GB/s", machine.page_cache(prepared / "model.safetensors") / 1e9)
+    published = models.write_fair_esm(architecture, weights, directory / f"{NAME}.pt")
+    machine.page_cache(published)
+    found = {}
+    for loader, path, runs in (("holdfast", prepared, 2), ("fair-esm", published, 1)):
+        for _ in range(runs):
+            command = [sys.executable, HERE / "loading.py", loader, path, "cuda"]
+            result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+            if result.returncode:
+                print(f"{loader}: {result.stderr[-400:]}")
+                break
+            found[loader] = json.loads(result.stdout.splitlines()[-1])
+        for name, value in found.get(loader, {}).items():
+            report.add("loading", f"{loader}, {name}", value)
+    published.unlink()
+    if len(found) == 2:
+        ratio = found["fair-esm"]["load_s"] / found["holdfast"]["load_s"]
+        report.add("loading", "holdfast faster than fair-esm, times", ratio)
+
+
+def measure_memory(report: Report, prepared: Path) -> None:
+    """A long run of mixed lengths with and without expandable segments, and with a cache that is cleared."""
+    for allocator, interval in (
+        ("expandable_segments:True", 0),
+        ("expandable_segments:False", 0),
+        ("expandable_segments:True", 10),
+        ("expandable_segments:False", 10),
+    ):
+        command = [sys.executable, HERE / "memory.py", prepared, "100", "32768", str(interval)]
+        environment = os.environ | {"PYTORCH_ALLOC_CONF": allocator}
+        result = subprocess.run([str(p) for p in command], capture_output=True, text=True, env=environment)
+        if result.returncode:
+            print(result.stderr[-600:])
+            continue
+        for name, value in json.loads(result.stdout.splitlines()[-1]).items():
+            report.add("memory", f"{allocator}, clear every {interval or 'never'}: {name}", value)
+
+
+def measure_samples(report: Report, prepared: Path, directory: Path) -> None:
+    """One sample of 10,000 proteins against 1,000 of 10, through a pool; and what a tiny job costs."""
+    import samples
+
+    began = time.perf_counter()
+    with samples.serving(directory / "pool", prepared, "cuda", 8, 16384) as client:
+        report.add("samples", "start of the pool to ready, s", time.perf_counter() - began)
+        report.add("samples", "load, s", client.load_s)
+        client.run(1, 500)
+        large, _ = client.run(1, 10_000)
+        many, receipts = client.run(1_000, 10)
+        report.add("samples", "1 of 10,000 proteins, s", large)
+        report.add("samples", "1,000 of 10 proteins, s", many)
+        report.add("samples", "1,000 of 10 against 1 of 10,000, times", many / large)
+        work = sum(receipt.seconds["device_s"] for receipt in receipts)
+        report.add("samples", "1,000 of 10: device seconds", work)
+        report.add("samples", "1 of 10,000: tokens/s", 10_000 * 168 / large)
+        beside = []
+        for _ in range(15):
+            taken, (receipt,) = client.run(1, 1)
+            beside.append(taken - receipt.seconds["device_s"])
+        report.add("samples", "tiny job, beside the work, median ms", float(np.median(beside)) * 1000)
+
+
+if __name__ == "__main__":
+    main()
