@@ -57,8 +57,11 @@ class Plan:
 
 
 def use_this_python() -> None:
-    """Have rules without an environment of their own run in Snakemake's python, whether or not that is on the PATH."""
-    os.environ[PYTHON_VARIABLE] = sys.executable
+    """Have rules without an environment of their own run in Snakemake's python, whether or not that is on the PATH.
+
+    Who wants another one names it in HOLDFAST_PYTHON.
+    """
+    os.environ.setdefault(PYTHON_VARIABLE, sys.executable)
 
 
 def directory_of(source: str, model: str) -> str:
