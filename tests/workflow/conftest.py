@@ -52,6 +52,7 @@ model(torch.randn(256, int(sys.argv[1])) * 0.3)
 with torch.no_grad():
     model.output_layer.weight.mul_(8)
 torch.save(model.eval(), sys.argv[2])
+torch.save(model.state_dict(), sys.argv[3])
 """
 
 
@@ -177,10 +178,17 @@ def _finished_jobs(text: str) -> list[str]:
     return sorted(finished)
 
 
-def jobs(*samples: str, calls: bool = False, others: Sequence[str] = ("pool", "summarize", "all")) -> list[str]:
-    """The jobs that computing just these samples takes, as :attr:`Run.jobs` names them."""
-    rules = ["embed", "collect"] + ["classify", "call"] * calls
-    return sorted([f"{rule} {sample}" for rule in rules for sample in samples] + list(others))
+def jobs(*samples: str, called: Sequence[str] = (), once: Sequence[str] = ()) -> list[str]:
+    """The jobs that computing just these samples takes, as :attr:`Run.jobs` names them.
+
+    Args:
+        samples: Those that are embedded.
+        called: Those that are classified and called.
+        once: Jobs beyond pool, summary and ``all`` that run once.
+    """
+    each = [f"{rule} {sample}" for rule in ("embed", "collect") for sample in samples]
+    each += [f"{rule} {sample}" for rule in ("classify", "call") for sample in called]
+    return sorted([*each, *once, "pool", "summarize", "all"])
 
 
 def fasta(records: Mapping[str, str]) -> str:
@@ -243,13 +251,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with one synthetic classifier as VirNucPro's ``500_model.pth`` and as ``500_model.safetensors``."""
+    """A directory with one synthetic classifier: ``500_model.pth`` of VirNucPro, ``.safetensors``, ``state.pth``."""
 
     def make(directory: Path) -> None:
         pickled, converted = directory / "500_model.pth", directory / "500_model.safetensors"
         program = directory / "publish.py"
         program.write_text(PUBLISHED_CLASSIFIER)
         publish = [sys.executable, "-W", "ignore", str(program), str(sum(WIDTHS.values())), str(pickled)]
+        publish.append(str(directory / "state.pth"))
         convert = [sys.executable, str(SCRIPTS / "convert_classifier.py"), str(pickled), str(converted)]
         for command in (publish, convert):
             subprocess.run(command, check=True, timeout=TIMEOUT_S)

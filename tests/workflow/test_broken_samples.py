@@ -9,6 +9,7 @@ ZIPPED = gzip.compress((DEMO / "data" / "phage_heldout.fna").read_bytes(), mtime
 BROKEN = {
     "truncated": (ZIPPED[: len(ZIPPED) // 2], "the compressed file is damaged or cut short"),
     "binary": (b"\x7fELF\x02\x01\x01\0\xff\xfe\xfd" * 40, "not FASTA or FASTQ"),
+    "folder": (None, "is a directory"),
     "duplicate": (fasta({"one": "ACGTACGT"}) * 2, "line 3, record 'one': the id is that of line 1 too"),
     "letters": (">one\nACGTACGT\nACGTAJGT\n", "line 3, record 'one': 'J' in column 6 is no IUPAC nucleotide letter"),
 }
@@ -16,23 +17,22 @@ BROKEN = {
 
 def test_broken_samples_leave_the_others_alone_and_run_again_when_mended(project: NewProject) -> None:
     some = project()
-    messages = {name: f"data/{name}.fna{message}" for name, message in {"folder": ": is a directory"}.items()}
-    some.path("data/folder.fna").mkdir()
-    for name, (content, message) in BROKEN.items():
-        some.write(f"data/{name}.fna", content)
-        messages[name] = f"data/{name}.fna{', ' if message.startswith('line') else ''}{message}"
     some.write("data/first.fna", GOOD)
     some.write("data/last.faa", ">p\nMKV\n")
-    broken = sorted(messages)
-    sheet = [("first", "data/first.fna"), *((name, f"data/{name}.fna") for name in broken)]
-    some.write_sheet(*sheet, ("last", "data/last.faa", "proteins"))
+    for name, (content, _) in BROKEN.items():
+        if content is None:
+            some.path(f"data/{name}.fna").mkdir()
+        else:
+            some.write(f"data/{name}.fna", content)
+    between = [(name, f"data/{name}.fna") for name in BROKEN]
+    some.write_sheet(("first", "data/first.fna"), *between, ("last", "data/last.faa", "proteins"))
 
     run = some.run("--keep-going")
     assert run.returncode != 0
     assert "Traceback" not in run.text
-    everyone = ["first", "last", *broken]
-    assert run.jobs == sorted(["pool", *(f"embed {name}" for name in everyone), "collect first", "collect last"])
-    for name, (_, message) in {**BROKEN, "folder": ("", "is a directory")}.items():
+    embedded = [f"embed {name}" for name in ("first", *BROKEN, "last")]
+    assert run.jobs == sorted(["pool", *embedded, "collect first", "collect last"])
+    for name, (_, message) in BROKEN.items():
         for text in (run.text, some.read(f"logs/collect/{name}.log")):
             line = next(line for line in text.splitlines() if f"error: sample '{name}': " in line)
             assert str(some.path(f"data/{name}.fna")) in line
@@ -41,14 +41,20 @@ def test_broken_samples_leave_the_others_alone_and_run_again_when_mended(project
     assert some.path("results/first/embeddings.h5").exists()
     assert some.path("results/last/embeddings.h5").exists()
     assert not some.path("results/summary.tsv").exists()
+    failures = some.table("failures.tsv")
+    assert failures["sample"].tolist() == list(BROKEN)
+    for reason, (name, (_, message)) in zip(failures["reason"], BROKEN.items(), strict=True):
+        assert f"data/{name}.fna" in reason
+        assert message in reason
     assert some.processes_left() == []
 
     some.path("data/folder.fna").rmdir()
-    for name in broken:
+    for name in BROKEN:
         some.write(f"data/{name}.fna", GOOD)
     run = some.run()
     assert run.returncode == 0, run.text
-    assert run.jobs == jobs(*broken)
+    assert run.jobs == jobs(*BROKEN)
+    assert not some.path("results/failures.tsv").exists()
     assert some.table("summary.tsv")["rows"].tolist() == ["12"] * 6 + ["1"]
 
 

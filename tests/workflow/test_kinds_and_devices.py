@@ -1,0 +1,93 @@
+"""Kinds of their own, devices, precision, places: the ways to run that need no other project than a small one."""
+
+from pathlib import Path
+
+import numpy as np
+from holdfast import embeddings
+
+from tests.workflow.conftest import NewProject, embedded, fasta, jobs, open_sequence
+
+PROTEINS = {"p1": "MKVLAAGGIVA", "p2": "M", "p3": "WXYBZJ*", "p4": "ACDEFGHIKL" * 130}
+
+
+def test_proteins_alone_need_esm2_alone_on_the_cpu_in_float32(project: NewProject) -> None:
+    some = project()
+    model = some.models["esm2"]
+    some.configure(models={"esm2": model}, precision="fp32", store_dtype="float32", pool={"device": "cpu"})
+    some.write("data/p.faa", fasta(PROTEINS))
+    some.write_sheet(("p", "data/p.faa", "proteins"))
+    run = some.run("--resources", "gpu=1")
+    assert run.returncode == 0, run.text
+    assert run.jobs == jobs("p")
+    assert "loading esm2 on cpu" in some.read("logs/pool.log")
+    found = embeddings.read(some.path("results/p/embeddings.h5"))
+    assert found.ids == list(PROTEINS)
+    assert list(found.matrices) == ["esm2"]
+    assert found.matrices["esm2"].dtype == np.float32
+    assert found.attributes["models"]["esm2"]["precision"] == "fp32"
+    expected = embedded(some.path(model["weights"]).parent, "esm2", list(PROTEINS.values()))
+    np.testing.assert_allclose(found.matrices["esm2"], expected, rtol=0, atol=1e-5)
+    summary = some.table("summary.tsv")
+    assert summary["precision"].tolist() == ["fp32"]
+    assert "CPU" in summary["devices"][0]
+
+
+def test_dna_alone_needs_dnabert_s_alone_on_one_core(project: NewProject) -> None:
+    some = project()
+    model = some.models["dnabert_s"]
+    some.configure(models={"dnabert_s": model})
+    records = {"d1": open_sequence(700, 4), "d2": "ACGTNNRY", "d3": "A"}
+    some.write("data/d.fna", fasta(records))
+    some.write_sheet(("d", "data/d.fna", "dna"))
+    run = some.run(cores=1)
+    assert run.returncode == 0, run.text
+    assert run.jobs == jobs("d")
+    assert "loading dnabert_s on cpu" in some.read("logs/pool.log")
+    found = embeddings.read(some.path("results/d/embeddings.h5"))
+    assert found.ids == list(records)
+    assert list(found.matrices) == ["dnabert_s"]
+    assert found.matrices["dnabert_s"].dtype == np.float16
+    expected = embedded(some.path(model["weights"]).parent, "dnabert_s", list(records.values()))
+    np.testing.assert_allclose(found.matrices["dnabert_s"].astype(np.float32), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_gpu_that_is_not_there_ends_the_run_with_the_reason(project: NewProject) -> None:
+    some = project()
+    some.write("data/a.fna", fasta({"a": open_sequence(60, 1)}))
+    some.write_sheet(("a", "data/a.fna"), ("b", "data/a.fna", "dna"), ("c", "data/a.fna", "dna"))
+    failed = some.run("--resources", "gpu=1")
+    assert failed.returncode != 0
+    assert failed.jobs == []
+    assert "Traceback" not in failed.text
+    reason = "1 GPU(s) asked for (--resources gpu=N, pool.device), but torch sees 0 CUDA device(s)"
+    assert reason in some.read("logs/pool.log")
+    assert some.processes_left() == []
+
+    some.configure(pool={"device": "cuda"})
+    assert some.run().returncode != 0
+    assert reason in some.read("logs/pool.log")
+
+    some.configure()
+    run = some.run()
+    assert run.returncode == 0, run.text
+    assert run.jobs == jobs("a", "b", "c")
+    assert "working on the CPU" in some.read("logs/pool.log")
+    assert failed.text.count(reason) == 1, "the reason belongs on the terminal, once, not only into logs"
+
+
+def test_directories_with_spaces_work_on_one_core(project: NewProject, checkout: Path) -> None:
+    some = project("my data/a project", repository=checkout)
+    names = ("contigs of a phage.fna", "b.fna")
+    some.write(f"data/{names[0]}", fasta({"a": open_sequence(300, 1), "b": open_sequence(120, 2)}))
+    some.write(f"data/{names[1]}", fasta({f"o{number}": open_sequence(120, 9 + number) for number in range(4)}))
+    some.write("data/v.fna", fasta({f"v{number}": open_sequence(120, 20 + number) for number in range(4)}))
+    some.configure(output_virnucpro=True)
+    some.write_sheet(
+        ("called", f"data/{names[0]}"), ("o", f"data/{names[1]}", "contigs", "other"), ("v", "data/v.fna", "", "virus")
+    )
+    run = some.run(cores=1)
+    assert run.returncode == 0, run.text
+    assert run.jobs == jobs("called", "o", "v", called=["called"], once=["train"])
+    assert some.table("called/contigs.tsv")["contig"].tolist() == ["a", "b"]
+    assert some.path("results/called/virnucpro/prediction_results.txt").exists()
+    assert some.run(cores=1).jobs == []
