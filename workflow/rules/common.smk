@@ -81,9 +81,11 @@ def decide():
             settings["samples"], workflow.source_path("../schemas/samples.schema.yaml")
         )
         configuration.check(settings, samples)
-        if workflow.is_main_process:
-            return settings, samples, planning.make(settings, samples, gpus(), workflow.cores, not workflow.dryrun)
-        return settings, samples, planning.read()
+        if not workflow.is_main_process:
+            return settings, samples, planning.read()
+        if workflow.modifier.is_main_snakefile():  # in a module, files may be made by rules of the workflow around it
+            configuration.check_files(settings["samples"], samples)
+        return settings, samples, planning.make(settings, samples, gpus(), workflow.cores)
     except HoldfastError as error:
         raise WorkflowError(str(error)) from None
 

@@ -7,7 +7,6 @@ has, since then no receipt will ever come.
 
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -51,36 +50,14 @@ def _wait(job: Manifest, spool: Spool, pool: status.PoolState) -> Receipt:
         trouble = ""
         if time.monotonic() - looked > LOOK_AT_POOL_S:
             looked = time.monotonic()
-            trouble = _trouble(status.read(path) or pool, observer)
+            trouble = (status.read(path) or pool).trouble(observer)
         outcome = spool.receipt(job.job)
         if outcome is not None:
             return outcome
         if trouble:
-            _tell_once(path, trouble)
             raise ResourceError(trouble)
         time.sleep(pause_s)
         pause_s = min(LAST_POLL_S, pause_s * 1.2)
-
-
-def _trouble(pool: status.PoolState, observer: status.Observer) -> str:
-    """Why no receipt will come any more, or nothing."""
-    who = f"the pool (process {pool.identity.pid} on {pool.identity.host})"
-    if pool.state == "failed":
-        return f"{who} failed: {pool.reason}"
-    if pool.state == "ended":
-        return f"{who} ended before this job was done: {pool.reason}; run again, finished work is kept"
-    if observer.is_dead(pool):
-        return f"{who} died without a word; see its log, then run again, finished work is kept"
-    return ""
-
-
-def _tell_once(state: Path, trouble: str) -> None:
-    """Say on the terminal what ended the run; one consumer of many does, the others have it in their logs."""
-    try:
-        os.close(os.open(state.with_suffix(".told"), os.O_CREAT | os.O_EXCL, 0o600))
-    except OSError:
-        return
-    print(f"holdfast: error: {trouble}", file=sys.__stderr__, flush=True)
 
 
 def collect(receipt_path: Path, output: Path) -> None:

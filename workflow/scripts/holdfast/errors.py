@@ -35,6 +35,11 @@ class InputError(HoldfastError):
         if record is not None:
             where += f", record '{record if len(record) <= 80 else record[:77] + '...'}'"
         super().__init__(f"{where}: {problem}")
+        self._made_from = (problem, path, line, record)
+
+    def __reduce__(self) -> tuple[type["InputError"], tuple[object, ...]]:
+        """Let the error pass from a reader process to the supervisor."""
+        return type(self), self._made_from
 
 
 class ResourceError(HoldfastError):

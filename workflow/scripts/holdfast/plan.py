@@ -14,13 +14,14 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import manifest, prepared, receipt
+from . import manifest, prepared, receipt, status
 from .configuration import Sample, models_in_use
-from .errors import HoldfastError
+from .errors import ConfigError, HoldfastError
 from .files import atomic_text
 from .settings import PoolSettings
 
@@ -57,8 +58,11 @@ class Plan:
 
 
 def use_this_python() -> None:
-    """Have rules without an environment of their own run in Snakemake's python, whether or not that is on the PATH."""
-    os.environ[PYTHON_VARIABLE] = sys.executable
+    """Have rules without an environment of their own run in Snakemake's python, whether or not that is on the PATH.
+
+    Who wants another one names it in HOLDFAST_PYTHON.
+    """
+    os.environ.setdefault(PYTHON_VARIABLE, sys.executable)
 
 
 def directory_of(source: str, model: str) -> str:
@@ -113,27 +117,55 @@ def _is_valid(sample: str, job: str) -> bool:
     )
 
 
-def make(
-    config: Mapping[str, Any], samples: Mapping[str, Sample], gpu: int | None, cores: int | None, keep: bool
-) -> Plan:
-    """Decide, in the main process; with ``keep`` also write the plan and name it to the jobs of this run."""
+def check_prepared(config: Mapping[str, Any]) -> None:
+    """Check those models that the config names as prepared directories, which no rule will look at.
+
+    Raises:
+        ConfigError: a directory of another model, or made from another checkpoint than ``sha256`` says.
+        WeightsError: a directory that this version cannot read.
+    """
+    for model, entry in config["models"].items():
+        if directory_of(entry["weights"], model) == entry["weights"]:
+            description = prepared.read(entry["weights"])
+            key = f"models.{model}"
+            if description.model != model:
+                raise ConfigError(f"{key}.weights: {entry['weights']} holds {description.model}, not {model}")
+            if entry.get("sha256", description.source_sha256) != description.source_sha256:
+                raise ConfigError(
+                    f"{key}.sha256: {entry['weights']} was made from a checkpoint with digest "
+                    f"{description.source_sha256}, not {entry['sha256']}; prepare the right one, or correct the digest"
+                )
+
+
+def make(config: Mapping[str, Any], samples: Mapping[str, Sample], gpu: int | None, cores: int | None) -> Plan:
+    """Decide, in the main process; write the plan and name it to the jobs of this run.
+
+    Raises:
+        HoldfastError: a prepared model that does not fit.
+    """
+    check_prepared(config)
     pool = dict(config["pool"])
     threads = min(pool.pop("threads"), cores or config["pool"]["threads"])
     directory = Path(f".holdfast/runs/{socket.gethostname()}-{os.getpid()}").absolute()
     plan = Plan(str(directory), pending(config, samples.values()), gpu, threads)
-    if keep:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        atexit.register(shutil.rmtree, directory, ignore_errors=True)
-        models = {
-            model: os.path.abspath(directory_of(config["models"][model]["weights"], model))
-            for model in models_in_use(samples.values())
-        }
-        settings = PoolSettings(models=models, precision=config["precision"], gpu=gpu, threads=threads, **pool)
-        settings.write(directory / "pool.yaml")
-        with atomic_text(directory / "plan.json") as file:
-            json.dump(asdict(plan), file)
-        os.environ[PLAN_VARIABLE] = str(directory / "plan.json")
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    atexit.register(_remove, directory)
+    sources = {model: config["models"][model]["weights"] for model in models_in_use(samples.values())}
+    models = {model: os.path.abspath(directory_of(source, model)) for model, source in sources.items()}
+    settings = PoolSettings(models=models, precision=config["precision"], gpu=gpu, threads=threads, **pool)
+    settings.write(directory / "pool.yaml")
+    with atomic_text(directory / "plan.json") as file:
+        json.dump(asdict(plan), file)
+    os.environ[PLAN_VARIABLE] = str(directory / "plan.json")
     return plan
+
+
+def _remove(directory: Path) -> None:
+    """Remove the plan, and what is empty above it."""
+    shutil.rmtree(directory, ignore_errors=True)
+    with suppress(OSError):
+        directory.parent.rmdir()
+        directory.parents[1].rmdir()
 
 
 def read() -> Plan:
@@ -141,11 +173,14 @@ def read() -> Plan:
     return Plan(**json.loads(Path(os.environ[PLAN_VARIABLE]).read_text()))
 
 
-def tell_failures(samples: Iterable[str]) -> None:
-    """Write ``results/failures.tsv``, a row for every failed sample and every row given up, and say what is in it.
+def tell_failures(samples: Iterable[str], spool: Path = Path(".holdfast/spool")) -> None:
+    """Say at the end of a run what failed, and write ``results/failures.tsv``.
 
-    With nothing to tell there is no such file, and nothing is said.
+    The table has a row for every failed sample and every row given up; with nothing to tell there is no such file. The
+    pool of this run is named first, if it failed or died.
     """
+    for trouble in _pool_troubles(spool):
+        print(f"holdfast: error: {trouble}", file=sys.stderr)
     rows = []
     for sample in samples:
         outcome = receipt.read(f"results/{sample}/receipt.json")
@@ -165,3 +200,13 @@ def tell_failures(samples: Iterable[str]) -> None:
         print(f"  {sample}{' ' if row else ''}{row}: {reason}", file=sys.stderr)
     if len(rows) > SHOWN:
         print(f"  ... and {len(rows) - SHOWN} more", file=sys.stderr)
+
+
+def _pool_troubles(spool: Path) -> list[str]:
+    """Why pools of this run did not last, most often nothing."""
+    plan = Path(os.environ[PLAN_VARIABLE])
+    observer = status.Observer()
+    states = [
+        status.read(path) for path in (spool / "pools").glob("*.json") if path.stat().st_mtime >= plan.stat().st_mtime
+    ]
+    return [state.trouble(observer) for state in states if state and state.state != "ended" and state.trouble(observer)]

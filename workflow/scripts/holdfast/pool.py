@@ -124,7 +124,6 @@ class Pool:
                 returned = self.spool.give_back(other)
                 vectors = self.spool.adopt_blocks(other, self._blocks)
                 path.unlink(missing_ok=True)
-                path.with_suffix(".told").unlink(missing_ok=True)
                 if returned or vectors:
                     log.info("pool %s is dead: took over %d jobs and %d blocks", other, returned, vectors)
         if self.fleet.ledger:

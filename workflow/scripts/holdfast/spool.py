@@ -38,9 +38,13 @@ class Spool:
                 (self.root / name).mkdir(mode=0o700, exist_ok=True)
             status = self.root.stat()
         except OSError as error:
-            raise ResourceError(f"{self.root}: the spool cannot be used: {error.strerror}; set pool.spool") from None
+            raise ResourceError(
+                f"{self.root}: the spool cannot be used: {error.strerror}; it must be writable"
+            ) from None
         if status.st_uid != os.getuid():
-            raise ResourceError(f"{self.root}: the spool belongs to another user (uid {status.st_uid}); set pool.spool")
+            raise ResourceError(
+                f"{self.root}: the spool belongs to another user, uid {status.st_uid}; use one of yours"
+            )
         if stat.S_IMODE(status.st_mode) & 0o022:
             raise ResourceError(f"{self.root}: others may write to the spool; chmod 700 it")
 

@@ -75,6 +75,17 @@ class PoolState:
         with atomic_text(state_path(self.spool, self.identity.pool)) as file:
             json.dump(asdict(self), file)
 
+    def trouble(self, observer: "Observer") -> str:
+        """Why no receipt will come from this pool any more, or nothing."""
+        who = f"the pool (process {self.identity.pid} on {self.identity.host})"
+        if self.state == "failed":
+            return f"{who} failed: {self.reason}"
+        if self.state == "ended":
+            return f"{who} ended before this job was done: {self.reason}; run again, finished work is kept"
+        if observer.is_dead(self):
+            return f"{who} died without a word; see its log, then run again, finished work is kept"
+        return ""
+
     def announce(self, endpoint: str | Path) -> None:
         """Write the endpoint file, by which consumers find the pool; taking it away tells the pool to end."""
         with atomic_text(endpoint) as file:

@@ -1,0 +1,213 @@
+"""Kill the real workflow at random moments, run it again, and compare with an undisturbed run.
+
+    python tests/drills/drill.py --kills 1000 [--seed 1]
+
+Victims are drawn at random: a worker, a reader, the supervisor, Snakemake, or all at once, by SIGKILL. A run that
+fails is unlocked and started again; when the kills are used up it may finish. Then every row and value is compared.
+"""
+
+import argparse
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
+
+from holdfast import embeddings  # noqa: E402
+
+VICTIMS = ("worker", "reader", "supervisor", "snakemake", "all")
+SAMPLES_A_FILE = 4
+KILLS_A_RUN = 4
+
+
+@dataclass
+class Outcome:
+    """What the drill found; all but kills and runs should be zero, repeated as small as it can be."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    runs: int = 0
+    lost: int = 0
+    doubled: int = 0
+    changed: int = 0
+    repeated: int = 0
+
+    def __str__(self) -> str:
+        kills = ", ".join(f"{count} {victim}" for victim, count in sorted(self.kills.items()))
+        return (
+            f"{self.kills.total()} kills ({kills}) in {self.runs} runs: {self.lost} rows lost, {self.doubled} doubled, "
+            f"{self.changed} changed, {self.repeated} batches computed again"
+        )
+
+
+def make_project(directory: Path, models: Path) -> None:
+    """Cut the demo's files into samples, so that a run has many jobs, and write a config with small batches."""
+    (directory / "config").mkdir(parents=True)
+    lines = ["sample\tfasta\tkind\tlabel"]
+    for name, label in (("bacterium_train", "other"), ("phage_train", "virus"), ("bacterium_heldout", "")):
+        (source,) = (ROOT / "demo" / "data").glob(f"{name}.fna*")
+        text = subprocess.run(["zcat", "-f", str(source)], capture_output=True, text=True, check=True).stdout
+        records = [f">{record}" for record in text.split(">")[1:]]
+        for part in range(SAMPLES_A_FILE):
+            path = directory / f"{name}_{part}.fna"
+            path.write_text("".join(records[part::SAMPLES_A_FILE]))
+            lines.append(f"{name}_{part}\t{path.name}\tcontigs\t{label}")
+    (directory / "config" / "samples.tsv").write_text("\n".join(lines) + "\n")
+    (directory / "config" / "config.yaml").write_text(
+        "samples: config/samples.tsv\n"
+        f"models:\n  esm2: {{weights: {models / 'esm2'}}}\n  dnabert_s: {{weights: {models / 'dnabert_s'}}}\n"
+        "store_dtype: float32\npool: {tokens_per_batch: 1024, device: cpu}\n"
+    )
+
+
+def command(directory: Path, *more: str) -> list[str]:
+    """The command line of the workflow on a project."""
+    snakemake = str(Path(sys.executable).parent / "snakemake")
+    return [snakemake, "-s", str(ROOT / "workflow" / "Snakefile"), "-d", str(directory), "--cores", "2", *more]
+
+
+def supervisors(directory: Path) -> list[psutil.Process]:
+    """The living pools of a project."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            if any("serve_pool.py" in word for word in words) and Path(process.cwd()) == directory.resolve():
+                found.append(process)
+    return found
+
+
+def victims(kind: str, main: psutil.Process, directory: Path) -> list[psutil.Process]:
+    """The processes to kill; none if there is no such one now."""
+    if kind == "snakemake":
+        return [main]
+    pools = supervisors(directory)
+    if kind == "supervisor":
+        return pools
+    spawned = [
+        child for pool in pools for child in pool.children() if any("spawn_main" in word for word in child.cmdline())
+    ]
+    if kind == "all":
+        return [main, *pools, *spawned, *(child for child in main.children(recursive=True))]
+    heavy = [child for child in spawned if any("libtorch" in entry.path for entry in child.memory_maps())]
+    chosen = heavy if kind == "worker" else [child for child in spawned if child not in heavy]
+    return chosen[:1]
+
+
+def disturbed_run(directory: Path, kills: int, chance: random.Random, outcome: Outcome) -> bool:
+    """One run with up to ``kills`` kills at random moments; whether it succeeded."""
+    outcome.runs += 1
+    with open(directory / f"run-{outcome.runs}.log", "w") as log:
+        run = subprocess.Popen(command(directory), stdout=log, stderr=log, start_new_session=True)
+        main = psutil.Process(run.pid)
+        for _ in range(kills):
+            with suppress(subprocess.TimeoutExpired):
+                run.wait(chance.uniform(0.5, 6.0))
+            kind = chance.choice(VICTIMS)
+            with suppress(psutil.Error):
+                doomed = victims(kind, main, directory)
+                for process in doomed:
+                    with suppress(psutil.NoSuchProcess):
+                        process.send_signal(signal.SIGKILL)
+                outcome.kills[kind] += bool(doomed)
+            if run.poll() is not None:
+                break
+        try:
+            run.wait(300)
+        except subprocess.TimeoutExpired:
+            run.kill()
+            raise SystemExit(f"a run hangs: {log.name}") from None
+    pool_log = directory / "logs" / "pool.log"
+    if pool_log.exists():
+        outcome.repeated += pool_log.read_text().count(" over a batch of ")
+    return run.returncode == 0
+
+
+def wait_for_quiet(directory: Path, seconds: float = 10.0) -> None:
+    """Wait until no process of a dead run's pool is left; that it takes at most 10 s is promised."""
+    until = time.monotonic() + seconds
+    while supervisors(directory):
+        if time.monotonic() > until:
+            raise SystemExit(f"a pool of {directory} is still alive {seconds:g} s after its run")
+        time.sleep(0.1)
+
+
+def compare(directory: Path, reference: Path, outcome: Outcome) -> None:
+    """Count rows that are lost, doubled or changed against an undisturbed run."""
+    for path in sorted((reference / "results").rglob("*")):
+        mine = directory / "results" / path.relative_to(reference / "results")
+        if path.suffix == ".h5":
+            compare_embeddings(mine, path, outcome)
+        elif path.suffix == ".tsv" and path.name not in ("summary.tsv", "failures.tsv"):
+            expected, found = path.read_text().splitlines(), mine.read_text().splitlines() if mine.exists() else []
+            outcome.lost += max(0, len(expected) - len(found))
+            outcome.doubled += max(0, len(found) - len(expected))
+            outcome.changed += sum(a != b for a, b in zip(expected, found, strict=False))
+
+
+def compare_embeddings(mine: Path, theirs: Path, outcome: Outcome) -> None:
+    """Compare two embeddings files row by row, bit by bit."""
+    expected = embeddings.read(theirs)
+    if not mine.exists():
+        outcome.lost += len(expected.ids)
+        return
+    found = embeddings.read(mine)
+    outcome.lost += len(set(expected.ids) - set(found.ids))
+    outcome.doubled += len(found.ids) - len(set(found.ids))
+    if found.ids != expected.ids:
+        outcome.changed += 1
+        return
+    for model, matrix in expected.matrices.items():
+        outcome.changed += int((np.asarray(found.matrices[model]) != matrix).any(1).sum())
+
+
+def drill(work: Path, models: Path, kills: int, seed: int) -> Outcome:
+    """Run undisturbed, then disturbed until the kills are used up, then to the end; compare."""
+    chance, outcome = random.Random(seed), Outcome()
+    reference, disturbed = work / "undisturbed", work / "disturbed"
+    make_project(reference, models)
+    subprocess.run(command(reference, "--quiet", "all"), check=True, capture_output=True)
+    while outcome.kills.total() < kills:
+        shutil.rmtree(disturbed, ignore_errors=True)
+        make_project(disturbed, models)
+        done = False
+        while not done:
+            left = min(KILLS_A_RUN, kills - outcome.kills.total())
+            done = disturbed_run(disturbed, left, chance, outcome)
+            if not done:
+                wait_for_quiet(disturbed)
+                subprocess.run(command(disturbed, "--unlock"), check=True, capture_output=True)
+        compare(disturbed, reference, outcome)
+    return outcome
+
+
+def main() -> None:
+    """Print one line; exit 1 if anything was lost, doubled or changed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="drill-") as work:
+        models = Path(work) / "models"
+        for model, source in (("esm2", "synthetic:esm2_t6_8M_UR50D"), ("dnabert_s", "synthetic:dnabert_s_tiny")):
+            script = str(ROOT / "workflow" / "scripts" / "prepare_weights.py")
+            told = [sys.executable, script, source, "--model", model, "--output", str(models / model)]
+            subprocess.run(told, check=True, capture_output=True)
+        outcome = drill(Path(work), models, arguments.kills, arguments.seed)
+    print(outcome)
+    raise SystemExit(bool(outcome.lost or outcome.doubled or outcome.changed))
+
+
+if __name__ == "__main__":
+    main()
