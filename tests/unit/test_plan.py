@@ -1,0 +1,226 @@
+"""Which samples are pending: those without a receipt for exactly this work, or without its embeddings."""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from holdfast import manifest, plan, prepared, receipt, settings
+from holdfast.configuration import Sample
+from holdfast.plan import Plan
+from holdfast.prepared import Prepared
+from holdfast.receipt import Receipt
+
+MODELS = {"esm2": "synthetic:esm2_t6_8M_UR50D", "dnabert_s": "synthetic:dnabert_s_tiny"}
+SAMPLES = [
+    Sample("a", "a.fna", "contigs", ""),
+    Sample("b", "b.fna", "contigs", "virus"),
+    Sample("p", "p.faa", "proteins", ""),
+    Sample("d", "d.fna", "dna", ""),
+]
+CONFIG: dict[str, Any] = {
+    "chunk_length": 500,
+    "models": {model: {"weights": source} for model, source in MODELS.items()},
+    "precision": "auto",
+    "store_dtype": "float16",
+    "pool": {"threads": 8, "tokens_per_batch": 4096},
+}
+
+
+def prepare(directory: str, model: str, source: str, digest: str) -> None:
+    """Leave the description of a prepared model, all that the plan reads of it."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    Prepared(model, {"layers": 1}, 8, source, "0" * 64, digest, True, {}).write(Path(directory))
+
+
+def finish(sample: Sample, config: dict[str, Any], state: str = "done") -> None:
+    """Leave what a run leaves of one sample."""
+    digests = {
+        model: prepared.read(plan.directory_of(entry["weights"], model)).weights_sha256
+        for model, entry in config["models"].items()
+        if model in manifest.MODELS_OF_KIND[sample.kind]
+    }
+    job = manifest.make(
+        sample.sample,
+        sample.kind,
+        sample.fasta,
+        config["chunk_length"],
+        digests,
+        config["precision"],
+        config["store_dtype"],
+    )
+    results = Path("results") / sample.sample
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "embeddings.h5").touch()
+    Receipt(job.job, sample.sample, state, embeddings=f"{os.getcwd()}/spool/{job.job}.h5").write(
+        results / "receipt.json"
+    )
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory in which everything is done."""
+    monkeypatch.chdir(tmp_path)
+    for model, source in MODELS.items():
+        prepare(f"resources/{model}", model, source, ("a" if model == "esm2" else "b") * 64)
+    for sample in SAMPLES:
+        Path(sample.fasta).write_text(">x\nACGT\n")
+        finish(sample, CONFIG)
+    return tmp_path
+
+
+def pending(**changed: Any) -> list[str]:
+    return plan.pending({**CONFIG, **changed}, SAMPLES)
+
+
+def test_all_is_pending_where_nothing_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert pending() == ["a", "b", "p", "d"]
+
+
+def test_nothing_is_pending_where_all_is_done(project: Path) -> None:
+    assert pending() == []
+
+
+def test_a_new_sample_alone_is_pending(project: Path) -> None:
+    assert plan.pending(CONFIG, [Sample("n", "n.fna", "contigs", ""), *SAMPLES]) == ["n"]
+
+
+def write(path: str, text: str) -> Callable[[], object]:
+    return lambda: Path(path).write_text(text)
+
+
+def fail(name: str) -> None:
+    (sample,) = (sample for sample in SAMPLES if sample.sample == name)
+    finish(sample, CONFIG, "failed")
+
+
+def replace_receipt(name: str, **changed: Any) -> None:
+    path = Path("results") / name / "receipt.json"
+    outcome = receipt.read(path)
+    assert outcome is not None
+    dataclasses.replace(outcome, **changed).write(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (write("a.fna", ">x\nACGTA\n"), ["a"]),
+        (lambda: os.utime("b.fna", ns=(1, 1)), ["b"]),
+        (lambda: os.remove("p.faa"), ["p"]),
+        (lambda: fail("d"), ["d"]),
+        (lambda: os.remove("results/a/receipt.json"), ["a"]),
+        (write("results/a/receipt.json", "{"), ["a"]),
+        (write("results/a/receipt.json", "{}"), ["a"]),
+        (lambda: os.remove("results/b/embeddings.h5"), ["b"]),
+        (lambda: replace_receipt("a", job="a-0123456789abcdef"), ["a"]),
+        (lambda: prepare("resources/esm2", "esm2", MODELS["esm2"], "c" * 64), ["a", "b", "p"]),
+        (lambda: prepare("resources/dnabert_s", "dnabert_s", MODELS["dnabert_s"], "c" * 64), ["a", "b", "d"]),
+        (lambda: os.remove("resources/esm2/model.json"), ["a", "b", "p"]),
+        (write("resources/esm2/model.json", "{"), ["a", "b", "p"]),
+    ],
+)
+def test_what_changed_is_pending_and_nothing_else(
+    project: Path, change: Callable[[], object], wanted: list[str]
+) -> None:
+    change()
+    assert pending() == wanted
+
+
+@pytest.mark.parametrize(
+    ("changed", "wanted"),
+    [
+        ({"chunk_length": 300}, ["a", "b"]),
+        ({"precision": "fp32"}, ["a", "b", "p", "d"]),
+        ({"store_dtype": "float32"}, ["a", "b", "p", "d"]),
+        ({"pool": {"threads": 1, "tokens_per_batch": 64}, "seed": 7}, []),
+        ({"models": {**CONFIG["models"], "esm2": {"weights": "synthetic:esm2_t12_35M_UR50D"}}}, ["a", "b", "p"]),
+    ],
+)
+def test_a_changed_config_makes_pending_what_depends_on_it(
+    project: Path, changed: dict[str, Any], wanted: list[str]
+) -> None:
+    assert pending(**changed) == wanted
+
+
+def test_embeddings_that_are_still_in_the_spool_are_not_computed_again(project: Path) -> None:
+    os.remove("results/a/embeddings.h5")
+    outcome = receipt.read("results/a/receipt.json")
+    assert outcome is not None
+    Path(outcome.embeddings).parent.mkdir()
+    Path(outcome.embeddings).touch()
+    assert pending() == []
+    os.remove(outcome.embeddings)
+    assert pending() == ["a"]
+
+
+def test_a_prepared_directory_is_used_where_it_is(project: Path) -> None:
+    prepare("elsewhere/esm2", "esm2", "facebook/esm2_t6_8M_UR50D", "a" * 64)
+    models = {**CONFIG["models"], "esm2": {"weights": "elsewhere/esm2"}}
+    assert pending(models=models) == []
+    prepare("elsewhere/esm2", "esm2", "facebook/esm2_t6_8M_UR50D", "c" * 64)
+    assert pending(models=models) == ["a", "b", "p"]
+
+
+def test_a_checkpoint_newer_than_what_was_made_of_it_makes_its_samples_pending(project: Path) -> None:
+    Path("esm2.pt").touch()
+    prepare("resources/esm2", "esm2", "esm2.pt", "a" * 64)
+    made = os.stat("resources/esm2/model.json").st_mtime
+    models = {**CONFIG["models"], "esm2": {"weights": "esm2.pt"}}
+    os.utime("esm2.pt", (made - 10, made - 10))
+    assert pending(models=models) == []
+    os.utime("esm2.pt", (made + 10, made + 10))
+    assert pending(models=models) == ["a", "b", "p"]
+
+
+def test_a_plan_is_kept_for_the_jobs_of_the_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plan.PLAN_VARIABLE, "")
+    os.remove("results/b/receipt.json")
+    made = plan.make(CONFIG, {sample.sample: sample for sample in SAMPLES}, gpu=None, cores=2, keep=True)
+    assert (made.pending, made.gpu, made.threads) == (["b"], None, 2)
+    finish(SAMPLES[1], CONFIG)
+    assert plan.read() == made
+    assert json.loads(Path(os.environ[plan.PLAN_VARIABLE]).read_text())["pending"] == ["b"]
+    told = settings.read(made.pool_settings)
+    assert told.models == {model: str(project / "resources" / model) for model in MODELS}
+    assert (told.threads, told.tokens_per_batch, told.gpu, told.precision) == (2, 4096, None, "auto")
+    assert CONFIG["pool"] == {"threads": 8, "tokens_per_batch": 4096}
+
+
+def test_a_dry_run_leaves_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(plan.PLAN_VARIABLE, raising=False)
+    before = set(project.rglob("*"))
+    made = plan.make(CONFIG, {"a": SAMPLES[0]}, gpu=2, cores=None, keep=False)
+    assert (made.pending, made.gpu, made.threads) == ([], 2, 8)
+    assert set(project.rglob("*")) == before
+    assert plan.PLAN_VARIABLE not in os.environ
+
+
+@pytest.mark.parametrize("names", [[], ["a"], ["a.b", "a-b", "c"]])
+def test_the_pattern_matches_pending_samples_and_no_others(names: list[str]) -> None:
+    pattern = re.compile(f"(?:{Plan('', names, None, 1).pattern})")
+    for name in ("a", "a.b", "a-b", "axb", "c", "cc", ""):
+        assert (pattern.fullmatch(name) is not None) == (name in names)
+
+
+def test_failures_are_told_and_listed(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan.tell_failures(["a", "b", "none"])
+    assert capsys.readouterr() == ("", "")
+    assert not Path("results/failures.tsv").exists()
+    replace_receipt("a", state="failed", error="a.fna: is\tempty\nat all")
+    replace_receipt("b", failures={"c1_chunk_1F1": "the worker died"})
+    plan.tell_failures(["a", "b", "p"])
+    assert Path("results/failures.tsv").read_text() == (
+        "sample\trow\treason\na\t\ta.fna: is empty at all\nb\tc1_chunk_1F1\tthe worker died\n"
+    )
+    told = capsys.readouterr().err
+    assert "a: a.fna: is" in told
+    assert "b c1_chunk_1F1: the worker died" in told
+    finish(SAMPLES[0], CONFIG)
+    finish(SAMPLES[1], CONFIG)
+    plan.tell_failures(["a", "b", "p"])
+    assert not Path("results/failures.tsv").exists()

@@ -1,0 +1,572 @@
+"""The pool for real: ``serve_pool.py`` as a process, real models with synthetic weights, real samples."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from holdfast import consumer, dnabert_s, embeddings, esm2, fasta, frames, manifest, prepared, status, tokens
+from holdfast.errors import ResourceError
+from holdfast.fasta import Alphabet
+from holdfast.manifest import MODELS_OF_KIND, Manifest
+from holdfast.receipt import Receipt
+from holdfast.settings import PoolSettings
+from holdfast.spool import Spool
+from holdfast.status import PoolState
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "workflow/scripts"
+DATA = ROOT / "demo/data"
+SLOW_IMPORT_S = 6  # longer than Snakemake's latency wait of 5 s; twice in one test: the probe and the worker
+LONG_S = 120  # far more than anything here takes on a busy machine
+AMINO_ACIDS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
+
+
+class ServedPool:
+    """A pool in a process of its own, with a spool and an endpoint."""
+
+    def __init__(self, directory: Path, models: dict[str, Path], **changed: Any) -> None:
+        """Start it; ``changed`` are settings, and ``environment`` variables of the process."""
+        directory.mkdir(exist_ok=True)
+        environment = changed.pop("environment", {})
+        self.spool_path = changed.pop("spool", directory / "spool")
+        self.endpoint = directory / "endpoint.json"
+        self.log = directory / "pool.log"
+        told: dict[str, Any] = {"device": "cpu", "threads": 1, **changed}
+        PoolSettings(models={model: str(path) for model, path in models.items()}, **told).write(directory / "pool.yaml")
+        arguments = ["--config", directory / "pool.yaml", "--spool", self.spool_path, "--endpoint", self.endpoint]
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, SCRIPTS / "serve_pool.py", *arguments],
+                env={**os.environ, **environment},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.eventually(self.endpoint.exists)
+
+    def eventually(self, condition: Callable[[], object]) -> None:
+        """Wait for what a living pool does."""
+        until = time.monotonic() + LONG_S
+        while not condition():
+            assert self.process.poll() is None or condition(), self.log.read_text()
+            assert time.monotonic() < until, self.log.read_text()
+            time.sleep(0.02)
+
+    @property
+    def state(self) -> PoolState:
+        """What it says of itself: in the spool, until then in the endpoint file."""
+        announced = status.read(self.endpoint)
+        assert announced is not None
+        return status.read(status.state_path(self.spool_path, announced.identity.pool)) or announced
+
+    @property
+    def spool(self) -> Spool:
+        """Its spool."""
+        return Spool(self.spool_path)
+
+    def claimed(self) -> list[str]:
+        """Names of the manifests in work."""
+        return [path.name for path in self.spool_path.glob("claimed/*/*.yaml")]
+
+    def ended(self) -> int:
+        """Its exit code."""
+        return self.process.wait(LONG_S)
+
+    def stop(self) -> None:
+        """End it as Snakemake does, and see that nothing of it is left."""
+        children = family(self.process.pid)
+        self.endpoint.unlink(missing_ok=True)
+        try:
+            self.process.wait(LONG_S)
+        finally:
+            self.process.kill()
+        gone(children)
+
+
+def family(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def gone(processes: list[psutil.Process], limit_s: float = 10) -> None:
+    _, alive = psutil.wait_procs(processes, limit_s)
+    assert [process.cmdline() for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+
+
+@pytest.fixture
+def serve(tmp_path: Path, models: dict[str, Path]) -> Iterator[Callable[..., ServedPool]]:
+    """Start pools that are stopped at the end of the test."""
+    pools: list[ServedPool] = []
+
+    def start(name: str = "pool", **changed: Any) -> ServedPool:
+        pools.append(ServedPool(tmp_path / name, changed.pop("models", models), **changed))
+        return pools[-1]
+
+    yield start
+    for pool in pools:
+        pool.stop()
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> Iterator[ServedPool]:
+    """One pool for the tests that need nothing special of it."""
+    shared = ServedPool(tmp_path_factory.mktemp("pool"), models)
+    yield shared
+    shared.stop()
+
+
+@pytest.fixture(scope="module")
+def encoders(models: dict[str, Path]) -> Iterator[dict[str, Any]]:
+    """The oracle: both models in this process, on one thread, so that it does not contend with the pools."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    loaders = {"esm2": esm2.load, "dnabert_s": dnabert_s.load}
+    yield {model: loader(models[model], "cpu", "fp32") for model, loader in loaders.items()}
+    torch.set_num_threads(threads)
+
+
+def job(models: dict[str, Path], sample: str, path: Path, kind: str) -> Manifest:
+    digests = {model: prepared.read(directory).weights_sha256 for model, directory in models.items()}
+    return manifest.make(sample, kind, str(path), 500, digests, "auto", "float32")
+
+
+def submit(pool: ServedPool, *jobs: Manifest) -> dict[str, Receipt]:
+    """Hand jobs in at once, each from a consumer of its own, and wait for their receipts."""
+    outputs = pool.spool_path.parent
+    with ThreadPoolExecutor(len(jobs)) as threads:
+        outcomes = threads.map(lambda job: consumer.submit(job, pool.endpoint, outputs / f"{job.job}.json"), jobs)
+        return {outcome.sample: outcome for outcome in outcomes}
+
+
+def texts(entry: Manifest) -> dict[str, list[str]]:
+    """What each model is to embed of a sample, row by row."""
+    alphabet = Alphabet.PROTEIN if entry.kind == "proteins" else Alphabet.NUCLEOTIDE
+    records = [record.sequence for record in fasta.read(entry.fasta, alphabet)]
+    if entry.kind != "contigs":
+        return {MODELS_OF_KIND[entry.kind][0]: records}
+    found = [frame for sequence in records for frame in frames.find(sequence, entry.chunk_length)]
+    return {"esm2": [frame.protein for frame in found], "dnabert_s": [frame.nucleotides for frame in found]}
+
+
+def compare(outcome: Receipt, entry: Manifest, models: dict[str, Path], encoders: dict[str, Any]) -> int:
+    """Hold a dozen rows of each matrix against their sequence embedded alone; return how many values there are."""
+    assert (outcome.state, outcome.error, outcome.job) == ("done", "", entry.job)
+    file = embeddings.read(outcome.embeddings)
+    wanted = texts(entry)
+    assert file.matrices.keys() == wanted.keys()
+    for model, sequences in wanted.items():
+        tokenizer = tokens.tokenizer(model, models[model])
+        assert len(file.matrices[model]) == len(sequences)
+        for row in range(0, len(sequences), 1 + len(sequences) // 12):
+            ids, lengths = tokenizer([sequences[row]])
+            alone = encoders[model].embed(torch.from_numpy(ids.astype(np.int64)), lengths.tolist())[0].numpy()
+            np.testing.assert_allclose(file.matrices[model][row], alone, rtol=1e-5, atol=1e-5)
+    return sum(matrix.size for matrix in file.matrices.values())
+
+
+def proteins(path: Path, count: int, length_aa: int, seed: int = 1) -> Path:
+    """Write random proteins, all different."""
+    letters = AMINO_ACIDS[np.random.default_rng(seed).integers(0, 20, (count, length_aa))]
+    path.write_text("".join(f">p{number}\n{''.join(row)}\n" for number, row in enumerate(letters)))
+    return path
+
+
+def tiny_samples(models: dict[str, Path], directory: Path) -> list[Manifest]:
+    """A dozen samples of one or two pieces of real genomes, two of them alike, and one each of the other kinds."""
+    pieces = [*fasta.read(DATA / "phage_train.fna", Alphabet.NUCLEOTIDE)][:10]
+    pieces += fasta.read(DATA / "bacterium_heldout.fna", Alphabet.NUCLEOTIDE)
+    jobs = []
+    for number, piece in enumerate(pieces[:12]):
+        path = directory / f"s{number}.fna"
+        path.write_text(f">{piece.id}\n{piece.sequence}\n")
+        jobs.append(job(models, f"s{number}", path, "contigs"))
+    (directory / "twin.fna").write_bytes((directory / "s0.fna").read_bytes())
+    return [
+        *jobs,
+        job(models, "twin", directory / "twin.fna", "contigs"),
+        job(models, "proteins", DATA / "phage_proteins.faa", "proteins"),
+        job(models, "dna", DATA / "phage_heldout.fna", "dna"),
+    ]
+
+
+def test_samples_share_batches_and_their_embeddings_equal_the_encoders(
+    serve: Callable[..., ServedPool], tmp_path: Path, models: dict[str, Path], encoders: dict[str, Any]
+) -> None:
+    pool = serve(tokens_per_batch=4096)
+    jobs = tiny_samples(models, tmp_path)
+    outcomes = submit(pool, *jobs)
+    compared = {entry.sample: compare(outcomes[entry.sample], entry, models, encoders) for entry in jobs}
+    assert sum(count > 0 for count in compared.values()) > 10
+    pool.eventually(lambda: pool.state.progress.get("done") == len(jobs))
+    progress = pool.state.progress
+    distinct: dict[str, dict[bytes, int]] = {"esm2": {}, "dnabert_s": {}}
+    for entry in jobs:
+        for model, sequences in texts(entry).items():
+            for sequence in sequences:
+                ids, _ = tokens.tokenizer(model, models[model])([sequence])
+                distinct[model][ids.tobytes()] = len(ids)
+    assert progress["sequences"] == sum(len(known) for known in distinct.values())
+    assert progress["tokens"] == sum(sum(known.values()) for known in distinct.values())
+    needed = sum(len(entry.models) for entry in jobs)
+    assert int(progress["batches"]) < needed, "every sample travelled by itself"
+    assert (progress["failed"], progress["open_jobs"], progress["waiting_jobs"]) == (0, 0, 0)
+    assert list(pool.spool_path.glob("blocks/*/*/*.npy")) == []
+    twin, first = embeddings.read(outcomes["twin"].embeddings), embeddings.read(outcomes["s0"].embeddings)
+    assert np.array_equal(twin.matrices["esm2"], first.matrices["esm2"])
+    pool.process.send_signal(signal.SIGTERM)
+    assert pool.ended() == 0
+    assert list(pool.spool_path.glob("blocks/*")) == []
+
+
+def test_a_renewed_worker_goes_on_where_the_last_one_stopped(
+    serve: Callable[..., ServedPool], models: dict[str, Path], encoders: dict[str, Any]
+) -> None:
+    pool = serve(tokens_per_batch=4096, max_tasks_per_worker=1)
+    entry = job(models, "p", DATA / "phage_proteins.faa", "proteins")
+    dna = job(models, "d", DATA / "phage_heldout.fna", "dna")
+    outcomes = submit(pool, entry, dna)
+    assert compare(outcomes["p"], entry, models, encoders) > 0
+    assert compare(outcomes["d"], dna, models, encoders) > 0
+    batches = pool.state.progress["batches"]
+    assert isinstance(batches, int | float)
+    assert batches >= 2
+    text = pool.log.read_text()
+    assert text.count("renewing the worker after 1 batches") >= batches - 1
+    assert text.count("ready after") >= batches
+
+
+SLOW_TORCH = """
+import importlib.machinery, sys, time
+
+class SlowTorch:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            sys.meta_path.remove(self)
+            time.sleep({seconds})
+
+if "--multiprocessing-fork" in sys.orig_argv:
+    sys.meta_path.insert(0, SlowTorch())
+"""
+
+
+def test_a_pool_says_that_it_starts_long_before_its_models_are_loaded(
+    serve: Callable[..., ServedPool], tmp_path: Path, models: dict[str, Path], encoders: dict[str, Any]
+) -> None:
+    """The one slow test: Snakemake gives up on a service that is silent for 5 s, and torch may take longer than that.
+
+    Device auto on a machine without a visible GPU: torch is imported to look for devices, then again by the worker.
+    """
+    (tmp_path / "sitecustomize.py").write_text(SLOW_TORCH.format(seconds=SLOW_IMPORT_S))
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(tmp_path)}
+    began = time.monotonic()
+    pool = serve(device="auto", environment=hidden)
+    assert time.monotonic() - began < SLOW_IMPORT_S / 2
+    state = status.state_path(pool.spool_path, pool.state.identity.pool)
+    entry = job(models, "p", DATA / "phage_proteins.faa", "proteins")
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(submit, pool, entry)
+        published = []
+        while not waiting.done():
+            seen = status.read(state)
+            published.append((time.monotonic() - began, seen.state if seen else "nothing"))
+            time.sleep(0.05)
+        outcome = waiting.result()["p"]
+    assert time.monotonic() - began > 2 * SLOW_IMPORT_S
+    assert compare(outcome, entry, models, encoders) > 0
+    assert outcome.pool["devices"] == "CPU, 1 threads"
+    assert pool.log.read_text().count("working on the CPU") == 1
+    assert "starting" in {name for seconds, name in published if seconds < SLOW_IMPORT_S}, "silent while it looked"
+
+
+def test_a_broken_sample_fails_with_its_reason_and_the_others_go_on(
+    pool: ServedPool, tmp_path: Path, models: dict[str, Path], encoders: dict[str, Any]
+) -> None:
+    (tmp_path / "broken.fna").write_text(">a\nACGT\n>b\nAC!T\n")
+    (tmp_path / "binary.fna").write_bytes(os.urandom(500))
+    (tmp_path / "empty.fna").touch()
+    good = job(models, "good", DATA / "phage_heldout.fna", "contigs")
+    outcomes = submit(
+        pool,
+        job(models, "broken", tmp_path / "broken.fna", "contigs"),
+        job(models, "binary", tmp_path / "binary.fna", "dna"),
+        job(models, "missing", tmp_path / "missing.fna", "contigs"),
+        job(models, "directory", tmp_path, "proteins"),
+        job(models, "empty", tmp_path / "empty.fna", "contigs"),
+        good,
+    )
+    compare(outcomes["good"], good, models, encoders)
+    assert (outcomes["empty"].state, outcomes["empty"].counts["rows"]) == ("done", 0)
+    assert "broken.fna, line 4, record 'b'" in outcomes["broken"].error
+    assert "binary.fna" in outcomes["binary"].error
+    assert "missing.fna: cannot be read" in outcomes["missing"].error
+    assert f"{tmp_path}: is a directory" in outcomes["directory"].error
+    failed = {name for name, outcome in outcomes.items() if outcome.state == "failed"}
+    assert failed == {"broken", "binary", "missing", "directory"}
+    assert pool.process.poll() is None
+    assert "reader process died" not in pool.log.read_text()
+
+
+def test_only_the_worker_has_torch(pool: ServedPool, models: dict[str, Path]) -> None:
+    outcome = submit(pool, job(models, "torch", DATA / "phage_heldout.fna", "dna"))["torch"]
+    assert outcome.state == "done"
+    processes = [pool.process.pid, *(process.pid for process in family(pool.process.pid))]
+    assert len(processes) >= 3
+    with_torch = [pid for pid in processes if "libtorch" in Path(f"/proc/{pid}/maps").read_text()]
+    assert pool.process.pid not in with_torch
+    assert len(with_torch) == 1
+
+
+def test_a_job_for_other_weights_or_another_precision_is_refused_by_name(
+    pool: ServedPool, tmp_path: Path, models: dict[str, Path]
+) -> None:
+    path = DATA / "phage_proteins.faa"
+    outcomes = submit(
+        pool,
+        dataclasses.replace(job(models, "weights", path, "proteins"), models={"esm2": "0123456789ab" + "c" * 52}),
+        dataclasses.replace(job(models, "precision", path, "proteins"), precision="fp16"),
+    )
+    held = prepared.read(models["esm2"]).weights_sha256
+    assert {name: outcome.state for name, outcome in outcomes.items()} == dict.fromkeys(outcomes, "failed")
+    assert "other weights of esm2" in outcomes["weights"].error
+    assert held[:12] in outcomes["weights"].error
+    assert outcomes["precision"].error == "the pool computes in precision auto, asked for was fp16"
+
+
+def test_a_model_that_the_pool_does_not_hold_is_named(
+    serve: Callable[..., ServedPool], models: dict[str, Path], encoders: dict[str, Any]
+) -> None:
+    one = {"esm2": models["esm2"]}
+    pool = serve(models=one)
+    entry = job(models, "p", DATA / "phage_proteins.faa", "proteins")
+    outcomes = submit(pool, job(models, "c", DATA / "phage_heldout.fna", "contigs"), entry)
+    assert outcomes["c"].error == "the pool does not hold dnabert_s, which kind contigs needs"
+    assert compare(outcomes["p"], entry, models, encoders) > 0
+
+
+def test_what_is_no_manifest_does_not_stop_the_pool(
+    pool: ServedPool, tmp_path: Path, models: dict[str, Path], encoders: dict[str, Any]
+) -> None:
+    incoming = pool.spool_path / "incoming"
+    (incoming / "x.yaml").write_text("sample: [")
+    (incoming / "y.yaml").write_text(job(models, "y", tmp_path, "dna").dump().replace("kind: dna", "kind: !!bool x"))
+    with open(os.fsencode(incoming) + b"/z\xff.yaml", "w") as file:
+        file.write("{}")
+    odd = job(models, "odd", Path("/data/\udcff.fna"), "dna")
+    entry = job(models, "p2", DATA / "phage_proteins.faa", "proteins")
+    outcomes = submit(pool, entry, odd)
+    assert compare(outcomes["p2"], entry, models, encoders) > 0
+    assert outcomes["odd"].state == "failed"
+    assert len(list((pool.spool_path / "failed").glob("[xyz]*"))) == 3
+    assert pool.process.poll() is None
+
+
+def test_a_job_handed_in_twice_at_once_is_done_all_the_same(
+    serve: Callable[..., ServedPool], models: dict[str, Path], encoders: dict[str, Any]
+) -> None:
+    """Two consumers can both find that nobody has claimed a job, and hand it in; the second comes after the claim."""
+    pool = serve()
+    entry = job(models, "p", DATA / "phage_proteins.faa", "proteins")
+    name = f"{entry.job}.yaml"
+    pool.spool.submit(entry)
+    pool.eventually(lambda: name in pool.claimed())
+    staged = pool.spool_path / "again.yaml"
+    staged.write_text(entry.dump())
+    staged.rename(pool.spool_path / "incoming" / name)
+    pool.eventually(lambda: pool.spool.receipt(entry.job) is not None and not pool.claimed())
+    pool.eventually(lambda: pool.spool.waiting() == [])
+    time.sleep(1)
+    assert pool.process.poll() is None, pool.log.read_text()
+    outcome = pool.spool.receipt(entry.job)
+    assert outcome is not None
+    assert compare(outcome, entry, models, encoders) > 0
+
+
+def run_consumer(pool: ServedPool, models: dict[str, Path]) -> "subprocess.CompletedProcess[str]":
+    """Submit a sample with the script that the rule runs."""
+    names = [directory / "model.json" for directory in models.values()]
+    arguments: list[Any] = [DATA / "phage_heldout.fna", "--sample", "s", "--kind", "contigs", "--models", *names]
+    arguments += ["--endpoint", pool.endpoint, "--receipt", pool.spool_path.parent / "s.json"]
+    command = [sys.executable, SCRIPTS / "submit_job.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=LONG_S)
+
+
+def test_wrong_weights_end_the_pool_and_its_consumers_with_the_reason(
+    serve: Callable[..., ServedPool], tmp_path: Path, models: dict[str, Path]
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "cut").mkdir()
+    for path in models["esm2"].iterdir():
+        (tmp_path / "cut" / path.name).write_bytes(path.read_bytes())
+    os.truncate(tmp_path / "cut/model.safetensors", 1000)
+    reasons = {"nothing": "not a prepared model, model.json is missing", "cut": "model.safetensors: not readable"}
+    pools = {name: serve(f"pool-{name}", models={**models, "esm2": tmp_path / name}) for name in reasons}
+    for name, reason in reasons.items():
+        pool = pools[name]
+        assert pool.ended() == 2
+        assert pool.state.state == "failed"
+        assert str(tmp_path / name) in pool.state.reason
+        assert reason in pool.state.reason
+        assert "Traceback" not in pool.log.read_text()
+        told = run_consumer(pool, models)
+        assert told.returncode == 1
+        assert pool.state.reason in told.stderr
+        assert "Traceback" not in told.stderr
+        assert not (pool.spool_path.parent / "s.json").exists()
+
+
+def test_a_pool_that_dies_without_a_word_ends_its_consumers(
+    serve: Callable[..., ServedPool], models: dict[str, Path]
+) -> None:
+    pool = serve()
+    pool.process.kill()
+    pool.ended()
+    told = run_consumer(pool, models)
+    assert told.returncode == 1
+    assert f"the pool (process {pool.process.pid} on " in told.stderr
+    assert "died without a word" in told.stderr
+
+
+@pytest.mark.parametrize("asked", [{"device": "auto", "gpu": 1}, {"device": "cuda"}, {"device": "cuda", "gpu": 2}])
+def test_a_gpu_that_is_not_there_ends_the_pool_at_once(
+    serve: Callable[..., ServedPool], models: dict[str, Path], asked: dict[str, Any]
+) -> None:
+    pool = serve(environment={"CUDA_VISIBLE_DEVICES": ""}, **asked)
+    assert pool.ended() == 1
+    reason = pool.state.reason
+    assert reason.startswith(f"{asked.get('gpu', 1)} GPU(s) asked for")
+    assert "torch sees 0 CUDA device(s) with CUDA_VISIBLE_DEVICES=" in reason
+    assert pool.state.state == "failed"
+    assert reason in pool.log.read_text()
+    assert "on cpu" not in pool.log.read_text()
+    with pytest.raises(ResourceError, match="torch sees 0 CUDA device"):
+        submit(pool, job(models, "s", DATA / "phage_heldout.fna", "contigs"))
+
+
+def test_sigterm_ends_the_pool_and_gives_its_claims_back(
+    serve: Callable[..., ServedPool], tmp_path: Path, models: dict[str, Path]
+) -> None:
+    pool = serve(tokens_per_batch=1024)
+    jobs = [
+        job(models, f"s{seed}", proteins(tmp_path / f"s{seed}.faa", 150, 150, seed), "proteins") for seed in range(3)
+    ]
+    for entry in jobs:
+        pool.spool.submit(entry)
+    pool.eventually(lambda: list(pool.spool_path.glob("blocks/*/*/*.npy")))
+    assert pool.claimed() != []
+    children = family(pool.process.pid)
+    assert len(children) >= 2
+    pool.process.send_signal(signal.SIGTERM)
+    assert pool.ended() == 0
+    gone(children)
+    unfinished = [f"{entry.job}.yaml" for entry in jobs if pool.spool.receipt(entry.job) is None]
+    assert unfinished != []
+    assert sorted(pool.spool.waiting()) == sorted(unfinished)
+    assert pool.claimed() == []
+    assert list((pool.spool_path / "work").iterdir()) == []
+    assert (pool.state.state, pool.state.reason) == ("ended", "SIGTERM")
+    assert list(pool.spool_path.glob("blocks/*/*/*.npy")), "finished vectors are kept for the next run"
+
+
+def test_after_a_kill_the_next_pool_finishes_with_what_was_there(
+    serve: Callable[..., ServedPool], tmp_path: Path, models: dict[str, Path], encoders: dict[str, Any]
+) -> None:
+    first = serve("first", tokens_per_batch=512)
+    entry = job(models, "s", proteins(tmp_path / "s.faa", 160, 100), "proteins")
+    first.spool.submit(entry)
+    first.eventually(lambda: len(list(first.spool_path.glob("blocks/*/*/*.npy"))) > 2)
+    children = family(first.process.pid)
+    assert len(children) >= 2
+    first.process.kill()
+    first.ended()
+    gone(children, limit_s=10)
+    assert first.claimed() == [f"{entry.job}.yaml"]
+    second = serve("second", spool=first.spool_path)
+    outcome = submit(second, entry)["s"]
+    assert compare(outcome, entry, models, encoders) > 0
+    second.eventually(lambda: second.state.progress.get("done") == 1)
+    computed = second.state.progress["sequences"]
+    assert isinstance(computed, int | float)
+    assert 0 < computed <= 160 - 3 * 5, "what the first pool had computed was computed again"
+    assert "took over 1 jobs" in second.log.read_text()
+
+
+def test_a_pool_ends_when_its_endpoint_goes_or_nobody_wants_anything(serve: Callable[..., ServedPool]) -> None:
+    left, idle = serve("left"), serve("idle", idle_timeout_s=1.0)
+    left.endpoint.unlink()
+    assert (left.ended(), idle.ended()) == (0, 0)
+    assert "the endpoint file is gone" in left.log.read_text()
+    assert (idle.state.state, idle.state.reason) == ("ended", "idle for 1 s")
+
+
+def test_a_wrong_settings_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "pool.yaml").write_text("models: {esm2: /m}\nthreats: 2\n")
+    arguments: list[Any] = [
+        "--config",
+        tmp_path / "pool.yaml",
+        "--spool",
+        tmp_path / "s",
+        "--endpoint",
+        tmp_path / "e.json",
+    ]
+    command = [sys.executable, SCRIPTS / "serve_pool.py", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S)
+    assert ended.returncode == 2
+    assert "pool.yaml: unknown key 'threats'; did you mean threads?" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+WORKER_PROBE = """
+import json, multiprocessing, os, sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from holdfast import worker
+
+class Witness:
+    seen = []
+
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            self.seen.append(os.environ.get("PYTORCH_ALLOC_CONF"))
+
+sys.meta_path.insert(0, Witness())
+
+def report():
+    import torch
+    return [Witness.seen, os.environ["PYTORCH_ALLOC_CONF"], torch.get_num_threads()]
+
+if __name__ == "__main__":
+    models = {model: Path(directory) for model, directory in json.loads(sys.argv[1]).items()}
+    settings = worker.WorkerSettings("cpu", models, "auto", 2, "max_split_size_mb:64", 0.5, 3)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=worker.guard) as executor:
+        ready = executor.submit(worker.start, settings).result()
+        print(json.dumps([ready.precision, ready.device_name, *executor.submit(report).result()]))
+    assert "torch" not in sys.modules
+"""
+
+
+def test_a_worker_sets_the_allocator_before_torch_is_there(tmp_path: Path, models: dict[str, Path]) -> None:
+    (tmp_path / "probe.py").write_text(WORKER_PROBE)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTORCH_ALLOC_CONF"}
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "probe.py", json.dumps({model: str(path) for model, path in models.items()})],
+        env={**environment, "PYTHONPATH": str(SCRIPTS)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=LONG_S,
+    )
+    assert ended.returncode == 0
+    setting = "max_split_size_mb:64"
+    assert json.loads(ended.stdout) == ["fp32", "CPU, 2 threads", [setting], setting, 2]

@@ -1,0 +1,384 @@
+"""The spool under several processes and against what others may put into it."""
+
+import json
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from holdfast.errors import ResourceError
+from holdfast.manifest import Manifest
+from holdfast.receipt import Receipt
+from holdfast.spool import DIRECTORIES, Spool
+
+ROOT = Path(__file__).parents[2]
+ROUNDS = 1000
+
+# Claims once for every line it is sent, and answers with the names of the jobs it got.
+CLAIMER = """
+import json, sys
+from holdfast.spool import Spool
+spool = Spool(sys.argv[1])
+for _ in sys.stdin:
+    print(json.dumps([manifest.job for manifest in spool.claim(sys.argv[2])]), flush=True)
+"""
+
+
+def job(sample: str = "s", **changed: Any) -> Manifest:
+    fields: dict[str, Any] = {
+        "kind": "dna",
+        "fasta": "/data/s.fna",
+        "size_bytes": 1,
+        "mtime_ns": 2,
+        "chunk_length": 0,
+        "models": {"dnabert_s": "a" * 64},
+        "precision": "auto",
+        "store_dtype": "float16",
+    }
+    return Manifest(sample=sample, **{**fields, **changed})
+
+
+def python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start another Python that can import the package; a bomb in it ends at 1 GiB."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "workflow/scripts")},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ask(claimer: subprocess.Popen[str]) -> None:
+    assert claimer.stdin is not None
+    claimer.stdin.write("\n")
+    claimer.stdin.flush()
+
+
+def answer(claimer: subprocess.Popen[str]) -> list[str]:
+    assert claimer.stdout is not None
+    names: list[str] = json.loads(claimer.stdout.readline())
+    return names
+
+
+def failures(spool: Spool) -> dict[str, str]:
+    """Error by name of the job, from the receipts of failed jobs."""
+    found = {}
+    for directory in (spool.root / "failed").iterdir():
+        outcome = spool.receipt(directory.name)
+        assert outcome is not None
+        assert (outcome.state, outcome.job, outcome.embeddings) == ("failed", directory.name, "")
+        found[directory.name] = outcome.error
+    return found
+
+
+def test_two_claimers_never_get_the_same_manifest(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    with ExitStack() as stack:
+        claimers = [stack.enter_context(python(CLAIMER, tmp_path, name)) for name in ("one", "two")]
+        won = [0, 0]
+        for number in range(ROUNDS):
+            manifest = job(f"s{number}")
+            staged = tmp_path / "staged.yaml"
+            staged.write_text(manifest.dump())
+            staged.rename(tmp_path / "incoming" / f"{manifest.job}.yaml")
+            for claimer in claimers:
+                ask(claimer)
+            got = [answer(claimer) for claimer in claimers]
+            assert sorted(got) == [[], [manifest.job]]
+            won[got.index([manifest.job])] += 1
+        for claimer in claimers:
+            claimer.communicate()
+    assert min(won) > 0, "one claimer was always first, so there was no contest"
+    assert [len(os.listdir(tmp_path / "claimed" / name)) for name in ("one", "two")] == won
+    assert spool.waiting() == []
+    assert failures(spool) == {}
+
+
+def test_a_half_written_manifest_is_never_seen(tmp_path: Path) -> None:
+    spool, manifest = Spool(tmp_path), job()
+    code = """
+import sys, time
+from holdfast.files import atomic_text
+with atomic_text(sys.argv[1]) as file:
+    file.write(sys.argv[2])
+    file.flush()
+    print("half", flush=True)
+    if sys.stdin.readline() == "go on\\n":
+        file.write(sys.argv[3])
+    else:
+        time.sleep(60)
+"""
+    path, text = tmp_path / "incoming" / f"{manifest.job}.yaml", manifest.dump()
+    for ending in ("stay", "go on"):
+        with python(code, path, text[:50], text[50:]) as writer:
+            assert writer.stdout is not None
+            assert writer.stdin is not None
+            assert writer.stdout.readline() == "half\n"
+            assert spool.waiting() == []
+            assert list(spool.claim("pool")) == []
+            writer.stdin.write(ending + "\n")
+            writer.stdin.flush()
+            if ending == "stay":
+                writer.send_signal(signal.SIGKILL)
+        assert list(spool.claim("pool")) == ([] if ending == "stay" else [manifest])
+    assert failures(spool) == {}
+
+
+def test_writers_killed_at_any_moment_leave_whole_manifests(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    code = """
+import dataclasses, sys
+from holdfast import manifest
+from holdfast.spool import Spool
+spool, first = Spool(sys.argv[1]), manifest.parse(sys.stdin.readline().replace(";", "\\n"), "first")
+print("begin", flush=True)
+for number in range(10**9):
+    spool.submit(dataclasses.replace(first, size_bytes=number))
+"""
+    text = job().dump().replace("\n", ";") + "\n"
+    claimed: list[str] = []
+    for delay in range(8):
+        with python(code, tmp_path) as writer:
+            assert writer.stdout is not None
+            assert writer.stdin is not None
+            writer.stdin.write(text)
+            writer.stdin.flush()
+            writer.stdout.readline()
+            until = time.monotonic() + 0.05 + 0.007 * delay
+            while time.monotonic() < until:
+                claimed += [manifest.job for manifest in spool.claim("pool")]
+            writer.send_signal(signal.SIGKILL)
+        claimed += [manifest.job for manifest in spool.claim("pool")]
+    assert len(claimed) > 8
+    assert failures(spool) == {}
+
+
+SAFE, UNSAFE = job("good"), job("bad")
+NAME = f"{UNSAFE.job}.yaml"
+
+
+def text(content: str | bytes, name: str | bytes = NAME) -> Callable[[Path], None]:
+    """Put a file into ``incoming/``."""
+
+    def put(incoming: Path) -> None:
+        raw = content if isinstance(content, bytes) else content.encode()
+        with open(os.fsencode(incoming) + b"/" + os.fsencode(name), "wb") as file:
+            file.write(raw)
+
+    return put
+
+
+def bomb(incoming: Path) -> None:
+    levels = "abcdefghi"
+    lists = [f"&{here} [{', '.join([f'*{below}'] * 9)}]" for below, here in pairwise(levels)]
+    value = "[&a [x, x], " + ", ".join(lists) + "]"
+    text(UNSAFE.dump().replace("sample: bad", f"sample: {value}"))(incoming)
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "empty": (text(""), "needs exactly the keys"),
+    "not YAML": (text("{a: ["), "not YAML"),
+    "a list": (text("[1, 2]"), "needs exactly the keys"),
+    "a Python object": (text("!!python/object/apply:os.system [touch pwned]"), "not YAML"),
+    "an impossible tag": (text(UNSAFE.dump().replace("kind: dna", "kind: !!bool x")), "not YAML"),
+    "wrong types": (text(UNSAFE.dump().replace("size_bytes: 1", "size_bytes: [1]")), "size_bytes"),
+    "an endless number": (text(UNSAFE.dump().replace("size_bytes: 1", f"size_bytes: 0x{'f' * 9000}")), "size_bytes"),
+    "a bomb of aliases": (bomb, ""),
+    "not UTF-8": (text(b"sample: \xff"), "not UTF-8"),
+    "huge": (text(b"#" * 50_000_000), "larger than"),
+    "binary": (text(os.urandom(1000)), ""),
+    "another job's name": (text(SAFE.dump()), "the name does not fit the content"),
+    "a name that is not UTF-8": (text(UNSAFE.dump(), b"bad\xff.yaml"), "the name does not fit the content"),
+    "the longest name": (text(UNSAFE.dump(), "b" * 250 + ".yaml"), "the name does not fit the content"),
+    "a link": (lambda incoming: os.symlink("/etc/hostname", incoming / NAME), "not a regular file"),
+    "a dangling link": (lambda incoming: os.symlink("/nowhere", incoming / NAME), "not a regular file"),
+    "a fifo": (lambda incoming: os.mkfifo(incoming / NAME), "not a regular file"),
+    "a directory": (lambda incoming: (incoming / NAME).mkdir(), "not a regular file"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_no_manifest_is_failed_and_the_others_are_claimed(name: str, tmp_path: Path) -> None:
+    put, message = HOSTILE[name]
+    spool = Spool(tmp_path)
+    put(tmp_path / "incoming")
+    spool.submit(SAFE)
+    with python(CLAIMER, tmp_path, "pool") as claimer:
+        try:
+            output, _ = claimer.communicate("\n", timeout=15)
+        finally:
+            claimer.kill()
+    assert json.loads(output or "null") == [SAFE.job]
+    ((refused, error),) = failures(spool).items()
+    assert refused != SAFE.job
+    assert message in error
+    assert len(error) < 100_000
+    assert os.listdir(tmp_path / "claimed" / "pool") == [f"{SAFE.job}.yaml"]
+    assert spool.waiting() == []
+    assert not Path("pwned").exists()
+
+
+def test_the_target_of_a_link_is_left_alone(tmp_path: Path) -> None:
+    spool, target = Spool(tmp_path / "spool"), tmp_path / "target"
+    target.write_text(UNSAFE.dump())
+    (spool.root / "incoming" / NAME).symlink_to(target)
+    assert list(spool.claim("pool")) == []
+    assert target.read_text() == UNSAFE.dump()
+
+
+def test_a_refused_job_can_be_handed_in_again(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    text("{")(tmp_path / "incoming")
+    assert list(spool.claim("pool")) == []
+    assert UNSAFE.job in failures(spool)
+    spool.submit(UNSAFE)
+    assert spool.receipt(UNSAFE.job) is None
+    assert list(spool.claim("pool")) == [UNSAFE]
+
+
+def test_a_spool_is_private(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        spool = Spool(tmp_path / "a" / "spool")
+        list(spool.claim("pool"))
+        spool.work_directory("pool", "job")
+    finally:
+        os.umask(before)
+    directories = [spool.root, *(path for path in spool.root.rglob("*") if path.is_dir())]
+    assert len(directories) == 1 + len(DIRECTORIES) + 3
+    assert {stat.S_IMODE(path.stat().st_mode) for path in directories} == {0o700}
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o720, 0o702, 0o777])
+def test_a_spool_that_others_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.root.chmod(mode)
+    with pytest.raises(ResourceError, match=r"spool.*: others may write to the spool; chmod 700"):
+        Spool(spool.root)
+
+
+def test_a_spool_is_refused_when_others_may_hand_jobs_in(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.root.chmod(0o755)
+    Spool(spool.root)
+    (spool.root / "incoming").chmod(0o777)
+    with pytest.raises(ResourceError, match=r"incoming.*: others may write"):
+        Spool(spool.root)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
+def test_the_spool_of_another_user_is_refused_and_left_alone(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12345, -1)
+    with pytest.raises(ResourceError, match=r"belongs to another user \(uid 12345\)"):
+        Spool(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_cannot_be_a_spool(tmp_path: Path) -> None:
+    (tmp_path / "spool").touch()
+    with pytest.raises(ResourceError, match="the spool cannot be used: File exists"):
+        Spool(tmp_path / "spool")
+
+
+def test_messages_name_only_keys_that_the_config_has(tmp_path: Path) -> None:
+    schema = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+    (tmp_path / "spool").touch()
+    with pytest.raises(ResourceError) as caught:
+        Spool(tmp_path / "spool")
+    named = [word.strip(".;,") for word in str(caught.value).split() if word.startswith("pool.")]
+    assert [
+        name for name in named if name.removeprefix("pool.") not in schema["properties"]["pool"]["properties"]
+    ] == []
+
+
+def test_the_oldest_job_is_claimed_first_and_keeps_its_place(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    jobs = [job(name) for name in "cab"]
+    for age, manifest in enumerate(jobs):
+        spool.submit(manifest)
+        os.utime(tmp_path / "incoming" / f"{manifest.job}.yaml", ns=(10**18 + age, 10**18 + age))
+    assert spool.waiting() == [f"{manifest.job}.yaml" for manifest in jobs]
+    spool.submit(jobs[0])
+    assert spool.waiting() == [f"{manifest.job}.yaml" for manifest in jobs], "handed in again, it lost its place"
+    assert list(spool.claim("pool")) == jobs
+
+
+def test_claims_are_given_back_in_their_old_order(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    jobs = [job(name) for name in "cab"]
+    for age, manifest in enumerate(jobs):
+        spool.submit(manifest)
+        os.utime(tmp_path / "incoming" / f"{manifest.job}.yaml", ns=(10**18 + age, 10**18 + age))
+    assert list(spool.claim("dead")) == jobs
+    (spool.work_directory("dead", jobs[0].job) / "half").touch()
+    assert spool.give_back("dead") == 3
+    assert not (tmp_path / "work" / "dead").exists()
+    assert not (tmp_path / "claimed" / "dead").exists()
+    assert list(spool.claim("next")) == jobs
+    assert spool.give_back("dead") == 0
+
+
+def test_only_as_much_is_claimed_as_is_asked_for(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    for name in "abc":
+        spool.submit(job(name))
+    for _ in spool.claim("pool"):
+        break
+    assert len(spool.waiting()) == 2
+    assert len(os.listdir(tmp_path / "claimed" / "pool")) == 1
+
+
+def test_a_job_in_work_is_not_handed_in_twice(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.submit(job())
+    assert list(spool.claim("pool")) == [job()]
+    spool.submit(job())
+    assert spool.waiting() == []
+
+
+@pytest.mark.parametrize("state", ["done", "failed"])
+def test_a_finished_job_has_a_receipt_and_no_claim(tmp_path: Path, state: str) -> None:
+    spool, manifest = Spool(tmp_path), job()
+    spool.submit(manifest)
+    list(spool.claim("pool"))
+    work = spool.work_directory("pool", manifest.job)
+    (work / "embeddings.h5").write_text("vectors")
+    assert spool.receipt(manifest.job) is None
+    outcome = Receipt(manifest.job, "s", state, error="why" if state == "failed" else "")
+    spool.finish("pool", outcome, work)
+    assert spool.receipt(manifest.job) == outcome
+    assert (tmp_path / state / manifest.job / "embeddings.h5").read_text() == "vectors"
+    assert os.listdir(tmp_path / "claimed" / "pool") == []
+    assert not work.exists()
+    assert spool.give_back("pool") == 0
+
+
+def test_a_work_directory_is_new_and_empty(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    (spool.work_directory("pool", "job") / "old").touch()
+    assert os.listdir(spool.work_directory("pool", "job")) == []
+
+
+def test_earlier_results_of_a_sample_are_forgotten_and_no_others(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    names = {"old": job("a", size_bytes=5), "new": job("a"), "longer": job("a-b"), "other": job("b")}
+    for state in ("done", "failed"):
+        for manifest in names.values():
+            directory = tmp_path / state / manifest.job
+            directory.mkdir()
+            Receipt(manifest.job, manifest.sample, state).write(directory / "receipt.json")
+    spool.forget("a", keep=names["new"].job)
+    left = {name for name, manifest in names.items() if spool.receipt(manifest.job)}
+    assert left == {"new", "longer", "other"}

@@ -1,0 +1,99 @@
+"""Who a pool is, what it says of itself, and when it is known to be dead."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from holdfast import status
+from holdfast.errors import ConfigError
+from holdfast.spool import Spool
+from holdfast.status import Identity, Observer, PoolState
+
+ROOT = Path(__file__).parents[2]
+
+
+def identity_of(process: subprocess.Popen[str]) -> Identity:
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return dataclasses.replace(Identity.own(), pid=process.pid, started=int(fields[19]))
+
+
+def test_the_endpoint_and_the_state_are_read_back(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    state = PoolState(Identity.own(), str(spool.root), "ready", "", 7, {"devices": "CPU", "tokens": 3.5})
+    state.announce(tmp_path / "endpoint.json")
+    state.write()
+    assert status.read(tmp_path / "endpoint.json") == state
+    assert status.read(status.state_path(spool.root, state.identity.pool)) == state
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"identity": 1}', '{"identity": {"host": "a"}}', "\0"])
+def test_what_is_no_state_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "endpoint.json").write_text(content)
+    assert status.read(tmp_path / "endpoint.json") is None
+    assert status.read(tmp_path / "missing.json") is None
+    assert status.read(tmp_path) is None
+
+
+def test_a_pool_has_the_name_of_a_file_and_every_process_another() -> None:
+    own = Identity.own()
+    assert own.pid == os.getpid()
+    names = {dataclasses.replace(own, **change).pool for change in ({}, {"pid": 1}, {"started": 1}, {"host": "b"})}
+    assert len(names) == 4
+    assert dataclasses.replace(own, host="../a b.c/é").pool.startswith("---a-b-c-é-")
+
+
+def test_a_pool_of_this_machine_lives_as_long_as_its_process() -> None:
+    observer = Observer()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, text=True) as process:
+        state = PoolState(identity_of(process), "/spool")
+        assert not observer.is_dead(state)
+        reused = dataclasses.replace(state.identity, started=state.identity.started - 1)
+        assert observer.is_dead(PoolState(reused, "/spool"))
+        process.kill()
+        until = time.monotonic() + 10
+        while not observer.is_dead(state):  # not waited for, it is a zombie now
+            assert time.monotonic() < until
+        assert Path(f"/proc/{process.pid}").exists()
+    assert observer.is_dead(state)
+
+
+def test_a_pool_of_another_machine_is_dead_when_its_beat_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "LEASE_S", 0.1)
+    observer = Observer()
+    own = Identity.own()
+    state = PoolState(dataclasses.replace(own, machine="elsewhere", pid=2**22 + 1), "/spool", beat=3)
+    assert not observer.is_dead(state)
+    time.sleep(0.15)
+    state.beat = 4
+    assert not observer.is_dead(state)
+    assert not observer.is_dead(state)
+    time.sleep(0.15)
+    assert observer.is_dead(state)
+    state.beat = 5
+    assert not observer.is_dead(state)
+
+
+def test_the_description_tells_the_living_from_the_dead(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    own = Identity.own()
+    living = PoolState(own, str(tmp_path), "ready", progress={"open_jobs": 3})
+    dead = PoolState(dataclasses.replace(own, started=own.started - 1), str(tmp_path), "ready")
+    failed = PoolState(dataclasses.replace(own, started=own.started - 2), str(tmp_path), "failed", "no GPU")
+    for state in (living, dead, failed):
+        state.write()
+    (spool.root / "incoming" / "a.yaml").touch()
+    lines = status.describe(tmp_path)
+    assert lines[0] == "1 jobs wait to be claimed"
+    assert f"{living.identity.pool}: ready" in lines
+    assert lines[lines.index(f"{living.identity.pool}: ready") + 1].split() == ["open_jobs:", "3"]
+    assert f"{dead.identity.pool}: dead" in lines
+    assert f"{failed.identity.pool}: failed no GPU" in lines
+
+
+def test_another_directory_has_no_description(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a spool"):
+        status.describe(tmp_path)
