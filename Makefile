@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 SOURCES := workflow/scripts tests
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format drill soak fuzz clean
 
 demo: .venv/installed
 	$(BIN)/snakemake -s workflow/Snakefile -d demo --cores 2 --quiet rules
@@ -26,6 +26,22 @@ format: .venv/installed
 	$(BIN)/ruff check --quiet --fix $(SOURCES) demo
 	$(BIN)/ruff format --quiet $(SOURCES) demo
 	$(BIN)/snakefmt --quiet workflow
+
+# Kill the real workflow KILLS times at random moments and compare its results with an undisturbed run's.
+KILLS ?= 24
+drill: .venv/installed
+	$(BIN)/python tests/drills/drill.py --kills $(KILLS)
+
+# Send JOBS small jobs through one pool; writes docs/soak.tsv and docs/soak.svg.
+JOBS ?= 10000
+soak: .venv/installed
+	$(BIN)/python tests/drills/soak.py --jobs $(JOBS)
+
+# Fuzz one parser (tests/fuzz/parsers.py names them) for SECONDS.
+PARSER ?= fasta
+SECONDS ?= 600
+fuzz: .venv/installed
+	$(BIN)/python tests/fuzz/fuzz.py $(PARSER) --seconds $(SECONDS)
 
 clean:
 	rm -rf demo/results demo/resources demo/logs demo/benchmarks demo/.holdfast demo/.snakemake

@@ -19,7 +19,7 @@ def normal(name: str) -> str:
 
 def lock() -> dict[str, str]:
     lines = (ROOT / "envs" / "lock.txt").read_text().splitlines()
-    pinned = [line.split("==") for line in lines if line and not line.startswith("#")]
+    pinned = [line.partition(";")[0].split("==") for line in lines if line and not line.startswith("#")]
     return {normal(name): version for name, version in pinned}
 
 

@@ -69,7 +69,7 @@ class Device:
     @property
     def name(self) -> str:
         """Name of the device, such as ``cuda:0``."""
-        return self.settings.device
+        return self.settings.name
 
     @property
     def retired(self) -> bool:

@@ -49,7 +49,7 @@ def embed_file(fasta: Path, model: str, directory: Path, output: Path, device: s
         counts = reader.read_sample(job, Path(work), {model: directory})
         sequences = Sequences(Path(work), model)
         settings = worker.WorkerSettings(
-            device=device,
+            name="cuda:0" if device == "cuda" else "cpu:0",
             models={model: directory},
             precision=precision,
             threads=os.cpu_count() or 1,

@@ -79,27 +79,28 @@ class Fleet:
             ResourceError: a GPU was asked for and is not there.
         """
         settings = self.settings
-        for name in self._device_names():
+        names = self._device_names()
+        for name in names:
             told = WorkerSettings(
-                device=name,
+                name=name,
                 models=self._directories,
                 precision=settings.precision,
-                threads=settings.threads,
+                threads=max(1, settings.threads // len(names)),
                 allocator=settings.allocator,
                 memory_fraction=settings.memory_fraction,
                 cache_clear_interval=settings.cache_clear_interval,
             )
             self.devices.append(Device(told, settings.max_tasks_per_worker))
-        names = ", ".join(device.name for device in self.devices)
-        log.info("loading %s on %s", ", ".join(self._directories), names)
+        log.info("loading %s on %s", ", ".join(self._directories), ", ".join(names))
         for device in self.devices:
             self._when(device.start(), self._loaded, device)
 
     def _device_names(self) -> list[str]:
         """The devices to use; a GPU that was asked for and is not there is an error, never a slow surprise."""
         settings = self.settings
+        processors = [f"cpu:{number}" for number in range(settings.cpu_workers)]
         if settings.device == "cpu":
-            return ["cpu"]
+            return processors
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=worker.guard) as probe:
             visible = probe.submit(worker.count_devices).result()
         wanted = settings.gpu or (visible if visible or settings.device == "auto" else 1)
@@ -112,7 +113,7 @@ class Fleet:
             )
         if not visible:
             log.warning("no CUDA device is visible and none was asked for: working on the CPU")
-            return ["cpu"]
+            return processors
         return [f"cuda:{number}" for number in range(wanted)]
 
     def stop(self) -> None:

@@ -26,6 +26,7 @@ class PoolSettings:
         device: ``auto``, ``cuda`` or ``cpu``.
         gpu: How many of the visible CUDA devices to use; None for all.
         threads: CPU threads of the pool: torch's on a CPU, and the number of reader processes beside GPUs.
+        cpu_workers: Workers on a CPU, which share ``threads``; more than one pays on machines with many cores.
         tokens_per_batch: Tokens in a batch, special tokens included.
         allocator: PYTORCH_ALLOC_CONF of the workers.
         memory_fraction: Largest share of a device's memory that a worker may take.
@@ -40,6 +41,7 @@ class PoolSettings:
     device: str = "auto"
     gpu: int | None = None
     threads: int = 8
+    cpu_workers: int = 1
     tokens_per_batch: int = 16384
     allocator: str = "expandable_segments:True"
     memory_fraction: float = 0.95
@@ -59,6 +61,7 @@ _RULES = {
     "device": (lambda value: value in ("auto", "cuda", "cpu"), "one of auto, cuda, cpu"),
     "gpu": (lambda value: value is None or _whole(value, 1), "a whole number from 1, or null for all"),
     "threads": (lambda value: _whole(value, 1), "a whole number from 1"),
+    "cpu_workers": (lambda value: _whole(value, 1), "a whole number from 1"),
     "tokens_per_batch": (lambda value: _whole(value, 64), "a whole number from 64"),
     "allocator": (lambda value: isinstance(value, str), "text, such as expandable_segments:True"),
     "memory_fraction": (lambda value: _number(value) and 0 < value <= 1, "a number above 0, at most 1"),

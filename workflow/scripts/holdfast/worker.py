@@ -30,7 +30,7 @@ class WorkerSettings:
     """What a worker needs to know.
 
     Attributes:
-        device: ``cpu`` or ``cuda:N``, N counting the devices that CUDA_VISIBLE_DEVICES lets this process see.
+        name: ``cpu:N``, the Nth worker on the CPU, or ``cuda:N``, the Nth device that CUDA_VISIBLE_DEVICES shows.
         models: Prepared model directories by model.
         precision: ``auto``, ``fp32`` or ``fp16``.
         threads: CPU threads for torch; only used on a CPU.
@@ -39,7 +39,7 @@ class WorkerSettings:
         cache_clear_interval: Batches between two calls of ``torch.cuda.empty_cache``; 0 never.
     """
 
-    device: str
+    name: str
     models: dict[str, Path]
     precision: str
     threads: int
@@ -79,11 +79,11 @@ class Worker:
 
         self.torch = torch
         self.settings = settings
-        self.device = torch.device(settings.device)
+        self.device = torch.device(settings.name if settings.name.startswith("cuda") else "cpu")
         self.batches = 0
         if self.device.type == "cuda":
             if not torch.cuda.is_available():
-                raise ResourceError(f"{settings.device} was asked for, but torch sees no CUDA device; use cpu")
+                raise ResourceError(f"{settings.name} was asked for, but torch sees no CUDA device; use cpu")
             torch.cuda.set_device(self.device)
             torch.cuda.set_per_process_memory_fraction(settings.memory_fraction, self.device)
             name = torch.cuda.get_device_name(self.device)
@@ -111,7 +111,7 @@ class Worker:
         difference = float(np.abs(together[1] - alone[0]).max() / max(1.0, float(np.abs(alone).max())))
         if not difference <= SELF_TEST_TOLERANCE[precision]:
             raise ResourceError(
-                f"{self.settings.device}: self-test of {model} failed: a sequence alone and in a batch differ by "
+                f"{self.settings.name}: self-test of {model} failed: a sequence alone and in a batch differ by "
                 f"{difference:.1e} in {precision}; exclude it through CUDA_VISIBLE_DEVICES or set pool.device: cpu"
             )
 
@@ -154,7 +154,7 @@ def start(settings: WorkerSettings) -> Ready:
         _worker = Worker(settings)
     except (RuntimeError, OSError, ImportError, MemoryError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ResourceError(f"{settings.device}: loading the models failed: {reason}") from None
+        raise ResourceError(f"{settings.name}: loading the models failed: {reason}") from None
     return _worker.ready
 
 
@@ -193,7 +193,7 @@ def embed(model: str, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarr
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
             _worker.clear_cache()
-            raise OutOfMemory(f"{_worker.settings.device}: no memory for {len(tokens)} tokens in a batch") from None
+            raise OutOfMemory(f"{_worker.settings.name}: no memory for {len(tokens)} tokens in a batch") from None
         raise
     return vectors, time.perf_counter() - began
 
