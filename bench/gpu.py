@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import machine
 import models
@@ -25,7 +27,7 @@ from timing import seconds
 
 HERE = Path(__file__).parent
 NAME = "esm2_t36_3B_UR50D"
-SECTIONS = ("speed", "dnabert", "idle", "loading", "memory", "samples")
+SECTIONS = ("speed", "fp8", "dnabert", "idle", "loading", "memory", "samples")
 BUDGETS = (8192, 16384, 32768, 65536)
 PEER_BUDGET_TOKENS = 16384
 
@@ -49,6 +51,8 @@ def main() -> None:
         prepared = models.write_prepared("esm2", architecture, weights, directory / "esm2")
         if "speed" in arguments.only:
             measure_speed(report, architecture, weights, prepared, ceilings["matmul"])
+        if "fp8" in arguments.only:
+            measure_fp8(report, architecture, weights, prepared)
         if "dnabert" in arguments.only:
             measure_dnabert_s(report, prepared, directory)
         if "idle" in arguments.only:
@@ -68,7 +72,7 @@ def start_worker(directories: dict[str, Path], precision: str = "fp16") -> worke
     """A worker in this process, as the pool starts it in its own."""
     defaults = PoolSettings({model: str(path) for model, path in directories.items()})
     settings = worker.WorkerSettings(
-        device="cuda:0",
+        name="cuda:0",
         models=directories,
         precision=precision,
         threads=defaults.threads,
@@ -77,6 +81,12 @@ def start_worker(directories: dict[str, Path], precision: str = "fp16") -> worke
         cache_clear_interval=defaults.cache_clear_interval,
     )
     return worker.Worker(settings)
+
+
+def embed_all(owner: worker.Worker, model: str, batches: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Send every batch, one after the other."""
+    for ids, lengths in batches:
+        owner.embed(model, ids, lengths)
 
 
 def cosine(found: np.ndarray, exact: np.ndarray) -> float:
@@ -103,10 +113,14 @@ def measure_speed(
         ours = float("inf")
         for budget in BUDGETS:
             batches = workload.batches(ids, lengths, budget)
-            taken = seconds(lambda batches=batches: [owner.embed("esm2", *batch) for batch in batches], 3, 1)
+            taken = seconds(partial(embed_all, owner, "esm2", batches), 3, 1)
             report.add("speed", f"{label}: holdfast, {budget} a batch, tokens/s", total / taken)
             report.add("speed", f"{label}: holdfast, {budget} a batch, share of matmul", flops / taken / peak)
             ours = min(ours, taken)
+        if label == "168 tokens":
+            batches = 8 * workload.batches(ids, lengths, PEER_BUDGET_TOKENS)
+            taken = seconds(partial(embed_all, owner, "esm2", batches), 1, 0)
+            report.add("speed", f"{label}: holdfast, a million tokens without a pause, tokens/s", 8 * total / taken)
         for name, (embed, forward) in peers.items():
             order = np.argsort(lengths, kind="stable")
             cases = {"in order": (ids, lengths)}
@@ -115,16 +129,37 @@ def measure_speed(
                 sorted_ids = np.concatenate([ids[starts[i] : starts[i + 1]] for i in order])
                 cases["sorted"] = (sorted_ids, [lengths[i] for i in order])
             for case, (case_ids, case_lengths) in cases.items():
-                taken = seconds(
-                    lambda f=forward, e=embed, i=case_ids, n=case_lengths: e(f, i, n, PEER_BUDGET_TOKENS, "cuda"), 2, 1
-                )
+                run = partial(embed, forward, case_ids, case_lengths, PEER_BUDGET_TOKENS, "cuda")
+                taken = seconds(run, 2, 1)
                 report.add("speed", f"{label}: {name}, {case}, tokens/s", total / taken)
                 report.add("speed", f"{label}: holdfast faster than {name}, {case}, times", taken / ours)
             near = cosine(embed(forward, ids[:checked], lengths[:few], PEER_BUDGET_TOKENS, "cuda"), exact)
             report.add("speed", f"{label}: {name}, smallest cosine to fp32", near)
 
 
-def load_peers(architecture: models.Architecture, weights: dict[str, torch.Tensor]) -> dict[str, tuple]:  # type: ignore[type-arg]
+def measure_fp8(
+    report: Report, architecture: models.Architecture, weights: dict[str, torch.Tensor], prepared: Path
+) -> None:
+    """What fp8 matrix products would buy, and what they cost in accuracy; both models on the device, no copies."""
+    import fp8
+
+    lengths = workload.uniform(PEER_BUDGET_TOKENS)
+    tokens = torch.from_numpy(workload.proteins(lengths)).cuda()
+    exact = esm2.Esm2({name: tensor.float() for name, tensor in weights.items()}, architecture)
+    wanted = exact.embed(tokens, lengths).cpu().numpy()
+    del exact
+    torch.cuda.empty_cache()
+    times = {}
+    for name, model in (("fp16", esm2.load(prepared, "cuda")), ("fp8", fp8.Fp8(weights, architecture))):
+        times[name] = seconds(partial(model.embed, tokens, lengths), 8, 3)
+        report.add("fp8", f"{name}, tokens/s", len(tokens) / times[name])
+        report.add(
+            "fp8", f"{name}, smallest cosine to fp32", cosine(model.embed(tokens, lengths).cpu().numpy(), wanted)
+        )
+    report.add("fp8", "fp8 faster than fp16, times", times["fp16"] / times["fp8"])
+
+
+def load_peers(architecture: models.Architecture, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The peers that are installed."""
     try:
         import peers
@@ -148,11 +183,10 @@ def measure_dnabert_s(report: Report, esm2_directory: Path, directory: Path) -> 
     ids = workload.dna(lengths)
     budget = 16384
     proteins = workload.uniform(frames * 168)
-    protein_s = seconds(
-        lambda: [owner.embed("esm2", *b) for b in workload.batches(workload.proteins(proteins), proteins, budget)], 2, 1
-    )
+    protein_batches = workload.batches(workload.proteins(proteins), proteins, budget)
+    protein_s = seconds(partial(embed_all, owner, "esm2", protein_batches), 2, 1)
     batches = workload.batches(ids, lengths, budget)
-    taken = seconds(lambda: [owner.embed("dnabert_s", *batch) for batch in batches], 5, 2)
+    taken = seconds(partial(embed_all, owner, "dnabert_s", batches), 5, 2)
     report.add("dnabert", "frames/s", frames / taken)
     report.add("dnabert", "time beside ESM-2 3B, share", taken / protein_s)
     exact = start_worker({"dnabert_s": prepared}, "fp32")
@@ -196,20 +230,31 @@ def measure_loading(
     published = models.write_fair_esm(architecture, weights, directory / f"{NAME}.pt")
     machine.page_cache(published)
     found = {}
-    for loader, path, runs in (("holdfast", prepared, 2), ("fair-esm", published, 1)):
-        for _ in range(runs):
-            command = [sys.executable, HERE / "loading.py", loader, path, "cuda"]
-            result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-            if result.returncode:
-                print(f"{loader}: {result.stderr[-400:]}")
-                break
-            found[loader] = json.loads(result.stdout.splitlines()[-1])
-        for name, value in found.get(loader, {}).items():
-            report.add("loading", f"{loader}, {name}", value)
+    for loader, path, state in (
+        ("holdfast", prepared, "cold"),
+        ("holdfast", prepared, "warm"),
+        ("fair-esm", published, "warm"),
+        ("fair-esm", published, "cold"),
+    ):
+        if state == "cold":
+            machine.forget(weights_file(path))
+        command = [sys.executable, HERE / "loading.py", loader, path, "cuda"]
+        result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        if result.returncode:
+            print(f"{loader}: {result.stderr[-400:]}")
+            continue
+        found[loader, state] = json.loads(result.stdout.splitlines()[-1])
+        for name, value in found[loader, state].items():
+            report.add("loading", f"{loader}, {state} page cache, {name}", value)
     published.unlink()
-    if len(found) == 2:
-        ratio = found["fair-esm"]["load_s"] / found["holdfast"]["load_s"]
+    if ("fair-esm", "warm") in found:
+        ratio = found["fair-esm", "warm"]["load_s"] / found["holdfast", "warm"]["load_s"]
         report.add("loading", "holdfast faster than fair-esm, times", ratio)
+
+
+def weights_file(path: Path) -> Path:
+    """The file that holds the weights of a source."""
+    return path / "model.safetensors" if path.is_dir() else path
 
 
 def measure_memory(report: Report, prepared: Path) -> None:
@@ -234,24 +279,26 @@ def measure_samples(report: Report, prepared: Path, directory: Path) -> None:
     """One sample of 10,000 proteins against 1,000 of 10, through a pool; and what a tiny job costs."""
     import samples
 
-    began = time.perf_counter()
-    with samples.serving(directory / "pool", prepared, "cuda", 8, 16384) as client:
-        report.add("samples", "start of the pool to ready, s", time.perf_counter() - began)
-        report.add("samples", "load, s", client.load_s)
-        client.run(1, 500)
-        large, _ = client.run(1, 10_000)
-        many, receipts = client.run(1_000, 10)
-        report.add("samples", "1 of 10,000 proteins, s", large)
-        report.add("samples", "1,000 of 10 proteins, s", many)
-        report.add("samples", "1,000 of 10 against 1 of 10,000, times", many / large)
-        work = sum(receipt.seconds["device_s"] for receipt in receipts)
-        report.add("samples", "1,000 of 10: device seconds", work)
-        report.add("samples", "1 of 10,000: tokens/s", 10_000 * 168 / large)
-        beside = []
-        for _ in range(15):
-            taken, (receipt,) = client.run(1, 1)
-            beside.append(taken - receipt.seconds["device_s"])
-        report.add("samples", "tiny job, beside the work, median ms", float(np.median(beside)) * 1000)
+    for budget in (16384, 32768):
+        began = time.perf_counter()
+        with samples.serving(directory / f"pool{budget}", prepared, "cuda", 8, budget) as client:
+            report.add("samples", f"{budget} a batch: start of the pool to ready, s", time.perf_counter() - began)
+            report.add("samples", f"{budget} a batch: of that, load, s", client.load_s)
+            client.run(1, 500)
+            large, (receipt,) = client.run(1, 10_000)
+            many, receipts = client.run(1_000, 10)
+            report.add("samples", f"{budget} a batch: 1 of 10,000 proteins, s", large)
+            report.add("samples", f"{budget} a batch: 1 of 10,000, device, s", receipt.seconds["device_s"])
+            report.add("samples", f"{budget} a batch: 1,000 of 10 proteins, s", many)
+            report.add("samples", f"{budget} a batch: 1,000 of 10 against 1 of 10,000, times", many / large)
+            work = sum(receipt.seconds["device_s"] for receipt in receipts)
+            report.add("samples", f"{budget} a batch: 1,000 of 10, device, s", work)
+            report.add("samples", f"{budget} a batch: 1 of 10,000, tokens/s", 10_000 * 168 / large)
+            beside = []
+            for _ in range(15):
+                taken, (receipt,) = client.run(1, 1)
+                beside.append(taken - receipt.seconds["device_s"])
+            report.add("samples", f"{budget} a batch: tiny job, beside the work, ms", float(np.median(beside)) * 1000)
 
 
 if __name__ == "__main__":

@@ -5,29 +5,25 @@ that made them. The network gives the probabilities of ``other`` and ``virus``, 
 through in blocks when frames are classified; training holds those of all labelled samples, in float32.
 
 Networks come from two kinds of files: our safetensors, whose header names the models the features were made
-with, and VirNucPro's ``.pth``, a whole pickled module. The latter is taken apart by an unpickler that knows the
-few names in such a file, maps them to stand-ins that only hold data, and refuses every other name.
+with, and VirNucPro's ``.pth``, a whole pickled module, which :mod:`.pth` takes apart.
 """
 
-import hashlib
-import io
 import json
 import math
-import pickle
-import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from . import documents, pth
 from .calls import THRESHOLD, require_contigs, score_contigs, vote
+from .documents import DocumentError
 from .embeddings import BLOCK_ROWS, Reader, Rows
 from .errors import ConfigError, InputError, WeightsError
 from .files import atomic_text, temporary_path
@@ -152,165 +148,61 @@ def load(path: str | Path) -> Classifier:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; 'classifier' names a .safetensors or VirNucPro's .pth")
     if path.suffix == ".safetensors":
-        header, state = _read_safetensors(path)
+        models, source, state = _read_safetensors(path)
     elif path.suffix == ".pth":
-        header, state = _read_published(path)
+        digest, state = pth.read(path)
+        models, source = {}, f"{path.name}, sha256 {digest}"
     else:
         raise WeightsError(f"{path}: a classifier ends in .safetensors, or .pth for VirNucPro's own")
     try:
         hidden_width, feature_width = state["hidden_layer.weight"].shape
-        classifier = Classifier(feature_width, header["models"], header["source"], hidden_width)
+        if min(hidden_width, feature_width) < 1:
+            raise ValueError("a layer without a neuron")
+        classifier = Classifier(feature_width, models, source, hidden_width)
         classifier.load_state_dict(state)
     except (KeyError, ValueError, AttributeError, TypeError, RuntimeError) as error:
         raise WeightsError(f"{path}: does not hold VirNucPro's network: {' '.join(str(error).split())}") from None
+    if not all(tensor.isfinite().all() for tensor in classifier.state_dict().values()):
+        raise WeightsError(f"{path}: holds values that are not finite; train it, or download VirNucPro's, again")
     return classifier
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+@dataclass(frozen=True)
+class _TrainedWith:
+    width: int
+    source: str
+    synthetic: bool
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What our safetensors say beside the tensors."""
+
+    format_version: int
+    classes: list[str]
+    models: dict[str, _TrainedWith]
+    source: str
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, dict[str, Any]], str, dict[str, torch.Tensor]]:
     try:
         with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
+            content = documents.parse_json((file.metadata() or {}).get(HEADER_KEY, "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, DocumentError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file ({error})") from None
-    if header.get("format_version") != FORMAT_VERSION:
-        raise WeightsError(f"{path}: not a classifier of this version; train it, or convert VirNucPro's .pth, again")
-    return header, state
-
-
-class _Module:
-    """Stands in for a module in a pickle: holds its state, does nothing."""
-
-    state: dict[str, Any]
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.state = state
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows the names that ``torch.save`` writes for VirNucPro's module, and no other.
-
-    Storages are made empty and filled later, from ``storages``, since their bytes lie behind or beside the pickle.
-    """
-
-    MODULES = frozenset(
-        {
-            "__main__.MLPClassifier",
-            "torch.nn.modules.linear.Linear",
-            "torch.nn.modules.batchnorm.BatchNorm1d",
-            "torch.nn.modules.dropout.Dropout",
-            "torch.nn.modules.activation.ReLU",
-        }
-    )
-
-    def __init__(self, file: BinaryIO, limit_bytes: int) -> None:
-        super().__init__(file)
-        self.limit_bytes = limit_bytes
-        self.storages: dict[str, bytearray] = {}
-        self._known: dict[str, Any] = {
-            "__builtin__.set": set,
-            "builtins.set": set,
-            "collections.OrderedDict": OrderedDict,
-            "torch.FloatStorage": torch.float32,
-            "torch.LongStorage": torch.int64,
-            "torch._utils._rebuild_tensor_v2": self._tensor,
-            "torch._utils._rebuild_parameter": self._parameter,
-        }
-
-    def find_class(self, module: str, name: str) -> Any:
-        full_name = f"{module}.{name}"
-        if full_name in self.MODULES:
-            return type(name, (_Module,), {})
-        if full_name not in self._known:
-            raise WeightsError(
-                f"refused, it asks for {full_name}, which no VirNucPro classifier holds; do not trust it"
-            )
-        return self._known[full_name]
-
-    def persistent_load(self, reference: Any) -> Any:
-        """Resolve what lies outside the pickle: a storage or, in the format before torch 1.6, a module's class."""
-        kind, content, *rest = reference
-        if kind == "module":
-            return content
-        key, _, count, *view = rest
-        count_bytes = count * content.itemsize
-        if kind != "storage" or any(view) or not 0 < count_bytes <= self.limit_bytes:
-            raise pickle.UnpicklingError(f"unknown reference {kind!r} to {count} numbers")
-        return torch.frombuffer(self.storages.setdefault(key, bytearray(count_bytes)), dtype=content)
-
-    @staticmethod
-    def _tensor(storage: torch.Tensor, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> Any:
-        return storage.as_strided(shape, strides, offset)
-
-    @staticmethod
-    def _parameter(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
-        return tensor
-
-
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_BATCH_NORM_EPSILON = 1e-5
-_BROKEN = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    EOFError,
-    OverflowError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RuntimeError,
-)
-
-
-def _read_published(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Read VirNucPro's pickled module, as torch saves it since 1.6 (a zip) or before."""
+    again = "train it, or convert VirNucPro's .pth, again"
     try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            module = _unpickle_zip(file) if zipfile.is_zipfile(file) else _unpickle_legacy(file)
-        state = {
-            f"{name}.{key}": tensor
-            for name, layer in module.state["_modules"].items()
-            for key, tensor in (layer.state["_parameters"] | layer.state["_buffers"]).items()
-        }
-        epsilon = module.state["_modules"]["bn1"].state["eps"]
-    except WeightsError as refusal:
-        raise WeightsError(f"{path}: {refusal}") from None
-    except _BROKEN as error:
-        problem = f"{type(error).__name__}: {error}"
-        raise WeightsError(f"{path}: not a classifier of VirNucPro ({problem}); download it again") from None
-    if epsilon != _BATCH_NORM_EPSILON:
-        raise WeightsError(f"{path}: its BatchNorm1d has eps {epsilon}, VirNucPro's has {_BATCH_NORM_EPSILON}")
-    return {"models": {}, "source": f"{path.name}, sha256 {digest}"}, state
-
-
-def _unpickle_zip(file: BinaryIO) -> Any:
-    with zipfile.ZipFile(file) as archive:
-        members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
-            raise pickle.UnpicklingError("compressed, which torch never does")
-        pickled = archive.read(members["data.pkl"])
-        unpickler = _Unpickler(io.BytesIO(pickled), max(member.file_size for member in members.values()))
-        module = unpickler.load()
-        for key, storage in unpickler.storages.items():
-            memoryview(storage)[:] = archive.read(members[f"data/{key}"])
-    return module
-
-
-def _unpickle_legacy(file: BinaryIO) -> Any:
-    limit_bytes = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    magic, _protocol, _system = (_Unpickler(file, 0).load() for _ in range(3))
-    if magic != _LEGACY_MAGIC:
-        raise pickle.UnpicklingError("a pickle, but not of torch")
-    unpickler = _Unpickler(file, limit_bytes)
-    module = unpickler.load()
-    for key in _Unpickler(file, 0).load():
-        storage = unpickler.storages[key]
-        file.seek(8, io.SEEK_CUR)
-        if file.readinto(memoryview(storage)) != len(storage):  # type: ignore[attr-defined]
-            raise EOFError("truncated")
-    return module
+        header = documents.fill(_Header, content)
+    except DocumentError as error:
+        raise WeightsError(f"{path}: not a classifier of this version ({error}); {again}") from None
+    if (
+        header.format_version != FORMAT_VERSION
+        or header.classes != list(CLASSES)
+        or header.models.keys() not in ({}, set(FEATURE_MODELS))
+    ):
+        raise WeightsError(f"{path}: not a classifier of this version; {again}")
+    return {name: asdict(model) for name, model in header.models.items()}, header.source, state
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,19 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import yaml
 
+from . import documents
+from .documents import DocumentError
 from .errors import HoldfastError
 from .prepared import MODELS
 
 FORMAT_VERSION = 1
-MAX_BYTES = 64 * 1024
+MAX_BYTES = documents.YAML_LIMIT_BYTES
 SAMPLE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 MODELS_OF_KIND = {"contigs": ("esm2", "dnabert_s"), "proteins": ("esm2",), "dna": ("dnabert_s",)}
@@ -97,9 +100,9 @@ def parse(text: str, name: str) -> Manifest:
     if len(text.encode()) > MAX_BYTES:
         raise ManifestError(f"{name}: larger than {MAX_BYTES} bytes")
     try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ManifestError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+        content = documents.parse_yaml(text)
+    except DocumentError as error:
+        raise ManifestError(f"{name}: {error}") from None
     wanted = {field.name for field in fields(Manifest)}
     if not isinstance(content, dict) or set(content) != wanted:
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
@@ -118,7 +121,7 @@ def _problems(manifest: Manifest) -> list[tuple[str, str]]:
         "format_version": manifest.format_version == FORMAT_VERSION,
         "sample": isinstance(manifest.sample, str) and SAMPLE_PATTERN.fullmatch(manifest.sample) is not None,
         "kind": isinstance(manifest.kind, str) and manifest.kind in MODELS_OF_KIND,
-        "fasta": isinstance(manifest.fasta, str) and manifest.fasta.startswith("/") and "\0" not in manifest.fasta,
+        "fasta": isinstance(manifest.fasta, str) and manifest.fasta.startswith("/"),
         "size_bytes": is_integer(manifest.size_bytes),
         "mtime_ns": is_integer(manifest.mtime_ns),
         "chunk_length": is_integer(manifest.chunk_length) and 0 <= manifest.chunk_length <= 100_000,
@@ -128,10 +131,12 @@ def _problems(manifest: Manifest) -> list[tuple[str, str]]:
         and all(isinstance(value, str) and DIGEST_PATTERN.fullmatch(value) for value in manifest.models.values()),
     }
     problems = [
-        (key, f"not a value this version writes: {getattr(manifest, key)!r}") for key, ok in checks.items() if not ok
+        (key, f"not a value this version writes: {reprlib.repr(getattr(manifest, key))}")
+        for key, ok in checks.items()
+        if not ok
     ]
     if not problems:
-        if sorted(manifest.models) != sorted(MODELS_OF_KIND[manifest.kind]):
+        if set(manifest.models) != set(MODELS_OF_KIND[manifest.kind]):
             problems.append(("models", f"kind {manifest.kind} needs {MODELS_OF_KIND[manifest.kind]} of {MODELS}"))
         if (manifest.kind == "contigs") != (manifest.chunk_length >= 3):
             problems.append(("chunk_length", f"{manifest.chunk_length} does not fit kind {manifest.kind}"))

@@ -8,6 +8,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from . import documents
+from .documents import DocumentError
 from .errors import WeightsError
 
 FORMAT_VERSION = 1
@@ -57,10 +59,10 @@ def read(directory: str | Path) -> Prepared:
     path = Path(directory) / DESCRIPTION_FILE
     hint = "prepare the model again with workflow/scripts/prepare_weights.py"
     try:
-        prepared = Prepared(**json.loads(path.read_text()))
+        prepared = documents.fill(Prepared, documents.read_json(path))
     except FileNotFoundError:
         raise WeightsError(f"{directory}: not a prepared model, {DESCRIPTION_FILE} is missing; {hint}") from None
-    except (TypeError, ValueError) as error:
+    except (OSError, DocumentError) as error:
         raise WeightsError(f"{path}: not readable ({error}); {hint}") from None
     if prepared.format_version != FORMAT_VERSION or prepared.model not in MODELS:
         raise WeightsError(

@@ -1,9 +1,11 @@
 """A receipt: what became of one job. Written by the pool, kept by the workflow as ``results/SAMPLE/receipt.json``."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from . import documents
+from .documents import DocumentError
 from .errors import ResourceError
 from .files import atomic_text
 
@@ -49,14 +51,11 @@ def read(path: str | Path) -> Receipt | None:
         ResourceError: the file is there but is no receipt.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        receipt = Receipt(**content)
-        if {name: type(value) for name, value in content.items()} != {
-            f.name: type(getattr(Receipt("", "", ""), f.name)) for f in fields(Receipt)
-        } or receipt.state not in ("done", "failed"):
-            raise TypeError("fields of other types")
+        receipt = documents.fill(Receipt, documents.read_json(path))
+        if receipt.state not in ("done", "failed"):
+            raise DocumentError("state is neither done nor failed")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (TypeError, ValueError) as error:
+    except DocumentError as error:
         raise ResourceError(f"{path}: not a receipt ({error}); remove it to have the sample computed again") from None
     return receipt

@@ -5,12 +5,14 @@ defaults equal to those of ``pool`` in ``schemas/config.schema.yaml``.
 """
 
 import difflib
-from dataclasses import MISSING, asdict, dataclass, fields
+import reprlib
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import yaml
 
-from . import prepared
+from . import documents, prepared
+from .documents import DocumentError
 from .errors import ConfigError
 from .files import atomic_text
 from .manifest import PRECISIONS
@@ -87,11 +89,11 @@ def read(path: str | Path) -> PoolSettings:
         ConfigError: the file, a key or a value is wrong; the message names it.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = documents.parse_yaml(documents.read_text(path, documents.YAML_LIMIT_BYTES))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except DocumentError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: needs keys and values, such as 'models:'")
     known = {field.name: field.default for field in fields(PoolSettings)}
@@ -99,12 +101,16 @@ def read(path: str | Path) -> PoolSettings:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise ConfigError(f"{path}: unknown key {key!r}; {hint}")
+            raise ConfigError(f"{path}: unknown key {reprlib.repr(key)}; {hint}")
     values = {key: content.get(key, default) for key, default in known.items()}
     models = values["models"]
-    if models is MISSING or not isinstance(models, dict) or not models or set(models) - set(prepared.MODELS):
+    if (
+        not isinstance(models, dict)
+        or not 0 < len(models.keys() & set(prepared.MODELS)) == len(models)
+        or not all(isinstance(directory, str) for directory in models.values())
+    ):
         raise ConfigError(f"{path}: models: name the prepared directory of {' and/or '.join(prepared.MODELS)}")
     for key, (holds, wanted) in _RULES.items():
         if not holds(values[key]):
-            raise ConfigError(f"{path}: {key}: must be {wanted}, is {values[key]!r}")
+            raise ConfigError(f"{path}: {key}: must be {wanted}, is {reprlib.repr(values[key])}")
     return PoolSettings(**values)

@@ -13,6 +13,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from . import documents
+from .documents import DocumentError
 from .errors import ConfigError
 from .files import atomic_text
 
@@ -100,9 +102,8 @@ def state_path(spool: str | Path, pool: str) -> Path:
 def read(path: str | Path) -> PoolState | None:
     """Read a state or endpoint file; None where there is none or it is none."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        return PoolState(**{**content, "identity": Identity(**content["identity"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        return documents.fill(PoolState, documents.read_json(path))
+    except (OSError, DocumentError):
         return None
 
 

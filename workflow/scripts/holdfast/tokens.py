@@ -4,8 +4,8 @@ Owns the vocabularies: ESM-2's is a table over bytes, DNABERT-S's the ``tokenize
 checkpoint. Both give the special tokens at either end of a sequence, as the models were trained.
 """
 
-import json
 import os
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import tokenizers
 
+from . import documents
 from .errors import WeightsError
 from .prepared import TOKENIZER_FILE
 
@@ -22,6 +23,7 @@ VOCABULARY = ("<cls>", "<pad>", "<eos>", "<unk>", *RESIDUES, "<null_1>", "<mask>
 # VirNucPro embeds the first 1024 residues of a protein.
 MAX_RESIDUES_AA = 1024
 _STOP = "*"
+_UNKNOWN, _START, _END = "[UNK]", "[CLS]", "[SEP]"
 _PREPARE_AGAIN = "prepare the model again with workflow/scripts/prepare_weights.py"
 
 # Two bytes that no ASCII text holds stand for the special tokens until the table turns them into ids.
@@ -82,7 +84,8 @@ _TOKENS = _token_table()
 class NucleotideTokenizer:
     """DNABERT-S's byte pair encoding: ``[CLS]``, the tokens of the whole sequence, ``[SEP]``.
 
-    The published file cuts and pads to 2000 tokens; both are switched off. It expects upper case; each letter
+    Vocabulary and merges are the checkpoint's own. The published file also cuts and pads to 2000 tokens, which is left
+    out. It expects upper case; each letter
     other than ACGT is one ``[UNK]``.
     """
 
@@ -96,14 +99,12 @@ class NucleotideTokenizer:
             WeightsError: the file is missing or broken.
         """
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        self._tokenizer = tokenizers.Tokenizer.from_str(_read_tokenizer(path))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        ends = [self._tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]")]
-        if self._tokenizer.encode("").ids != ends or self._tokenizer.get_vocab_size() > np.iinfo(np.int16).max:
-            raise WeightsError(
-                f"{path}: not the tokenizer of DNABERT-S, which writes [CLS] and [SEP]; {_PREPARE_AGAIN}"
-            )
+        vocabulary, merges = _read_tokenizer(path)
+        self._tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges, unk_token=_UNKNOWN))
+        self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        self._tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{_START} $A {_END}", special_tokens=[(token, vocabulary[token]) for token in (_START, _END)]
+        )
 
     def __call__(self, sequences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return tokens int16 [T] and lengths int32 [n], see :class:`Tokenizer`."""
@@ -114,24 +115,40 @@ class NucleotideTokenizer:
         return tokens, np.array([len(sequence) for sequence in ids], dtype=np.int32)
 
 
-def _read_tokenizer(path: Path) -> str:
-    """Return the text of a ``tokenizer.json`` after the checks that ``tokenizers`` makes with a bare Exception.
+def _read_tokenizer(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return vocabulary and merges of a ``tokenizer.json`` that is shaped as the published one.
+
+    The rest of the file is compared and not used: a normalizer or a regular expression of somebody else's making would
+    run for every sequence.
 
     Raises:
         WeightsError: the file is missing, no JSON, or no byte pair encoding whose merges are in its vocabulary.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        model = json.loads(text)["model"]
-        vocabulary = model["vocab"]
-        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        content = documents.read_json(path)
+        model = content["model"]
+        vocabulary = model.pop("vocab")
+        merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model.pop("merges")]
+        kind, unknown = model.pop("type", "BPE"), model.pop("unk_token", None)
+        shape = (kind, unknown, content["pre_tokenizer"]["type"], content["normalizer"], any(model.values()))
+        single = [next(iter(part.values()))["id"] for part in content["post_processor"]["single"]]
         strangers = [
             token for left, right in merges for token in (left, right, left + right) if token not in vocabulary
         ]
+        ids = list(vocabulary.values())
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror}); {_PREPARE_AGAIN}") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path}: not a tokenizer of byte pairs ({error!r}); {_PREPARE_AGAIN}") from None
+    except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
+        problem = reprlib.repr(error)
+        raise WeightsError(f"{path}: not a tokenizer of byte pairs ({problem}); {_PREPARE_AGAIN}") from None
     if strangers:
-        raise WeightsError(f"{path}: merges '{strangers[0]}', which is not in its vocabulary; {_PREPARE_AGAIN}")
-    return text
+        problem = reprlib.repr(strangers[0])
+        raise WeightsError(f"{path}: merges {problem}, which is not in its vocabulary; {_PREPARE_AGAIN}")
+    if (
+        shape != ("BPE", _UNKNOWN, "Whitespace", None, False)
+        or single != [_START, "A", _END]
+        or not {_UNKNOWN, _START, _END} <= vocabulary.keys()
+        or not all(type(number) is int and 0 <= number <= np.iinfo(np.int16).max for number in ids)
+    ):
+        raise WeightsError(f"{path}: not the tokenizer of DNABERT-S, which writes [CLS] and [SEP]; {_PREPARE_AGAIN}")
+    return vocabulary, merges

@@ -1,0 +1,167 @@
+"""Small documents that somebody else has written, JSON and YAML, read without trust.
+
+Text passes through :func:`parse_json` or :func:`parse_yaml`, which keep what they return small: limited in size, depth
+and number of values, without references, so that nothing grows when it is walked or shown; numbers are finite and have
+64 bits, text can be written as UTF-8 and named to the system. :func:`fill` then makes a dataclass of it, every field of
+its annotated type. Whatever is wrong is a :class:`DocumentError`, which the caller turns into its own, with the file and
+what to do.
+"""
+
+import json
+import math
+from dataclasses import MISSING, fields, is_dataclass
+from os import PathLike
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+JSON_LIMIT_BYTES = 2**24
+YAML_LIMIT_BYTES = 2**16  # PyYAML reads about 100 kB a second
+VALUES = 2**20
+_INTEGER_LIMIT = 2**63
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+
+Kind = TypeVar("Kind")
+
+
+class DocumentError(ValueError):
+    """Text that is no such document, or a document that is not what is wanted."""
+
+
+def read_text(path: str | PathLike[str], limit_bytes: int) -> str:
+    """Read a file of UTF-8 text.
+
+    Raises:
+        OSError: it cannot be read.
+        DocumentError: it is larger than ``limit_bytes`` or not UTF-8.
+    """
+    with open(path, "rb") as file:
+        content = file.read(limit_bytes + 1)
+    if len(content) > limit_bytes:
+        raise DocumentError(f"larger than {limit_bytes} bytes")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DocumentError(f"not UTF-8 text, byte {error.start + 1}") from None
+
+
+def read_json(path: str | PathLike[str]) -> Any:
+    """Read a file of JSON; OSError and DocumentError as :func:`read_text` and :func:`parse_json`."""
+    return parse_json(read_text(path, JSON_LIMIT_BYTES))
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON.
+
+    Raises:
+        DocumentError: not JSON, nested too deeply, or a value that :func:`check` refuses.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise DocumentError("nested too deeply") from None
+    except ValueError as error:
+        raise DocumentError(f"not JSON: {error}") from None
+    check(content)
+    return content
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without tags, anchors and aliases: what a person writes into a list of settings."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if event.anchor is not None or event.tag is not None:
+            raise yaml.composer.ComposerError(None, None, "tags, anchors and aliases are not allowed", event.start_mark)
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML.
+
+    Raises:
+        DocumentError: not YAML, with tags or references, nested too deeply, or a value that :func:`check` refuses.
+    """
+    try:
+        content = yaml.load(text, _PlainLoader)
+    except RecursionError:
+        raise DocumentError("nested too deeply") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise DocumentError(f"not YAML: {' '.join(str(error).split())}") from None
+    check(content)
+    return content
+
+
+def check(content: Any) -> None:
+    """Check every value of a parsed document, wherever it came from.
+
+    Raises:
+        DocumentError: more than :data:`VALUES` values, counted each time they are referred to; a whole number of more
+            than 64 bits, one that is not finite, or text with NUL or halves of characters.
+    """
+    waiting, count = [content], 1
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            children = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            count += len(children)
+            if count > VALUES:
+                raise DocumentError(f"more than {VALUES} values")
+            waiting.extend(children)
+        elif isinstance(value, str):
+            if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+                raise DocumentError("text with NUL, or that is not Unicode")
+        elif isinstance(value, float):
+            if not math.isfinite(value):
+                raise DocumentError("a number that is not finite")
+        elif isinstance(value, int) and not -_INTEGER_LIMIT <= value < _INTEGER_LIMIT:
+            raise DocumentError("a whole number of more than 64 bits")
+
+
+def fill(kind: type[Kind], content: Any) -> Kind:
+    """Make a dataclass of a JSON object: each field of its annotated type, a field with a default may be absent.
+
+    Raises:
+        DocumentError: names the field that is unknown, missing or of another type.
+    """
+    filled: Kind = _fit(kind, content, "")
+    return filled
+
+
+def _fit(wanted: Any, value: Any, where: str) -> Any:
+    """Return ``value`` as the annotation ``wanted`` describes it; ``where`` is its field, for the error."""
+    if isinstance(wanted, UnionType):
+        fitting = next((kind for kind in get_args(wanted) if kind is type(value)), get_args(wanted)[-1])
+        return _fit(fitting, value, where)
+    if is_dataclass(wanted):
+        return _fit_dataclass(wanted, value, where)
+    if get_origin(wanted) is dict:
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise DocumentError(f"{where or 'the document'} must hold names and values")
+        return {key: _fit(get_args(wanted)[1], entry, _inside(where, key)) for key, entry in value.items()}
+    if get_origin(wanted) is list:
+        if not isinstance(value, list):
+            raise DocumentError(f"{where or 'the document'} must be a list")
+        return [_fit(get_args(wanted)[0], entry, where) for entry in value]
+    if type(value) is wanted or (wanted is float and type(value) is int):
+        return value
+    raise DocumentError(f"{where} must be {_NAMES[wanted]}")
+
+
+def _fit_dataclass(wanted: Any, value: Any, where: str) -> Any:
+    known = {field.name: field for field in fields(wanted)}
+    if not isinstance(value, dict):
+        raise DocumentError(f"{where or 'the document'} must hold names and values")
+    for name in value:
+        if name not in known:
+            raise DocumentError(f"unknown entry {_inside(where, str(name)[:80])!r}")
+    for name, field in known.items():
+        if name not in value and field.default is MISSING and field.default_factory is MISSING:
+            raise DocumentError(f"{_inside(where, name)} is missing")
+    hints = get_type_hints(wanted)
+    return wanted(**{name: _fit(hints[name], entry, _inside(where, name)) for name, entry in value.items()})
+
+
+def _inside(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
