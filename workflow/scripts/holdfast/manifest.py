@@ -9,17 +9,19 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import yaml
 
 from .errors import HoldfastError
-from .prepared import MODELS
 
 FORMAT_VERSION = 1
 MAX_BYTES = 64 * 1024
 SAMPLE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+INTEGER_PATTERN = re.compile(r"-?[0-9]{1,18}|-?[1-8][0-9]{18}")
+MAX_CHUNK_BP = 100_000
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 MODELS_OF_KIND = {"contigs": ("esm2", "dnabert_s"), "proteins": ("esm2",), "dna": ("dnabert_s",)}
 PRECISIONS = ("auto", "fp32", "fp16")
@@ -65,7 +67,7 @@ class Manifest:
 
     def dump(self) -> str:
         """The manifest as YAML text."""
-        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(asdict(self), sort_keys=False)
 
 
 def make(
@@ -94,45 +96,56 @@ def parse(text: str, name: str) -> Manifest:
     Raises:
         ManifestError: not YAML, unknown or missing keys, or a value of the wrong type or form.
     """
-    if len(text.encode()) > MAX_BYTES:
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise ManifestError(f"{name}: larger than {MAX_BYTES} bytes")
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=_PlainLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ManifestError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
     wanted = {field.name for field in fields(Manifest)}
     if not isinstance(content, dict) or set(content) != wanted:
-        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ManifestError(f"{name}: needs exactly the keys {', '.join(sorted(wanted))}, found {found}")
+        raise ManifestError(f"{name}: needs exactly the keys {', '.join(sorted(wanted))}")
+    for key in ("size_bytes", "mtime_ns", "chunk_length", "format_version"):
+        if not isinstance(content[key], str) or not INTEGER_PATTERN.fullmatch(content[key]):
+            raise ManifestError(f"{name}: {key}: not a whole number")
+        content[key] = int(content[key])
     manifest = Manifest(**content)
-    for key, problem in _problems(manifest):
-        raise ManifestError(f"{name}: {key}: {problem}")
+    for problem in _problems(manifest):
+        raise ManifestError(f"{name}: {problem}")
     return manifest
 
 
-def _problems(manifest: Manifest) -> list[tuple[str, str]]:
-    def is_integer(value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool)
+class _PlainLoader(yaml.BaseLoader):
+    """Reads text, lists and mappings of text: no tags, no aliases, so nothing that grows."""
 
-    checks = {
-        "format_version": manifest.format_version == FORMAT_VERSION,
-        "sample": isinstance(manifest.sample, str) and SAMPLE_PATTERN.fullmatch(manifest.sample) is not None,
-        "kind": isinstance(manifest.kind, str) and manifest.kind in MODELS_OF_KIND,
-        "fasta": isinstance(manifest.fasta, str) and manifest.fasta.startswith("/") and "\0" not in manifest.fasta,
-        "size_bytes": is_integer(manifest.size_bytes),
-        "mtime_ns": is_integer(manifest.mtime_ns),
-        "chunk_length": is_integer(manifest.chunk_length) and 0 <= manifest.chunk_length <= 100_000,
-        "precision": isinstance(manifest.precision, str) and manifest.precision in PRECISIONS,
-        "store_dtype": isinstance(manifest.store_dtype, str) and manifest.store_dtype in STORE_DTYPES,
-        "models": isinstance(manifest.models, dict)
-        and all(isinstance(value, str) and DIGEST_PATTERN.fullmatch(value) for value in manifest.models.values()),
-    }
-    problems = [
-        (key, f"not a value this version writes: {getattr(manifest, key)!r}") for key, ok in checks.items() if not ok
-    ]
-    if not problems:
-        if sorted(manifest.models) != sorted(MODELS_OF_KIND[manifest.kind]):
-            problems.append(("models", f"kind {manifest.kind} needs {MODELS_OF_KIND[manifest.kind]} of {MODELS}"))
-        if (manifest.kind == "contigs") != (manifest.chunk_length >= 3):
-            problems.append(("chunk_length", f"{manifest.chunk_length} does not fit kind {manifest.kind}"))
-    return problems
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias, which this version never writes")
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+
+def _problems(manifest: Manifest) -> Iterator[str]:
+    """What in a manifest this version would not write; every field but the whole numbers may hold anything."""
+    text = {key: getattr(manifest, key) for key in ("sample", "kind", "fasta", "precision", "store_dtype")}
+    wrong = [key for key, value in text.items() if not isinstance(value, str)]
+    if wrong:
+        yield f"{wrong[0]}: not text"
+        return
+    if not SAMPLE_PATTERN.fullmatch(manifest.sample):
+        yield "sample: letters, digits and _ . - only, at most 128"
+    for key, known in (("kind", MODELS_OF_KIND), ("precision", PRECISIONS), ("store_dtype", STORE_DTYPES)):
+        if text[key] not in known:
+            yield f"{key}: none of {', '.join(known)}"
+            return
+    if not manifest.fasta.startswith("/") or "\0" in manifest.fasta:
+        yield "fasta: not an absolute path"
+    if manifest.format_version != FORMAT_VERSION:
+        yield f"format_version: {manifest.format_version}, this version reads {FORMAT_VERSION}"
+    needed = MODELS_OF_KIND[manifest.kind]
+    if not isinstance(manifest.models, dict) or sorted(manifest.models) != sorted(needed):
+        yield f"models: kind {manifest.kind} needs {' and '.join(needed)}"
+    elif not all(isinstance(value, str) and DIGEST_PATTERN.fullmatch(value) for value in manifest.models.values()):
+        yield "models: not SHA-256 digests"
+    if manifest.chunk_length > MAX_CHUNK_BP or (manifest.kind == "contigs") != (manifest.chunk_length >= 3):
+        yield f"chunk_length: {manifest.chunk_length} does not fit kind {manifest.kind}"

@@ -39,7 +39,7 @@ class Receipt:
     def write(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""
         with atomic_text(path) as file:
-            file.write(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
+            file.write(json.dumps(asdict(self), indent=2) + "\n")
 
 
 def read(path: str | Path) -> Receipt | None:
@@ -57,6 +57,6 @@ def read(path: str | Path) -> Receipt | None:
             raise TypeError("fields of other types")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ResourceError(f"{path}: not a receipt ({error}); remove it to have the sample computed again") from None
     return receipt

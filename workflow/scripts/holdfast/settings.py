@@ -5,7 +5,7 @@ defaults equal to those of ``pool`` in ``schemas/config.schema.yaml``.
 """
 
 import difflib
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import yaml
@@ -90,7 +90,7 @@ def read(path: str | Path) -> PoolSettings:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: needs keys and values, such as 'models:'")
@@ -102,7 +102,8 @@ def read(path: str | Path) -> PoolSettings:
             raise ConfigError(f"{path}: unknown key {key!r}; {hint}")
     values = {key: content.get(key, default) for key, default in known.items()}
     models = values["models"]
-    if models is MISSING or not isinstance(models, dict) or not models or set(models) - set(prepared.MODELS):
+    known_models = isinstance(models, dict) and models and not set(models) - set(prepared.MODELS)
+    if not known_models or not all(isinstance(directory, str) and directory for directory in models.values()):
         raise ConfigError(f"{path}: models: name the prepared directory of {' and/or '.join(prepared.MODELS)}")
     for key, (holds, wanted) in _RULES.items():
         if not holds(values[key]):
