@@ -61,7 +61,7 @@ class PoolLife(RuleBasedStateMachine):
     @rule(data=st.data())
     def _compute(self, data: st.DataObject) -> None:
         chosen = data.draw(st.lists(st.sampled_from(sorted(self.waiting)), min_size=1, unique=True))
-        uses = sum(len(self.waiting.pop(number)) for number in chosen)
+        uses = [len(self.waiting.pop(number)) for number in chosen]
         self.store.add([digest(number) for number in chosen], vectors(chosen), uses)
 
     def _complete(self) -> list[set[int]]:
@@ -100,7 +100,7 @@ class PoolLifeWithTakeOvers(PoolLife):
     def _take_over(self, numbers: set[int]) -> None:
         self.dead += 1
         other = BlockStore(self.directory / "other", WIDTH, f"dead{self.dead}")
-        other.add([digest(number) for number in sorted(numbers)], vectors(sorted(numbers)), 1)
+        other.add([digest(number) for number in sorted(numbers)], vectors(sorted(numbers)), [1] * len(numbers))
         for path in (self.directory / "other").iterdir():
             path.rename(self.directory / "mine" / path.name)
         self.store.refresh()
@@ -120,7 +120,7 @@ TestPoolLifeWithTakeOvers.settings = LIMITS
 
 
 def test_a_new_pool_finds_the_blocks_that_lie_there(tmp_path: Path) -> None:
-    BlockStore(tmp_path, WIDTH, "dead").add([digest(1), digest(2)], vectors([1, 2]), uses=2)
+    BlockStore(tmp_path, WIDTH, "dead").add([digest(1), digest(2)], vectors([1, 2]), uses=[1, 1])
     store = BlockStore(tmp_path, WIDTH, "mine")
     assert len(store) == 2
     assert store.use(digest(2))
@@ -133,7 +133,7 @@ def test_a_new_pool_finds_the_blocks_that_lie_there(tmp_path: Path) -> None:
 
 def test_a_block_stays_while_anybody_uses_a_vector_of_it(tmp_path: Path) -> None:
     store = BlockStore(tmp_path, WIDTH, "mine")
-    store.add([digest(1), digest(2)], vectors([1, 2]), uses=2)
+    store.add([digest(1), digest(2)], vectors([1, 2]), uses=[1, 1])
     assert store.use(digest(1))
     store.release([digest(1), digest(2)])
     assert np.array_equal(fetched(store, [1, 2], [1, 0]), vectors([2, 1]))
@@ -143,8 +143,8 @@ def test_a_block_stays_while_anybody_uses_a_vector_of_it(tmp_path: Path) -> None
 
 def test_a_vector_that_a_dead_pool_had_too_stays_for_all_who_use_it(tmp_path: Path) -> None:
     store = BlockStore(tmp_path, WIDTH, "mine")
-    store.add([digest(1)], vectors([1]), uses=2)
-    BlockStore(tmp_path, WIDTH, "dead").add([digest(1)], vectors([1]), uses=1)
+    store.add([digest(1)], vectors([1]), uses=[2])
+    BlockStore(tmp_path, WIDTH, "dead").add([digest(1)], vectors([1]), uses=[1])
     store.refresh()
     store.release([digest(1)])
     assert np.array_equal(fetched(store, [1], [0]), vectors([1]))
@@ -155,10 +155,10 @@ def test_a_vector_that_a_dead_pool_had_too_stays_for_all_who_use_it(tmp_path: Pa
 def test_a_vector_taken_over_while_it_is_computed_stays_for_all_who_use_it(tmp_path: Path) -> None:
     store = BlockStore(tmp_path, WIDTH, "mine")
     assert not store.use(digest(1))
-    BlockStore(tmp_path, WIDTH, "dead").add([digest(1)], vectors([1]), uses=1)
+    BlockStore(tmp_path, WIDTH, "dead").add([digest(1)], vectors([1]), uses=[1])
     store.refresh()
     assert store.use(digest(1))
-    store.add([digest(1)], vectors([1]), uses=1)
+    store.add([digest(1)], vectors([1]), uses=[1])
     store.release([digest(1)])
     assert np.array_equal(fetched(store, [1], [0]), vectors([1]))
     store.release([digest(1)])
@@ -169,7 +169,7 @@ def test_a_block_has_no_second_name_while_it_is_written(tmp_path: Path) -> None:
     store = BlockStore(tmp_path, WIDTH, "mine")
     (tmp_path / ".dead-00000000.npy.7.partial").write_bytes(b"half")
     store.refresh()
-    store.add([digest(1)], vectors([1]), uses=1)
+    store.add([digest(1)], vectors([1]), uses=[1])
     assert sorted(os.listdir(tmp_path)) == [".dead-00000000.npy.7.partial", "mine-00000000.npy"]
 
 
@@ -177,7 +177,9 @@ def test_rows_are_gathered_from_many_blocks_in_their_order(tmp_path: Path) -> No
     store = BlockStore(tmp_path, WIDTH, "mine")
     numbers = list(range(600))
     for start in range(0, 600, 2):
-        store.add([digest(number) for number in numbers[start : start + 2]], vectors(numbers[start : start + 2]), 2)
+        store.add(
+            [digest(number) for number in numbers[start : start + 2]], vectors(numbers[start : start + 2]), [1, 1]
+        )
     rows = np.random.default_rng(1).integers(0, 600, 2000).tolist()
     wanted = vectors(rows)
     for slab_rows in (1999, 4096):
@@ -195,7 +197,7 @@ def test_a_sample_without_rows_needs_no_block(tmp_path: Path) -> None:
 
 def test_a_sequence_without_a_vector_never_gets_that_of_another(tmp_path: Path) -> None:
     store = BlockStore(tmp_path, WIDTH, "mine")
-    store.add([digest(1)], vectors([1]), uses=1)
+    store.add([digest(1)], vectors([1]), uses=[1])
     paths, places = store.locate([digest(2), digest(1)])
     assert places.tolist() == [[-1, -1], [0, 0]]
     assert np.array_equal(next(gather(paths, places, np.array([1]))), vectors([1]))

@@ -180,7 +180,7 @@ def test_a_checkpoint_newer_than_what_was_made_of_it_makes_its_samples_pending(p
 def test_a_plan_is_kept_for_the_jobs_of_the_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(plan.PLAN_VARIABLE, "")
     os.remove("results/b/receipt.json")
-    made = plan.make(CONFIG, {sample.sample: sample for sample in SAMPLES}, gpu=None, cores=2, keep=True)
+    made = plan.make(CONFIG, {sample.sample: sample for sample in SAMPLES}, gpu=None, cores=2)
     assert (made.pending, made.gpu, made.threads) == (["b"], None, 2)
     finish(SAMPLES[1], CONFIG)
     assert plan.read() == made
@@ -191,15 +191,6 @@ def test_a_plan_is_kept_for_the_jobs_of_the_run(project: Path, monkeypatch: pyte
     assert CONFIG["pool"] == {"threads": 8, "tokens_per_batch": 4096}
 
 
-def test_a_dry_run_leaves_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(plan.PLAN_VARIABLE, raising=False)
-    before = set(project.rglob("*"))
-    made = plan.make(CONFIG, {"a": SAMPLES[0]}, gpu=2, cores=None, keep=False)
-    assert (made.pending, made.gpu, made.threads) == ([], 2, 8)
-    assert set(project.rglob("*")) == before
-    assert plan.PLAN_VARIABLE not in os.environ
-
-
 @pytest.mark.parametrize("names", [[], ["a"], ["a.b", "a-b", "c"]])
 def test_the_pattern_matches_pending_samples_and_no_others(names: list[str]) -> None:
     pattern = re.compile(f"(?:{Plan('', names, None, 1).pattern})")
@@ -207,7 +198,11 @@ def test_the_pattern_matches_pending_samples_and_no_others(names: list[str]) -> 
         assert (pattern.fullmatch(name) is not None) == (name in names)
 
 
-def test_failures_are_told_and_listed(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_told_and_listed(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(plan.PLAN_VARIABLE, "")
+    plan.make(CONFIG, {sample.sample: sample for sample in SAMPLES}, gpu=None, cores=2)
     plan.tell_failures(["a", "b", "none"])
     assert capsys.readouterr() == ("", "")
     assert not Path("results/failures.tsv").exists()

@@ -32,7 +32,7 @@ def finish(job: Manifest, directory: Path, models: dict[str, Path]) -> dict[str,
         store = BlockStore(directory.parent / f"blocks-{model}", description.width, "test")
         for start in range(0, len(vectors), 50):
             part = slice(start, start + 50)
-            store.add(sequences.digests[part], vectors[part], uses=50)
+            store.add(sequences.digests[part], vectors[part], uses=[1] * len(vectors[part]))
         places[model] = store.locate(sequences.digests)
         wanted[model] = vectors[np.asarray(sequences.rows)]
     assert reader.finish_sample(job, directory, descriptions, places, {}, "fp32", SOFTWARE) == {}
@@ -203,7 +203,7 @@ def test_a_sequence_that_was_given_up_takes_its_rows_and_no_others(models: dict[
     sequences, description = Sequences(directory, "esm2"), prepared.read(models["esm2"])
     kept = np.random.default_rng(1).normal(size=(2, description.width)).astype(np.float32)
     store = BlockStore(directory.parent / "blocks", description.width, "test")
-    store.add(sequences.digests[1:], kept, uses=2)
+    store.add(sequences.digests[1:], kept, uses=[1] * len(kept))
     given_up = reader.finish_sample(
         submitted,
         directory,

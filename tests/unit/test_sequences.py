@@ -18,10 +18,9 @@ BLOCKS = st.lists(st.lists(st.text(RESIDUES[:4] + "*J", max_size=6), max_size=12
 
 
 def written(directory: Path, model: str, tokenizer: Tokenizer, blocks: Sequence[list[str]]) -> Sequences:
-    writer = SequenceWriter(directory, model, tokenizer)
-    for block in blocks:
-        writer.add(block)
-    writer.close()
+    with SequenceWriter(directory, model, tokenizer) as writer:
+        for block in blocks:
+            writer.add(block)
     return Sequences(directory, model)
 
 

@@ -38,6 +38,7 @@ def test_defaults_are_filled_in_and_values_kept(tmp_path: Path) -> None:
         "device": "cuda",
         "gpu": 2,
         "threads": 3,
+        "cpu_workers": 2,
         "tokens_per_batch": 64,
         "allocator": "",
         "memory_fraction": 1,

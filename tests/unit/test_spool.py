@@ -191,8 +191,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty": (text(""), "needs exactly the keys"),
     "not YAML": (text("{a: ["), "not YAML"),
     "a list": (text("[1, 2]"), "needs exactly the keys"),
-    "a Python object": (text("!!python/object/apply:os.system [touch pwned]"), "not YAML"),
-    "an impossible tag": (text(UNSAFE.dump().replace("kind: dna", "kind: !!bool x")), "not YAML"),
+    "a Python object": (text("!!python/object/apply:os.system [touch pwned]"), "needs exactly the keys"),
+    "an impossible tag": (text(UNSAFE.dump().replace("kind: dna", "kind: !!bool x")), "kind: "),
     "wrong types": (text(UNSAFE.dump().replace("size_bytes: 1", "size_bytes: [1]")), "size_bytes"),
     "an endless number": (text(UNSAFE.dump().replace("size_bytes: 1", f"size_bytes: 0x{'f' * 9000}")), "size_bytes"),
     "a bomb of aliases": (bomb, ""),
@@ -281,7 +281,7 @@ def test_a_spool_is_refused_when_others_may_hand_jobs_in(tmp_path: Path) -> None
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
 def test_the_spool_of_another_user_is_refused_and_left_alone(tmp_path: Path) -> None:
     os.chown(tmp_path, 12345, -1)
-    with pytest.raises(ResourceError, match=r"belongs to another user \(uid 12345\)"):
+    with pytest.raises(ResourceError, match="belongs to another user, uid 12345"):
         Spool(tmp_path)
     assert os.listdir(tmp_path) == []
 

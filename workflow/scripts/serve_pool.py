@@ -19,9 +19,9 @@ def main() -> None:
     state.announce(arguments.endpoint)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
 
-    from holdfast import pool, settings
+    from holdfast import pool
 
-    pool.serve(settings.read(arguments.config), state, arguments.endpoint)
+    pool.serve(arguments.config, state, arguments.endpoint)
 
 
 if __name__ == "__main__":

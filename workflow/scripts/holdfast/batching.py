@@ -95,8 +95,8 @@ class Queue:
         return batch
 
     def _refill(self) -> None:
-        """Fill the window from the front of the queue and sort it by length, longest first."""
-        parts, room = [self._window], WINDOW_BATCHES * self.budget_tokens - self._window.tokens
+        """Fill the window from the front of the queue; what is left of it stays in front, the new is sorted."""
+        parts, room = [], WINDOW_BATCHES * self.budget_tokens - self._window.tokens
         while self._waiting and room > 0:
             part = self._waiting.popleft()
             count = max(1, int(np.searchsorted(np.cumsum(part.lengths, dtype=np.int64), room, side="right")))
@@ -105,11 +105,16 @@ class Queue:
                 part = _take(part, slice(0, count))
             parts.append(part)
             room -= part.tokens
-        jobs, sequences, lengths = (
-            np.concatenate([getattr(part, name) for part in parts]) for name in ("jobs", "sequences", "lengths")
-        )
-        self._window = _take(Batch(self.model, jobs, sequences, lengths), np.argsort(-lengths, kind="stable"))
+        fresh = _join(self.model, parts)
+        self._window = _join(self.model, [self._window, _take(fresh, np.argsort(-fresh.lengths, kind="stable"))])
 
 
 def _take(batch: Batch, chosen: slice | np.ndarray) -> Batch:
     return Batch(batch.model, batch.jobs[chosen], batch.sequences[chosen], batch.lengths[chosen])
+
+
+def _join(model: str, parts: list[Batch]) -> Batch:
+    jobs, sequences, lengths = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("jobs", "sequences", "lengths")
+    )
+    return Batch(model, jobs, sequences, lengths)

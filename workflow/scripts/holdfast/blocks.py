@@ -50,13 +50,13 @@ class BlockStore:
     def __len__(self) -> int:
         return len(self._places)
 
-    def add(self, digests: list[bytes], vectors: np.ndarray, uses: int) -> None:
+    def add(self, digests: list[bytes], vectors: np.ndarray, uses: list[int]) -> None:
         """Write one block.
 
         Args:
             digests: SHA-256 of each sequence's tokens.
             vectors: float32 [n, width].
-            uses: How many pairs of a job and one of these sequences there are; :meth:`release` counts them down.
+            uses: How many jobs use each of them; :meth:`release` counts that down.
         """
         block = np.empty(len(digests), self._dtype)
         block["digest"] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
@@ -65,12 +65,15 @@ class BlockStore:
         with temporary_path(path) as temporary, open(temporary, "wb") as file:
             np.save(file, block, allow_pickle=False)
             file.flush()
-        self._uses[self._next] = uses
         self._index(path, digests)
+        for digest, count in zip(digests, uses, strict=True):
+            self._uses[self._places[digest][0]] += count
 
     def _index(self, path: Path, digests: list[bytes]) -> None:
-        self._places.update((digest, (self._next, row)) for row, digest in enumerate(digests))
+        for row, digest in enumerate(digests):
+            self._places.setdefault(digest, (self._next, row))
         self._paths[self._next] = path
+        self._uses[self._next] += 0
         self._read.add(path.name)
         self._next += 1
 
@@ -124,6 +127,8 @@ def gather(paths: list[Path], places: np.ndarray, rows: np.ndarray, slab_rows: i
     opened = lru_cache(maxsize=256)(lambda number: np.load(paths[number], mmap_mode="r")["vector"])
     for start in range(0, len(rows), slab_rows):
         wanted = places[rows[start : start + slab_rows]]
+        if (wanted < 0).any():
+            raise ValueError("a row has no vector")
         slab = np.empty((len(wanted), opened(int(wanted[0, 0])).shape[1]), np.float32)
         for number in np.unique(wanted[:, 0]):
             chosen = wanted[:, 0] == number

@@ -14,6 +14,8 @@ from .errors import ConfigError
 from .manifest import MODELS_OF_KIND
 from .prepared import MODELS
 
+TAKEN = ("classifier", "failures.tsv", "summary.tsv")
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -33,7 +35,7 @@ def with_defaults(config: Mapping[str, Any], schema_path: str | Path) -> dict[st
     """
     schema = _load(schema_path)
     filled = _fill(dict(config), schema)
-    problems = list(_problems(schema, filled))
+    problems = list(dict.fromkeys(_problems(schema, filled)))
     if problems:
         raise ConfigError("the config (config/config.yaml, --config) is not valid:\n  " + "\n  ".join(problems))
     return filled
@@ -74,7 +76,7 @@ def read_samples(sheet: str | Path, schema_path: str | Path) -> dict[str, Sample
             problems.append(f"line {number}: {len(cells)} cells, but the header has {len(header)} columns")
             continue
         row = _fill({name: cell.strip() for name, cell in zip(header, cells, strict=False) if cell.strip()}, schema)
-        found = [f"line {number}: {problem}" for problem in _problems(schema, row)]
+        found = [f"line {number}: {problem}" for problem in dict.fromkeys(_problems(schema, row))]
         if not found:
             if row["sample"] in seen:
                 found = [f"line {number}: sample '{row['sample']}' stands already in line {seen[row['sample']]}"]
@@ -109,8 +111,8 @@ def check(config: Mapping[str, Any], samples: Mapping[str, Sample]) -> None:
             problems.append(f"{where} is of kind {entry.kind}, which needs models.{lacking[0]}.weights in the config")
         if entry.label and entry.kind != "contigs":
             problems.append(f"{where} has a label, but only samples of kind contigs train the classifier")
-        if entry.sample == "classifier":
-            problems.append(f"{where}: this name is taken by results/classifier; choose another")
+        if entry.sample in TAKEN:
+            problems.append(f"{where}: results/{entry.sample} is the workflow's own; choose another name")
     labels = {entry.label for entry in samples.values()} - {""}
     classifier = config["classifier"]
     if classifier is not None and not os.path.isfile(classifier):

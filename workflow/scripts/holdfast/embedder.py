@@ -65,7 +65,7 @@ def embed_file(fasta: Path, model: str, directory: Path, output: Path, device: s
             numbers = batch.sequences.tolist()
             tokens = np.concatenate([sequences.tokens(number) for number in numbers])
             vectors = owner.embed(model, tokens, batch.lengths)
-            store.add([sequences.digests[number] for number in numbers], vectors, uses=len(numbers))
+            store.add([sequences.digests[number] for number in numbers], vectors, uses=[1] * len(numbers))
         places = {model: store.locate(sequences.digests)}
         report = owner.ready
         reader.finish_sample(job, Path(work), {model: description}, places, {}, report.precision, report.software)

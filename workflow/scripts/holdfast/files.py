@@ -4,11 +4,14 @@ Everything the workflow leaves for another process to read goes through here, so
 never sees half a file, and a power cut leaves either the old file or the new one.
 """
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+_numbers = itertools.count()
 
 
 def sync_directory(directory: Path) -> None:
@@ -27,7 +30,7 @@ def temporary_path(path: str | Path) -> Iterator[Path]:
     On an exception the temporary file is removed and ``path`` stays as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{os.getpid()}-{next(_numbers)}.partial")
     try:
         yield temporary
         handle = os.open(temporary, os.O_RDONLY)
@@ -44,6 +47,6 @@ def temporary_path(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def atomic_text(path: str | Path) -> Iterator[IO[str]]:
     """Open a UTF-8 text file that appears at ``path`` when the block ends without an exception."""
-    with temporary_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with temporary_path(path) as temporary, open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
         yield file
         file.flush()

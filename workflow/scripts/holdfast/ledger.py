@@ -126,7 +126,7 @@ class Ledger:
         waiters = self._waiters[batch.model]
         entries = self._entries(batch)
         digests = [job.sequences[batch.model].digests[number] for job, number in entries]
-        self.stores[batch.model].add(digests, vectors, uses=sum(len(waiters[digest]) for digest in digests))
+        self.stores[batch.model].add(digests, vectors, uses=[len(waiters[digest]) for digest in digests])
         for (job, _), length in zip(entries, batch.lengths.tolist(), strict=True):
             job.device_s += seconds * length / batch.tokens
         return [job for digest in digests for job in self._served(batch.model, digest)]

@@ -68,7 +68,7 @@ class Manifest:
 
     def dump(self) -> str:
         """The manifest as YAML text."""
-        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(asdict(self), sort_keys=False)
 
 
 def make(

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import prepared, reader, status
+from . import prepared, reader, settings, status
 from .batching import WINDOW_BATCHES
 from .errors import HoldfastError, ResourceError
 from .fleet import Fleet
@@ -46,21 +46,21 @@ log = logging.getLogger("holdfast.pool")
 class Pool:
     """The supervisor of one pool."""
 
-    def __init__(self, settings: PoolSettings, state: PoolState, endpoint: Path) -> None:
+    def __init__(self, told: PoolSettings, state: PoolState, endpoint: Path) -> None:
         """Prepare a pool that serves ``state.spool`` as long as ``endpoint`` exists.
 
         Raises:
             HoldfastError: the spool or a prepared model cannot be used.
         """
-        self.settings = settings
+        self.settings = told
         self.state = state
         self.endpoint = endpoint
         self.name = state.identity.pool
         self.spool = Spool(state.spool)
-        self.models = {model: prepared.read(directory) for model, directory in settings.models.items()}
-        self.directories = {model: Path(directory).absolute() for model, directory in settings.models.items()}
-        self.fleet = Fleet(settings, self.directories, self._when, self._open_ledger, self._write)
-        self.readers = Readers(1 if settings.device == "cpu" else max(1, settings.threads - 1), self._when)
+        self.models = {model: prepared.read(directory) for model, directory in told.models.items()}
+        self.directories = {model: Path(directory).absolute() for model, directory in told.models.items()}
+        self.fleet = Fleet(told, self.directories, self._when, self._open_ledger, self._write)
+        self.readers = Readers(1 if told.device == "cpu" else max(1, told.threads - 1), self._when)
         self.jobs: dict[int, Job] = {}
         self.read: list[Job] = []
         self.futures: dict[Future[Any], tuple[Callable[..., None], tuple[Any, ...]]] = {}
@@ -77,6 +77,7 @@ class Pool:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda received, _: self._stop(signal.Signals(received).name))
         try:
+            self._publish()
             self._take_over()
             self.readers.start()
             self.fleet.start()
@@ -161,21 +162,24 @@ class Pool:
         """Publish the state about once a second, and look for dead pools now and then."""
         now = time.monotonic()
         if now - self.beaten > BEAT_S:
-            self.beaten = now
-            self.state.beat += 1
-            ledger = self.fleet.ledger
-            self.state.progress = {
-                **self._description(),
-                **{name: round(value, 3) for name, value in self.fleet.totals.items()},
-                **self.outcomes,
-                "open_jobs": len(self.jobs),
-                "waiting_jobs": len(self.spool.waiting()),
-                "waiting_tokens": sum(ledger.waiting_tokens.values()) if ledger else 0,
-                "restarts": sum(device.restarts for device in self.fleet.devices),
-            }
-            self.state.write()
+            self._publish()
         if now - self.looked > TAKE_OVER_S:
             self._take_over()
+
+    def _publish(self) -> None:
+        self.beaten = time.monotonic()
+        self.state.beat += 1
+        ledger = self.fleet.ledger
+        self.state.progress = {
+            **self._description(),
+            **{name: round(value, 3) for name, value in self.fleet.totals.items()},
+            **self.outcomes,
+            "open_jobs": len(self.jobs),
+            "waiting_jobs": len(self.spool.waiting()),
+            "waiting_tokens": sum(ledger.waiting_tokens.values()) if ledger else 0,
+            "restarts": sum(device.restarts for device in self.fleet.devices),
+        }
+        self.state.write()
 
     def _claim(self) -> None:
         """Claim as many jobs as keep readers and devices busy, and no more: other pools may want them, too."""
@@ -186,6 +190,8 @@ class Pool:
         if waiting_tokens > ahead_tokens or not self.readers.room:
             return
         for manifest in self.spool.claim(self.name):
+            if any(job.manifest.job == manifest.job for job in self.jobs.values()):
+                continue  # handed in again by another consumer, after it was claimed
             directory = self.spool.work_directory(self.name, manifest.job)
             job = self.jobs[self.number] = Job(self.number, manifest, directory, time.monotonic())
             self.number += 1
@@ -309,8 +315,13 @@ class Pool:
         }
 
 
-def serve(settings: PoolSettings, state: PoolState, endpoint: Path) -> None:
+def serve(config: Path, state: PoolState, endpoint: Path) -> None:
     """Run a pool to its end and publish how it ended.
+
+    Args:
+        config: Settings of the pool, see :mod:`settings`.
+        state: Its state so far.
+        endpoint: The pool ends when this file goes.
 
     Raises:
         HoldfastError: why the pool could not start or go on; also published, for consumers to read.
@@ -318,7 +329,7 @@ def serve(settings: PoolSettings, state: PoolState, endpoint: Path) -> None:
     log.info("pool %s, spool %s", state.identity.pool, state.spool)
     state.state, state.reason = "failed", "unexpected error; see the pool's log"
     try:
-        pool = Pool(settings, state, endpoint)
+        pool = Pool(settings.read(config), state, endpoint)
         state.state = "starting"
         pool.run()
         state.state, state.reason = "ended", pool.stop_reason

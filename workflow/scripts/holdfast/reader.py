@@ -8,6 +8,7 @@ file.
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -58,10 +59,14 @@ def read_sample(manifest: Manifest, directory: Path, models: dict[str, Path]) ->
     needed = MODELS_OF_KIND[manifest.kind]
     alphabet = Alphabet.PROTEIN if manifest.kind == "proteins" else Alphabet.NUCLEOTIDE
     counts = {"records": 0, "too_short": 0, "too_long": 0, "rows": 0}
-    writers = {model: SequenceWriter(directory, model, tokens.tokenizer(model, models[model])) for model in needed}
-    with embeddings.Writer.create(
-        directory / EMBEDDINGS_FILE, manifest.sample, manifest.kind, manifest.chunk_length
-    ) as file:
+    with ExitStack() as stack:
+        writers = {
+            model: stack.enter_context(SequenceWriter(directory, model, tokens.tokenizer(model, models[model])))
+            for model in needed
+        }
+        path = directory / EMBEDDINGS_FILE
+        created = embeddings.Writer.create(path, manifest.sample, manifest.kind, manifest.chunk_length)
+        file = stack.enter_context(created)
         numbered = enumerate(fasta.read(manifest.fasta, alphabet))
         for records in _blocks(numbered, lambda entry: len(entry[1].sequence)):
             lengths = [len(record.sequence) for _, record in records]
@@ -85,8 +90,6 @@ def read_sample(manifest: Manifest, directory: Path, models: dict[str, Path]) ->
                 for model, writer in writers.items():
                     writer.add([row.texts[model] for row in rows])
                 counts["rows"] += len(rows)
-    for writer in writers.values():
-        writer.close()
     _check_unchanged(manifest)
     return counts
 

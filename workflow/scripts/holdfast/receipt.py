@@ -41,7 +41,7 @@ class Receipt:
     def write(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""
         with atomic_text(path) as file:
-            file.write(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
+            file.write(json.dumps(asdict(self), indent=2) + "\n")
 
 
 def read(path: str | Path) -> Receipt | None:

@@ -7,6 +7,7 @@ worker.
 
 import hashlib
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class SequenceWriter:
         """Write to ``directory/MODEL.*``."""
         self._stem = directory / model
         self._tokenizer = tokenizer
-        self._file = open(f"{self._stem}.tokens", "wb")  # noqa: SIM115 - closed in close()
+        self._file = open(f"{self._stem}.tokens", "wb")  # noqa: SIM115 - closed in __exit__
         self._index: dict[bytes, int] = {}
         self._lengths: list[np.ndarray] = []
         self._rows: list[np.ndarray] = []
@@ -40,9 +41,14 @@ class SequenceWriter:
         self._lengths.append(lengths[fresh])
         self._rows.append(numbers)
 
-    def close(self) -> None:
-        """Write what is left; the files are complete after this."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Write what is left; after an exception only close."""
         self._file.close()
+        if kind is not None:
+            return
         np.save(f"{self._stem}.lengths.npy", np.concatenate([np.empty(0, np.int32), *self._lengths]))
         np.save(f"{self._stem}.rows.npy", np.concatenate([np.empty(0, np.int64), *self._rows]))
         digests = np.frombuffer(b"".join(self._index), np.uint8).reshape(-1, 32)

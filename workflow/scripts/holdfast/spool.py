@@ -32,26 +32,13 @@ class Spool:
             ResourceError: it belongs to another user, others may write to it, or it cannot be created.
         """
         self.root = Path(root).absolute()
-        try:
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name in DIRECTORIES:
-                (self.root / name).mkdir(mode=0o700, exist_ok=True)
-            status = self.root.stat()
-        except OSError as error:
-            raise ResourceError(
-                f"{self.root}: the spool cannot be used: {error.strerror}; it must be writable"
-            ) from None
-        if status.st_uid != os.getuid():
-            raise ResourceError(
-                f"{self.root}: the spool belongs to another user, uid {status.st_uid}; use one of yours"
-            )
-        if stat.S_IMODE(status.st_mode) & 0o022:
-            raise ResourceError(f"{self.root}: others may write to the spool; chmod 700 it")
+        for directory in (self.root, *(self.root / name for name in DIRECTORIES)):
+            _make_own(directory)
 
     def submit(self, job: Manifest) -> None:
         """Hand a manifest in; a job of the same name that waits or is in work is left as it is."""
         name = f"{job.job}.yaml"
-        if any(self.root.glob(f"claimed/*/{name}")):
+        if (self.root / "incoming" / name).exists() or any(self.root.glob(f"claimed/*/{name}")):
             return
         shutil.rmtree(self.root / "failed" / job.job, ignore_errors=True)
         with atomic_text(self.root / "incoming" / name) as file:
@@ -87,12 +74,14 @@ class Spool:
     def _parse(self, path: Path, job: str) -> Manifest:
         if path.is_symlink() or not path.is_file():
             raise ManifestError(f"{path.name}: not a regular file")
-        with open(path, "rb") as file:
-            content = file.read(manifest.MAX_BYTES + 1)
         try:
+            with open(path, "rb") as file:
+                content = file.read(manifest.MAX_BYTES + 1)
             parsed = manifest.parse(content.decode("utf-8"), path.name)
         except UnicodeDecodeError:
             raise ManifestError(f"{path.name}: not UTF-8 text") from None
+        except PermissionError:
+            raise ManifestError(f"{path.name}: may not be read") from None
         if parsed.job != job:
             raise ManifestError(f"{path.name}: the name does not fit the content, which is job {parsed.job}")
         return parsed
@@ -145,7 +134,8 @@ class Spool:
         """A new, empty directory for a pool's work on a job."""
         directory = self.root / "work" / pool / job
         shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(mode=0o700, parents=True)
+        directory.parent.mkdir(mode=0o700, exist_ok=True)
+        directory.mkdir(mode=0o700)
         return directory
 
     def receipt(self, job: str) -> Receipt | None:
@@ -160,3 +150,16 @@ class Spool:
             for directory in (self.root / state).glob(f"{sample}-*"):
                 if directory.name != keep and directory.name.rpartition("-")[0] == sample:
                     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _make_own(directory: Path) -> None:
+    """Make a directory with mode 0700, or check that one that is there is ours alone to write to."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.stat()
+    except OSError as error:
+        raise ResourceError(f"{directory}: the spool cannot be used: {error.strerror}; it must be writable") from None
+    if status.st_uid != os.getuid():
+        raise ResourceError(f"{directory}: the spool belongs to another user, uid {status.st_uid}; use one of yours")
+    if stat.S_IMODE(status.st_mode) & 0o022:
+        raise ResourceError(f"{directory}: others may write to the spool; chmod 700 it")

@@ -100,7 +100,7 @@ class Worker:
         }
         for model in self.models:
             self._self_test(model, precision)
-        software = {"holdfast": __version__, "torch": torch.__version__, "python": platform.python_version()}
+        software = {"holdfast": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
         self.ready = Ready(time.perf_counter() - began, precision, name, software)
 
     def _self_test(self, model: str, precision: str) -> None:
