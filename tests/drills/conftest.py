@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 from holdfast import consumer, embeddings, manifest, prepared, status, tokens
 from holdfast.embeddings import Embeddings
@@ -79,10 +80,11 @@ def do(fault, arguments):
         (HERE / "arrived").touch()
         while not (HERE / "released").exists():
             time.sleep(0.01)
-    elif fault["deed"] == "weigh":
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        with open(HERE / "peaks", "a") as file:
-            file.write(f"{peak}\\n")
+    elif fault["deed"] == "note":
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        tokens = len(arguments[1]) if fault["place"] == "embed" else 0
+        with open(HERE / "notes", "a") as file:
+            file.write(f"{peak_bytes} {tokens}\\n")
 
 
 def wrap(function, fault):
@@ -338,10 +340,10 @@ class RunningSnakemake:
         """What it has written to the terminal."""
         return self._terminal.read_text()
 
-    def wait(self) -> int:
-        """Its exit status."""
+    def wait(self, limit_s: float = LONG_S) -> int:
+        """Its exit status; a run that takes longer than it should is a failure."""
         try:
-            return self.process.wait(LONG_S)
+            return self.process.wait(limit_s)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise AssertionError(self.text) from None
@@ -357,7 +359,37 @@ class RunningSnakemake:
 
     def wait_for_work(self) -> None:
         """Wait until the pool has written vectors."""
-        eventually(lambda: list(self.project.path(".holdfast/spool/blocks").glob("*/*/*.npy")))
+        eventually(lambda: blocks(self.project.path(".holdfast/spool")))
+
+
+Launch = Callable[..., RunningSnakemake]
+
+
+@pytest.fixture
+def launch(project: Callable[..., Project]) -> Iterator[Launch]:
+    """Start Snakemake on projects; what is left of a run when the test has ended is killed."""
+    runs: list[RunningSnakemake] = []
+
+    def start(some: Project, *arguments: str, environment: Mapping[str, str] | None = None) -> RunningSnakemake:
+        runs.append(RunningSnakemake(some, *arguments, environment=environment))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        for pid in [run.process.pid, *processes_in(run.project.directory)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        run.process.wait()
+
+
+def blocks(spool: Path) -> list[Path]:
+    """The blocks in a spool; unlike ``glob``, walking minds no directory that goes meanwhile."""
+    return [
+        Path(directory) / name
+        for directory, _, names in os.walk(spool / "blocks")
+        for name in names
+        if name.endswith(".npy")
+    ]
 
 
 def processes_in(directory: Path) -> list[int]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
@@ -39,7 +39,7 @@ RUN_S = 300.0
 
 @dataclass
 class Outcome:
-    """What the drill found: rows lost, doubled, changed and processes left should be zero, batches repeated be few."""
+    """What the drill found: all but kills, runs and repeated should be zero, and repeated be small."""
 
     kills: Counter[str] = field(default_factory=Counter)
     runs: int = 0
@@ -47,13 +47,20 @@ class Outcome:
     doubled: int = 0
     changed: int = 0
     left: int = 0
+    crashes: int = 0
     repeated: int = 0
+
+    @property
+    def well(self) -> bool:
+        """Whether everything promised was kept."""
+        return not (self.lost or self.doubled or self.changed or self.left or self.crashes)
 
     def __str__(self) -> str:
         kills = ", ".join(f"{count} {victim}" for victim, count in sorted(self.kills.items()))
         return (
             f"{self.kills.total()} kills ({kills}) in {self.runs} runs: {self.lost} rows lost, {self.doubled} doubled, "
-            f"{self.changed} changed, {self.left} processes left, {self.repeated} batches computed again"
+            f"{self.changed} changed, {self.left} processes left, {self.crashes} supervisors crashed, "
+            f"{self.repeated} batches computed again"
         )
 
 
@@ -144,7 +151,9 @@ def disturbed_run(directory: Path, kills: int, chance: random.Random, outcome: O
             os.killpg(run.pid, signal.SIGKILL)
             raise SystemExit(f"a run hangs: {log.name}") from None
     if pool_log.exists():
-        outcome.repeated += pool_log.read_text().count(" over a batch of ")
+        text = pool_log.read_text()
+        outcome.repeated += text.count(" over a batch of ")
+        outcome.crashes += "Traceback" in text
     return run.returncode == 0
 
 
@@ -207,7 +216,7 @@ def drill(work: Path, models: Path, kills: int, seed: int) -> Outcome:
 
 
 def main() -> None:
-    """Print one line; exit 1 if anything was lost, doubled, changed or left."""
+    """Print one line; exit 1 if a row was lost, doubled or changed, a process left, or a supervisor crashed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1)
@@ -220,7 +229,7 @@ def main() -> None:
             subprocess.run(told, check=True, capture_output=True)
         outcome = drill(Path(work), models, arguments.kills, arguments.seed)
     print(outcome)
-    raise SystemExit(bool(outcome.lost or outcome.doubled or outcome.changed or outcome.left))
+    raise SystemExit(not outcome.well)
 
 
 if __name__ == "__main__":

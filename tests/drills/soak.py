@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import altair
-import pandas
-import psutil
+import pandas  # type: ignore[import-untyped]
+import psutil  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
-from holdfast import embeddings, manifest, prepared, status
+from holdfast import status
 
 from tests.drills.conftest import (
     CONSUMERS_NOTICE_S,
@@ -19,8 +19,10 @@ from tests.drills.conftest import (
     PROCESSES_END_S,
     Fault,
     Injection,
+    Launch,
     RunningSnakemake,
     Serve,
+    blocks,
     check_equal,
     eventually,
     proteins,
@@ -84,7 +86,7 @@ def kill(run: RunningSnakemake) -> None:
 @pytest.mark.parametrize("wrapped", WRAPPERS)
 @pytest.mark.parametrize("ending", [succeed, fail, interrupt, interrupt_alone, terminate, kill])
 def test_no_process_outlives_a_run(
-    project: NewProject, tmp_path: Path, ending: Callable[[RunningSnakemake], None], wrapped: str
+    project: NewProject, launch: Launch, tmp_path: Path, ending: Callable[[RunningSnakemake], None], wrapped: str
 ) -> None:
     some = make(project, "a", "broken") if ending is fail else make(project, "a")
     if ending is fail:
@@ -92,7 +94,7 @@ def test_no_process_outlives_a_run(
     environment = wrapper(tmp_path, WRAPPERS[wrapped]) if WRAPPERS[wrapped] else {}
     if ending not in (succeed, fail):
         environment |= Injection(tmp_path / "faults", SLOW).environment
-    run = RunningSnakemake(some, environment=environment)
+    run = launch(some, environment=environment)
     run.wait_for_work()
     ending(run)
     ended = time.monotonic()
@@ -101,11 +103,13 @@ def test_no_process_outlives_a_run(
     assert "Traceback" not in some.read("logs/pool.log")
 
 
-def test_a_pool_whose_snakemake_dies_before_it_has_begun_ends_too(project: NewProject, tmp_path: Path) -> None:
+def test_a_pool_whose_snakemake_dies_before_it_has_begun_ends_too(
+    project: NewProject, launch: Launch, tmp_path: Path
+) -> None:
     """A slow activation, and a kill in the midst of it: the pool begins without the Snakemake that started it."""
     some = make(project, "a")
     slow = wrapper(tmp_path, '#!/bin/sh\ntouch activating\nsleep 2\nexec "{python}" "$@"\n')
-    run = RunningSnakemake(some, environment=slow)
+    run = launch(some, environment=slow)
     eventually(some.path("activating").exists)
     kill(run)
     time.sleep(2)
@@ -119,14 +123,13 @@ def test_sigterm_lets_the_pool_finish_its_batch_and_hand_back_the_rest(serve: Se
     pool = serve(environment=injection.environment, tokens_per_batch=64)
     job = pool.job("a", path)
     pool.spool.submit(job)
-    blocks = lambda: len(list(pool.spool.root.glob("blocks/*/*/*.npy")))  # noqa: E731
-    eventually(lambda: blocks() == 1)
+    eventually(lambda: len(blocks(pool.spool.root)) == 1)
     time.sleep(0.5)  # the second batch is in work now
     pool.process.send_signal(signal.SIGTERM)
     assert pool.process.wait(LONG_S) == 0
     finished = len(injection.notes())
     assert finished in (2, 3)
-    assert blocks() == finished
+    assert len(blocks(pool.spool.root)) == finished
     assert pool.spool.waiting() == [f"{job.job}.yaml"]
     assert list(pool.spool.root.glob("claimed/*")) == list(pool.spool.root.glob("work/*")) == []
     assert (pool.state.state, pool.state.reason) == ("ended", "SIGTERM")
@@ -136,13 +139,15 @@ def test_sigterm_lets_the_pool_finish_its_batch_and_hand_back_the_rest(serve: Se
     eventually(lambda: again.progress("sequences") == 6 - finished)
 
 
-def test_a_killed_supervisor_ends_the_run_within_seconds_and_is_named(project: NewProject, tmp_path: Path) -> None:
+def test_a_killed_supervisor_ends_the_run_within_seconds_and_is_named(
+    project: NewProject, launch: Launch, tmp_path: Path
+) -> None:
     some = make(project, "a", "b")
     undisturbed = Project(tmp_path / "undisturbed", Path(some.models["esm2"]["weights"]).parent)
     for name in ("config/config.yaml", "config/samples.tsv", "data/a.faa", "data/b.faa"):
         shutil.copy(some.path(name), undisturbed.path(name))
     assert undisturbed.run().returncode == 0
-    run = RunningSnakemake(some, environment=Injection(tmp_path / "faults", SLOW).environment)
+    run = launch(some, environment=Injection(tmp_path / "faults", SLOW).environment)
     run.wait_for_work()
     (supervisor,) = run.supervisors()
     supervisor.kill()
@@ -162,9 +167,11 @@ def test_a_killed_supervisor_ends_the_run_within_seconds_and_is_named(project: N
         check_equal(found, expected[name])
 
 
-def test_what_dead_runs_and_foreign_hosts_leave_does_no_harm(project: NewProject, tmp_path: Path) -> None:
+def test_what_dead_runs_and_foreign_hosts_leave_does_no_harm(
+    project: NewProject, launch: Launch, tmp_path: Path
+) -> None:
     some = make(project, "a", "b")
-    run = RunningSnakemake(some, environment=Injection(tmp_path / "faults", SLOW).environment)
+    run = launch(some, environment=Injection(tmp_path / "faults", SLOW).environment)
     run.wait_for_work()
     for process in [*psutil.Process(run.process.pid).children(recursive=True), psutil.Process(run.process.pid)]:
         process.kill()
@@ -175,8 +182,8 @@ def test_what_dead_runs_and_foreign_hosts_leave_does_no_harm(project: NewProject
     assert dead is not None
     name = dead.identity.pool
     assert {path.name for path in spool.glob("claimed/*")} == {name}
-    blocks = list(spool.glob(f"blocks/{name}/*/*.npy"))
-    assert blocks
+    kept = blocks(spool)
+    assert kept
     # One of the two claims comes from a host that nobody can ask; half a state, a half-written block and manifest.
     foreign = spool / "claimed" / "elsewhere-1-1"
     foreign.mkdir()
@@ -186,7 +193,7 @@ def test_what_dead_runs_and_foreign_hosts_leave_does_no_harm(project: NewProject
     content["identity"] = {"host": "elsewhere", "pid": 1, "started": 1, "machine": "another"}
     (spool / "pools" / "elsewhere-1-1.json").write_text(json.dumps(content))
     (spool / "pools" / "torn-2-2.json").write_text('{"identity": {"ho')
-    (spool / "blocks" / name / blocks[0].parent.name / ".torn.npy.1.partial").write_bytes(b"\x93NUM")
+    (kept[0].parent / ".torn.npy.1.partial").write_bytes(b"\x93NUM")
     (spool / "incoming" / ".torn.yaml.1.partial").write_text("sample: [")
     assert some.run("--unlock").returncode == 0
     began = time.monotonic()
@@ -195,7 +202,7 @@ def test_what_dead_runs_and_foreign_hosts_leave_does_no_harm(project: NewProject
     assert again.jobs == jobs("a", "b")
     assert time.monotonic() - began > status.LEASE_S
     log = some.read("logs/pool.log")
-    assert f"pool {name} is dead: took over 1 jobs and {len(blocks)} blocks" in log
+    assert f"pool {name} is dead: took over 1 jobs and {len(kept)} blocks" in log
     assert "pool elsewhere-1-1 is dead: took over 1 jobs and 0 blocks" in log
     assert list(spool.glob("pools/*-1-1.json")) == list(spool.glob("claimed/*")) == list(spool.glob("blocks/*")) == []
     assert {name: len(found.ids) for name, found in results_of(some).items()} == {"a": 6, "b": 6}

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 from holdfast import embeddings, fasta, frames
 from holdfast.embeddings import Embeddings
@@ -247,6 +247,22 @@ def test_samples_whose_reader_is_killed_are_read_again(
     text = pool.log.read_text()
     assert text.count("a reader process died; its samples are read again, one at a time") == 1
     assert check_replacements(pool) == 0
+
+
+@pytest.mark.parametrize("process", ["worker", "reader"])
+def test_a_process_killed_while_it_has_nothing_to_do_is_replaced(
+    serve: Serve, files: dict[str, Path], expected: dict[str, Embeddings], process: str
+) -> None:
+    pool = serve()
+    check(pool.embed(pool.job("one", files["one"]))["one"], expected["one"], {})
+    (idle,) = pool.processes(with_torch=process == "worker")
+    idle.kill()
+    idle.wait()
+    outcomes = pool.embed(*(pool.job(name, files[name]) for name in ("two", "three")))
+    for name in ("two", "three"):
+        check(outcomes[name], expected[name], {})
+    assert pool.process.poll() is None
+    assert "Traceback" not in pool.log.read_text()
 
 
 @pytest.mark.parametrize("place", ["read", "finish"])

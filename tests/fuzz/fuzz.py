@@ -5,11 +5,13 @@ name of ``parsers.READERS``.
 """
 
 import argparse
+import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-import atheris
+import atheris  # type: ignore[import-untyped]
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "workflow/scripts")]
@@ -19,23 +21,32 @@ with atheris.instrument_imports(include=["holdfast"]):
 
 
 def main() -> None:
-    """Run until the time is over or something is found; libFuzzer ends the process."""
+    """Run until the time is over or something is found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parser", choices=sorted(parsers.READERS))
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--memory-mib", type=int, default=4096, help="more than this is a finding")
     arguments = parser.parse_args()
-    directory = Path(tempfile.mkdtemp(prefix="holdfast-fuzz-"))
-    (directory / "corpus").mkdir()
-    for number, content in enumerate(seeds.seeds()[arguments.parser]):
-        (directory / "corpus" / str(number)).write_bytes(content)
-    parse = parsers.parsers(directory / "files")[arguments.parser]
-    limits = [f"-max_total_time={arguments.seconds}", f"-rss_limit_mb={arguments.memory_mib}", "-timeout=30"]
-    atheris.Setup([sys.argv[0], *limits, "-max_len=200000", str(directory / "corpus")], parse_bytes(parse))
+    with tempfile.TemporaryDirectory(prefix="holdfast-fuzz-") as name:
+        child = os.fork()  # libFuzzer ends its process at once
+        if child == 0:
+            fuzz(arguments.parser, arguments.seconds, arguments.memory_mib, Path(name))
+        _, status = os.waitpid(child, 0)
+    raise SystemExit(os.waitstatus_to_exitcode(status))
+
+
+def fuzz(name: str, seconds: int, memory_mib: int, directory: Path) -> None:
+    """Fuzz, and end the process."""
+    corpus = directory / "corpus"
+    corpus.mkdir()
+    for number, content in enumerate(seeds.seeds()[name]):
+        (corpus / str(number)).write_bytes(content)
+    limits = [f"-max_total_time={seconds}", f"-rss_limit_mb={memory_mib}", "-timeout=30", "-max_len=200000"]
+    atheris.Setup([sys.argv[0], *limits, str(corpus)], as_test(parsers.parsers(directory / "files")[name]))
     atheris.Fuzz()
 
 
-def parse_bytes(parse: parsers.Parser):  # noqa: ANN201
+def as_test(parse: parsers.Parser) -> Callable[[bytes], None]:
     """The parser as atheris calls it."""
 
     def test_one_input(content: bytes) -> None:

@@ -1,7 +1,7 @@
 """Files made to do harm: to run a command, to hang, or to take all memory.
 
-As a program: ``python hostile.py CANARY`` reads every one of them with at most :data:`MEMORY_BYTES` more than Python and
-the libraries have at the start, and prints JSON: name to message, or to the traceback of a finding.
+As a program, ``python -m tests.fuzz.hostile CANARY``, it reads every one of them with at most :data:`MEMORY_BYTES` more
+than Python and the libraries have at the start, and prints JSON: name to message, or to the traceback of a finding.
 """
 
 import builtins
@@ -50,6 +50,7 @@ def contents(canary: Path) -> dict[str, list[tuple[str, bytes]]]:
         found[name] += _yaml(canary, seeds.seeds()[name][0].decode())
     for name in JSON_PARSERS:
         found[name] += _json(seeds.seeds()[name][0].decode())
+    found["receipt"].append(("many small values", b"[" + b"[]," * 1_200_000 + b"[]]"))
     for name in ("pth", "fair_esm", "pytorch_bin"):
         found[name] += _pickles(canary)
     for name in ("classifier", "safetensors", "prepared_weights"):
@@ -130,7 +131,6 @@ def _json(valid: str) -> list[tuple[str, bytes]]:
             (f"{name} in {first}", json.dumps(content | {first: "@"}).replace('"@"', value).encode())
             for name, value in values.items()
         ),
-        ("many small values", b"[" + b"[]," * 1_200_000 + b"[]]"),
     ]
 
 
@@ -260,12 +260,8 @@ def _bombs() -> list[tuple[str, bytes]]:
     """Compressed files of some megabytes that grow to more than is allowed."""
     found = []
     for name, start, letter in (("zeros", b"", b"\0"), ("letters", b">a\n", b"A")):
-        file = io.BytesIO()
-        with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1) as stream:
-            stream.write(start)
-            for _ in range(1100):
-                stream.write(letter * 2**20)
-        found.append((name, file.getvalue()))
+        members = [gzip.compress(start), *[gzip.compress(letter * 2**26, 1)] * 17]
+        found.append((name, b"".join(members)))
     found.append(("a long id", b">" + b"a" * 30_000_000 + b"\nACGT\n"))
     return found
 

@@ -189,7 +189,7 @@ def _classifier(directory: Path) -> bytes:
 
 def _published(layout: Layout, prefix: str) -> dict[str, Tensor]:
     """Synthetic tensors of a small ESM-2 under published names."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for own, shape in esm2.tensor_shapes(ARCHITECTURE).items():
         parts = ["layers.0.self_attn.rot_emb.inv_freq"] if own == "inv_freq" else layout.published(own)
         if own == "inv_freq" and layout is HUGGING_FACE_ESM:

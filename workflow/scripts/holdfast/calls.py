@@ -136,6 +136,8 @@ def read_probabilities(path: str | Path, reader: Reader) -> np.ndarray:
                 if len(cells) != len(FRAME_COLUMNS) or cells[0] != name:
                     raise InputError(f"not the frame '{name}' of the embeddings; {hint}", path, row + 2)
                 probabilities[row] = cells[-2:]
+                if not (0 <= probabilities[row].min() <= probabilities[row].max() <= 1):
+                    raise InputError(f"not probabilities, {cells[-2]} and {cells[-1]}; {hint}", path, row + 2)
     except FileNotFoundError:
         raise InputError("no such file", path) from None
     except ValueError as error:

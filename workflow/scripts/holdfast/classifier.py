@@ -162,8 +162,8 @@ def load(path: str | Path) -> Classifier:
         classifier.load_state_dict(state)
     except (KeyError, ValueError, AttributeError, TypeError, RuntimeError) as error:
         raise WeightsError(f"{path}: does not hold VirNucPro's network: {' '.join(str(error).split())}") from None
-    if not all(tensor.isfinite().all() for tensor in classifier.state_dict().values()):
-        raise WeightsError(f"{path}: holds values that are not finite; train it, or download VirNucPro's, again")
+    if not classifier.predict(torch.zeros(1, feature_width)).isfinite().all():
+        raise WeightsError(f"{path}: gives values that are not finite; train it, or download VirNucPro's, again")
     return classifier
 
 
