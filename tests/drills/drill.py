@@ -128,7 +128,7 @@ def disturbed_run(directory: Path, kills: int, chance: random.Random, outcome: O
         except subprocess.TimeoutExpired:
             run.kill()
             raise SystemExit(f"a run hangs: {log.name}") from None
-    pool_log = directory / "logs" / "pool.log"
+    pool_log = directory / "logs" / "pool.0.log"
     if pool_log.exists():
         outcome.repeated += pool_log.read_text().count(" over a batch of ")
     return run.returncode == 0
