@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="where the JSON goes")
     arguments = parser.parse_args()
     torch.set_num_threads(THREADS)
-    report = Report("cpu", machine.describe("cpu"))
+    report = Report("cpu", machine.describe("cpu"), arguments.results)
     ceilings = machine.ceilings("cpu")
     for name, value in ceilings.items():
         report.add("ceilings", name, value / 1e9, "GFLOP/s" if "matmul" in name else "GB/s")
@@ -48,7 +48,7 @@ def main() -> None:
             measure_frames(report, Path(name))
         if "samples" in arguments.only:
             measure_samples(report, Path(name))
-    report.write(arguments.results)
+    print(report.path)
 
 
 def measure_speed(report: Report, peak: float) -> None:

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="where the JSON goes")
     parser.add_argument("--trace", type=Path, help="also save the profiler's trace of two batches here")
     arguments = parser.parse_args()
-    report = Report("gpu", machine.describe("cuda"))
+    report = Report("gpu", machine.describe("cuda"), arguments.results)
     ceilings = machine.ceilings("cuda")
     for name, value in ceilings.items():
         report.add("ceilings", name, value / 1e12, "TFLOP/s" if "matmul" in name else "TB/s")
@@ -65,7 +65,6 @@ def main() -> None:
             measure_memory(report, prepared)
         if "samples" in arguments.only:
             measure_samples(report, prepared, directory)
-        report.write(arguments.results)
 
 
 def start_worker(directories: dict[str, Path], precision: str = "fp16") -> worker.Worker:
@@ -195,30 +194,20 @@ def measure_dnabert_s(report: Report, esm2_directory: Path, directory: Path) -> 
 
 
 def measure_idle(report: Report, prepared: Path, trace: Path | None) -> None:
-    """Share of time in which no kernel runs, from the profiler's timeline, batch after batch through a worker."""
-    from torch.profiler import ProfilerActivity, profile
-
+    """Share of time the device waits between batches: through a worker against batches enqueued without a pause."""
     owner = start_worker({"esm2": prepared})
+    model = owner.models["esm2"]
     lengths = workload.uniform(2**18)
     ids = workload.proteins(lengths)
     for budget in (16384, 65536):
-        batches = workload.batches(ids, lengths, budget)[: 2**17 // budget]
-        for batch in batches[:2]:
-            owner.embed("esm2", *batch)
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
-            for batch in batches:
-                owner.embed("esm2", *batch)
-        spans = sorted(
-            (event.time_range.start, event.time_range.end)
-            for event in profiled.events()
-            if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
-        )
-        busy, reached = 0.0, spans[0][0]
-        for begin, end in spans:
-            busy += max(0.0, end - max(begin, reached))
-            reached = max(reached, end)
-        report.add("idle", f"{budget} a batch, share of time without a kernel", 1 - busy / (reached - spans[0][0]))
+        batches = workload.batches(ids, lengths, budget)
+        on_device = [(torch.from_numpy(tokens).cuda(), counts.tolist()) for tokens, counts in batches]
+        through = seconds(partial(embed_all, owner, "esm2", batches), 3, 1)
+        without = seconds(lambda ahead=on_device: [model.embed(*batch) for batch in ahead], 3, 1)  # type: ignore[misc]
+        report.add("idle", f"{budget} a batch, share of time", 1 - without / through)
     if trace is not None:
+        with torch.profiler.profile() as profiled:
+            embed_all(owner, "esm2", batches[:2])
         profiled.export_chrome_trace(str(trace))
 
 
@@ -279,7 +268,7 @@ def measure_samples(report: Report, prepared: Path, directory: Path) -> None:
     """One sample of 10,000 proteins against 1,000 of 10, through a pool; and what a tiny job costs."""
     import samples
 
-    for budget in (16384, 32768):
+    for budget in (32768, 16384):
         began = time.perf_counter()
         with samples.serving(directory / f"pool{budget}", prepared, "cuda", 8, budget) as client:
             report.add("samples", f"{budget} a batch: start of the pool to ready, s", time.perf_counter() - began)

@@ -1,4 +1,4 @@
-"""What a benchmark found: lines on the terminal as they come, and a dated JSON file beside this one at the end."""
+"""What a benchmark found: lines on the terminal and a dated JSON file, both as the figures come."""
 
 import json
 import re
@@ -13,11 +13,16 @@ class Report:
 
     Attributes:
         found: Everything, by section and name.
+        path: The JSON file.
     """
 
-    def __init__(self, name: str, machine: dict[str, str]) -> None:
+    def __init__(self, name: str, machine: dict[str, str], directory: Path | None = None) -> None:
+        """Begin a report; it goes to ``DIRECTORY/DATE-NAME-DEVICE.json``, :data:`RESULTS` by default."""
+        device = re.sub(r"\W+", "-", machine["device"]).strip("-")
+        self.path = (directory or RESULTS) / f"{time.strftime('%Y-%m-%d')}-{name}-{device}.json"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.found: dict[str, dict[str, object]] = {"machine": dict(machine)}
-        self._name, self._began = name, time.perf_counter()
+        self._began = time.perf_counter()
         for key, value in machine.items():
             print(f"{key:>14}  {value}", flush=True)
 
@@ -26,12 +31,4 @@ class Report:
         self.found.setdefault(section, {})[name] = value
         shown = f"{value:,.4g}" if isinstance(value, float) else str(value)
         print(f"[{time.perf_counter() - self._began:6.1f} s] {section:<10} {name:<52} {shown:>10} {note}", flush=True)
-
-    def write(self, directory: Path | None = None) -> Path:
-        """Write ``RESULTS/DATE-NAME-DEVICE.json``."""
-        device = re.sub(r"\W+", "-", str(self.found["machine"]["device"])).strip("-")
-        path = (directory or RESULTS) / f"{time.strftime('%Y-%m-%d')}-{self._name}-{device}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.found, indent=2) + "\n")
-        print(path)
-        return path
+        self.path.write_text(json.dumps(self.found, indent=2) + "\n")

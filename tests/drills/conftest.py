@@ -40,18 +40,25 @@ PROCESSES_END_S = 10
 CONSUMERS_NOTICE_S = 15
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 
-INJECTION = '''
-import importlib.machinery, json, os, resource, signal, sys, time
+INJECTION = """
+import functools, importlib.machinery, json, os, resource, signal, sys, time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PLACES = {"embed": ("holdfast.worker", "embed"), "load": ("holdfast.worker", "start"),
-          "read": ("holdfast.reader", "read_sample"), "finish": ("holdfast.reader", "finish_sample")}
+PLACES = {
+    "load": ("holdfast.worker", "start"),
+    "embed": ("holdfast.worker", "embed"),
+    "encode": ("holdfast.worker", "Worker", "embed"),
+    "read": ("holdfast.reader", "read_sample"),
+    "finish": ("holdfast.reader", "finish_sample"),
+}
 
 
 def concerns(fault, arguments):
     if fault["place"] == "embed":
         return bytes.fromhex(fault["marker"]) in arguments[1].tobytes()
+    if fault["place"] == "encode":
+        return len(arguments[2]) > int(fault["marker"])
     return fault["marker"] in ("", arguments[0].name if fault["place"] == "load" else arguments[0].sample)
 
 
@@ -103,8 +110,9 @@ class Injector:
         def execute_and_inject(module):
             execute(module)
             for fault in faults:
-                attribute = PLACES[fault["place"]][1]
-                setattr(module, attribute, wrap(getattr(module, attribute), fault))
+                *owners, name = PLACES[fault["place"]][1:]
+                owner = functools.reduce(getattr, owners, module)
+                setattr(owner, name, wrap(getattr(owner, name), fault))
 
         spec.loader.exec_module = execute_and_inject
         return spec
@@ -113,7 +121,7 @@ class Injector:
 if "--multiprocessing-fork" in sys.orig_argv:
     FAULTS = json.loads((HERE / "faults.json").read_text())
     sys.meta_path.insert(0, Injector())
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -121,11 +129,12 @@ class Fault:
     """What goes wrong in processes of a pool.
 
     Attributes:
-        place: ``embed`` and ``load`` in workers, ``read`` and ``finish`` in readers.
+        place: ``load``, ``embed`` and, inside that, ``encode`` in workers, ``read`` and ``finish`` in readers.
         deed: ``kill`` (SIGKILL to itself), ``hang``, ``raise`` (a RuntimeError), ``distrust`` (let the self-test
             fail), ``delete`` (the sample's file), ``slow``, ``wait`` (for the test, see :meth:`Injection.wait_for`),
-            ``weigh`` (note the peak of memory).
-        marker: Tokens in a batch as hexadecimal digits, name of a device or of a sample; empty for every one.
+            ``note`` (the process's peak of memory and the tokens of the batch).
+        marker: For ``embed`` tokens in the batch, as hexadecimal digits; for ``encode`` how many tokens go well;
+            for ``load`` a device's name, for readers a sample's. Empty for every one.
         words: Message of the error, or seconds to be slow.
         after: Whether it goes wrong behind the function, not before it.
     """
@@ -160,9 +169,9 @@ class Injection:
         """Let it go on."""
         (self._directory / "released").touch()
 
-    def peaks_bytes(self) -> list[int]:
-        """What the processes weighed at faults of that kind."""
-        return [int(line) for line in (self._directory / "peaks").read_text().split()]
+    def notes(self) -> list[list[int]]:
+        """What processes noted: their peak of memory in bytes, and the tokens of the batch in ``embed``."""
+        return [[int(word) for word in line.split()] for line in (self._directory / "notes").read_text().splitlines()]
 
 
 def eventually(condition: Callable[[], object], limit_s: float = LONG_S) -> None:
@@ -194,6 +203,7 @@ class RunningPool:
         self.directory = directory
         self.models = models
         self.endpoint = directory / "endpoint.json"
+        self.endpoint.unlink(missing_ok=True)
         self.log = directory / "pool.log"
         told: dict[str, Any] = {"device": "cpu", "threads": 1, **changed}
         names = {model: str(models / model) for model in ("esm2", "dnabert_s")}
@@ -247,7 +257,9 @@ class RunningPool:
     def processes(self, with_torch: bool) -> list[psutil.Process]:
         """Its workers, or its readers."""
         spawned = [
-            child for child in psutil.Process(self.process.pid).children() if "--multiprocessing-fork" in child.cmdline()
+            child
+            for child in psutil.Process(self.process.pid).children()
+            if "--multiprocessing-fork" in child.cmdline()
         ]
         return [child for child in spawned if with_torch == ("libtorch" in Path(f"/proc/{child.pid}/maps").read_text())]
 

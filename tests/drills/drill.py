@@ -3,10 +3,12 @@
     python tests/drills/drill.py --kills 1000 [--seed 1]
 
 Victims are drawn at random: a worker, a reader, the supervisor, Snakemake, or all at once, by SIGKILL. A run that
-fails is unlocked and started again; when the kills are used up it may finish. Then every row and value is compared.
+fails is unlocked and started again; after a few kills it may finish. Then every row and value is compared, and the next
+project begins, until the kills are used up.
 """
 
 import argparse
+import os
 import random
 import shutil
 import signal
@@ -27,27 +29,31 @@ sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
 from holdfast import embeddings  # noqa: E402
 
-VICTIMS = ("worker", "reader", "supervisor", "snakemake", "all")
-SAMPLES_A_FILE = 4
-KILLS_A_RUN = 4
+VICTIMS = {"worker": 2, "reader": 2, "supervisor": 1, "snakemake": 1, "all": 1}  # the last three end the run
+SAMPLES_A_FILE = 2
+KILLS_A_PROJECT = 8
+PAUSE_S = (0.1, 3.0)
+PROCESSES_END_S = 10.0
+RUN_S = 300.0
 
 
 @dataclass
 class Outcome:
-    """What the drill found; all but kills and runs should be zero, repeated as small as it can be."""
+    """What the drill found: rows lost, doubled, changed and processes left should be zero, batches repeated be few."""
 
     kills: Counter[str] = field(default_factory=Counter)
     runs: int = 0
     lost: int = 0
     doubled: int = 0
     changed: int = 0
+    left: int = 0
     repeated: int = 0
 
     def __str__(self) -> str:
         kills = ", ".join(f"{count} {victim}" for victim, count in sorted(self.kills.items()))
         return (
             f"{self.kills.total()} kills ({kills}) in {self.runs} runs: {self.lost} rows lost, {self.doubled} doubled, "
-            f"{self.changed} changed, {self.repeated} batches computed again"
+            f"{self.changed} changed, {self.left} processes left, {self.repeated} batches computed again"
         )
 
 
@@ -77,13 +83,12 @@ def command(directory: Path, *more: str) -> list[str]:
     return [snakemake, "-s", str(ROOT / "workflow" / "Snakefile"), "-d", str(directory), "--cores", "2", *more]
 
 
-def supervisors(directory: Path) -> list[psutil.Process]:
-    """The living pools of a project."""
+def processes(directory: Path) -> list[psutil.Process]:
+    """The living processes of a project but for Snakemake itself: pool, workers, readers, consumers."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            words = process.cmdline()
-            if any("serve_pool.py" in word for word in words) and Path(process.cwd()) == directory.resolve():
+            if Path(process.cwd()) == directory.resolve() and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
@@ -92,55 +97,66 @@ def victims(kind: str, main: psutil.Process, directory: Path) -> list[psutil.Pro
     """The processes to kill; none if there is no such one now."""
     if kind == "snakemake":
         return [main]
-    pools = supervisors(directory)
+    children = main.children(recursive=True)
+    if kind == "all":
+        return [main, *children]
+    pools = [child for child in children if "serve_pool.py" in " ".join(child.cmdline())]
     if kind == "supervisor":
         return pools
-    spawned = [
-        child for pool in pools for child in pool.children() if any("spawn_main" in word for word in child.cmdline())
-    ]
-    if kind == "all":
-        return [main, *pools, *spawned, *(child for child in main.children(recursive=True))]
+    spawned = [child for child in children if "--multiprocessing-fork" in child.cmdline()]
     heavy = [child for child in spawned if any("libtorch" in entry.path for entry in child.memory_maps())]
     chosen = heavy if kind == "worker" else [child for child in spawned if child not in heavy]
     return chosen[:1]
 
 
+def kill(kind: str, run: "subprocess.Popen[bytes]", directory: Path, pause_s: float) -> bool:
+    """Wait for a victim, then a moment, and kill it; False if the run ends before that."""
+    main = psutil.Process(run.pid)
+    paused = False
+    while run.poll() is None:
+        with suppress(psutil.Error):
+            doomed = victims(kind, main, directory)
+            if doomed and paused:
+                for process in doomed:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+                return True
+            paused = paused or bool(doomed)
+        time.sleep(pause_s if paused else 0.05)
+    return False
+
+
 def disturbed_run(directory: Path, kills: int, chance: random.Random, outcome: Outcome) -> bool:
     """One run with up to ``kills`` kills at random moments; whether it succeeded."""
     outcome.runs += 1
+    pool_log = directory / "logs" / "pool.0.log"
+    pool_log.unlink(missing_ok=True)
     with open(directory / f"run-{outcome.runs}.log", "w") as log:
         run = subprocess.Popen(command(directory), stdout=log, stderr=log, start_new_session=True)
-        main = psutil.Process(run.pid)
-        for _ in range(kills):
-            with suppress(subprocess.TimeoutExpired):
-                run.wait(chance.uniform(0.5, 6.0))
-            kind = chance.choice(VICTIMS)
-            with suppress(psutil.Error):
-                doomed = victims(kind, main, directory)
-                for process in doomed:
-                    with suppress(psutil.NoSuchProcess):
-                        process.send_signal(signal.SIGKILL)
-                outcome.kills[kind] += bool(doomed)
-            if run.poll() is not None:
-                break
+        while kills and run.poll() is None:
+            (kind,) = chance.choices([*VICTIMS], [*VICTIMS.values()])
+            if kill(kind, run, directory, chance.uniform(*PAUSE_S)):
+                outcome.kills[kind] += 1
+                kills -= 1
         try:
-            run.wait(300)
+            run.wait(RUN_S)
         except subprocess.TimeoutExpired:
-            run.kill()
+            os.killpg(run.pid, signal.SIGKILL)
             raise SystemExit(f"a run hangs: {log.name}") from None
-    pool_log = directory / "logs" / "pool.0.log"
     if pool_log.exists():
         outcome.repeated += pool_log.read_text().count(" over a batch of ")
     return run.returncode == 0
 
 
-def wait_for_quiet(directory: Path, seconds: float = 10.0) -> None:
-    """Wait until no process of a dead run's pool is left; that it takes at most 10 s is promised."""
-    until = time.monotonic() + seconds
-    while supervisors(directory):
-        if time.monotonic() > until:
-            raise SystemExit(f"a pool of {directory} is still alive {seconds:g} s after its run")
+def wait_for_quiet(directory: Path, outcome: Outcome) -> None:
+    """Wait until no process of a run is left; that it takes at most 10 s is promised, so count and kill the others."""
+    until = time.monotonic() + PROCESSES_END_S
+    while (left := processes(directory)) and time.monotonic() < until:
         time.sleep(0.1)
+    outcome.left += len(left)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def compare(directory: Path, reference: Path, outcome: Outcome) -> None:
@@ -181,19 +197,17 @@ def drill(work: Path, models: Path, kills: int, seed: int) -> Outcome:
     while outcome.kills.total() < kills:
         shutil.rmtree(disturbed, ignore_errors=True)
         make_project(disturbed, models)
-        done = False
-        while not done:
-            left = min(KILLS_A_RUN, kills - outcome.kills.total())
-            done = disturbed_run(disturbed, left, chance, outcome)
-            if not done:
-                wait_for_quiet(disturbed)
-                subprocess.run(command(disturbed, "--unlock"), check=True, capture_output=True)
+        wanted = min(kills, outcome.kills.total() + KILLS_A_PROJECT)
+        while not disturbed_run(disturbed, wanted - outcome.kills.total(), chance, outcome):
+            wait_for_quiet(disturbed, outcome)
+            subprocess.run(command(disturbed, "--unlock"), check=True, capture_output=True)
+        wait_for_quiet(disturbed, outcome)
         compare(disturbed, reference, outcome)
     return outcome
 
 
 def main() -> None:
-    """Print one line; exit 1 if anything was lost, doubled or changed."""
+    """Print one line; exit 1 if anything was lost, doubled, changed or left."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1)
@@ -206,7 +220,7 @@ def main() -> None:
             subprocess.run(told, check=True, capture_output=True)
         outcome = drill(Path(work), models, arguments.kills, arguments.seed)
     print(outcome)
-    raise SystemExit(bool(outcome.lost or outcome.doubled or outcome.changed))
+    raise SystemExit(bool(outcome.lost or outcome.doubled or outcome.changed or outcome.left))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Workers and readers that die, hang, fail and run out of memory: the culprit is given up, everybody else goes on."""
 
-import os
-import signal
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,29 +34,31 @@ CULPRIT = "MKILLERWWHHWWCCMWHMCYYFF"
 NAMES = ("one", "two", "three")
 ILLEGAL_ACCESS = "CUDA error: an illegal memory access was encountered"
 BATCH_TIMEOUT_S = 12.0
-LONG_AA = 1000
-SPARE_BYTES = 60_000_000
+OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 20.00 GiB."
+FITTING_TOKENS = 1500
+SPARE_BYTES = 120_000_000
+LONG_BP = 20_000  # 6,000 tokens, for which DNABERT-S needs 250 MB
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Samples by name: three of proteins, the first two with the culprit, and two pieces of the demo's genomes."""
+    """Samples by name: three of proteins, two of them with the culprit, contigs, many proteins, and long DNA."""
     directory = tmp_path_factory.mktemp("samples")
     samples = {name: proteins(14, 30, seed) for seed, name in enumerate(NAMES)}
     samples["one"] |= {"culprit": CULPRIT}
     samples["two"] = {"same": CULPRIT, **samples["two"]}
     contigs = [*fasta.read(CONTIGS, Alphabet.NUCLEOTIDE)]
     samples["contigs"] = {record.id: record.sequence for record in contigs[:2]}
-    samples["long"] = proteins(8, LONG_AA, 9)
+    samples["many"] = proteins(300, 40, 9)
+    bases = np.array(list("ACGT"))[np.random.default_rng(1).integers(0, 4, LONG_BP)]
+    samples["dna"] = {"long": "".join(bases), "short": "".join(bases[:500])}
     for name, records in samples.items():
         (directory / name).write_text(fasta_text(records))
     return {name: directory / name for name in samples}
 
 
 @pytest.fixture(scope="module")
-def expected(
-    tmp_path_factory: pytest.TempPathFactory, models: Path, files: dict[str, Path]
-) -> dict[str, Embeddings]:
+def expected(tmp_path_factory: pytest.TempPathFactory, models: Path, files: dict[str, Path]) -> dict[str, Embeddings]:
     """What an undisturbed pool makes of the samples."""
     pool = RunningPool(tmp_path_factory.mktemp("undisturbed"), models, {}, tokens_per_batch=1024)
     outcomes = pool.embed(*(pool.job(name, path, kind(name)) for name, path in files.items()))
@@ -67,7 +68,7 @@ def expected(
 
 
 def kind(name: str) -> str:
-    return "contigs" if name == "contigs" else "proteins"
+    return name if name in ("contigs", "dna") else "proteins"
 
 
 def check(outcome: Receipt, expected: Embeddings, given_up: dict[str, str]) -> None:
@@ -83,10 +84,10 @@ def check(outcome: Receipt, expected: Embeddings, given_up: dict[str, str]) -> N
 
 def check_replacements(pool: RunningPool) -> int:
     """Every death was logged and counted, and led to one replacement; the number of them."""
-    text = pool.log.read_text()
-    deaths = text.count(" over a batch of ")
+    deaths = pool.log.read_text().count(" over a batch of ")
     eventually(lambda: pool.progress("restarts") == pool.progress("repeated_batches") == deaths)
-    assert text.count("ready after") == deaths + 1
+    eventually(lambda: pool.log.read_text().count("ready after") == deaths + 1)
+    text = pool.log.read_text()
     assert "Traceback" not in text
     assert pool.process.poll() is None
     return deaths
@@ -115,9 +116,13 @@ def test_a_sequence_over_which_workers_hang_is_given_up(
     pool = serve(Fault("embed", "hang", token_marker(models, culprit.protein)), **settings)
     outcomes = pool.embed(pool.job("contigs", files["contigs"], "contigs"), pool.job("three", files["three"]))
     row = frames.frame_id(record.id, culprit.chunk, culprit.frame)
-    check(outcomes["contigs"], expected["contigs"], {row: "esm2: the worker died over it on cpu:0, in company and alone"})
+    check(
+        outcomes["contigs"], expected["contigs"], {row: "esm2: the worker died over it on cpu:0, in company and alone"}
+    )
     check(outcomes["three"], expected["three"], {})
-    assert check_replacements(pool) == pool.log.read_text().count("no answer for longer than pool.batch_timeout_s allows")
+    assert check_replacements(pool) == pool.log.read_text().count(
+        "no answer for longer than pool.batch_timeout_s allows"
+    )
 
 
 def test_a_worker_killed_from_outside_costs_its_batch_a_repetition(
@@ -191,27 +196,68 @@ def test_with_no_device_left_pool_and_consumers_end_with_the_reason(
         assert "Traceback" not in text
     assert told.returncode == 1
     assert "Traceback" not in pool.log.read_text()
-    assert sorted(pool.spool.waiting()) == sorted(f"{pool.job(name, files[name]).job}.yaml" for name in ("one", "two"))
+    assert [name.rpartition("-")[0] for name in sorted(pool.spool.waiting())] == ["one", "two"]
 
 
-def limit_memory(pool: RunningPool, spare_bytes: int) -> None:
-    """Let the worker have no more than this beyond what it has now, as the kernel would."""
-    (worker,) = pool.processes(with_torch=True)
-    bytes_now = worker.memory_info().vms
-    worker.rlimit(psutil.RLIMIT_AS, (bytes_now + spare_bytes, bytes_now + spare_bytes))
-
-
-def test_without_memory_for_a_batch_smaller_ones_give_the_same(
+def test_a_batch_without_memory_is_halved_and_its_smaller_size_remembered(
     serve: Serve, files: dict[str, Path], expected: dict[str, Embeddings]
 ) -> None:
-    pool = serve(tokens_per_batch=16384)
+    """What CUDA says, not real memory: on a CPU an encoder needs no more for many sequences than for one."""
+    pool = serve(Fault("encode", "raise", str(FITTING_TOKENS), OUT_OF_MEMORY), tokens_per_batch=8192)
+    outcomes = pool.embed(*(pool.job(name, files[name]) for name in ("many", *NAMES)))
+    for name in ("many", *NAMES):
+        check(outcomes[name], expected[name], {})
+    found = re.findall(r"no memory for (\d+) tokens; esm2 has a budget of (\d+) now", pool.log.read_text())
+    failed, budgets = zip(*(map(int, pair) for pair in found), strict=True)
+    assert min(failed) > FITTING_TOKENS >= budgets[-1] >= FITTING_TOKENS // 2 - 1
+    assert list(budgets) == sorted(budgets, reverse=True)
+    assert len(budgets) <= 8  # at most two batches of each size: the one in work and the one behind it
+    assert check_replacements(pool) == 0
+
+
+def test_a_sequence_for_which_memory_really_lacks_is_given_up(
+    serve: Serve, files: dict[str, Path], expected: dict[str, Embeddings]
+) -> None:
+    pool = serve()
     pool.wait_until_ready()
-    limit_memory(pool, SPARE_BYTES)
-    outcomes = pool.embed(pool.job("long", files["long"]), pool.job("one", files["one"]))
-    check(outcomes["long"], expected["long"], {})
+    (worker,) = pool.processes(with_torch=True)
+    limit_bytes = worker.memory_info().vms + SPARE_BYTES
+    worker.rlimit(psutil.RLIMIT_AS, (limit_bytes, limit_bytes))
+    outcomes = pool.embed(*(pool.job(name, files[name], kind(name)) for name in ("one", "dna")))
+    (reason,) = outcomes["dna"].failures.values()
+    assert re.fullmatch(r"dnabert_s: cpu:0 has no memory for its \d+ tokens, even alone", reason)
+    check(outcomes["dna"], expected["dna"], {"long": reason})
     check(outcomes["one"], expected["one"], {})
+    assert "cpu:0: no memory for" in pool.log.read_text()
+    assert check_replacements(pool) == 0
+
+
+def test_samples_whose_reader_is_killed_are_read_again(
+    serve: Serve, files: dict[str, Path], expected: dict[str, Embeddings], tmp_path: Path
+) -> None:
+    injection = Injection(tmp_path / "faults", Fault("read", "wait", "two"))
+    pool = serve(environment=injection.environment)
+    waiting = {name: pool.hand_in(pool.job(name, files[name])) for name in NAMES}
+    injection.wait_for()
+    (reader,) = pool.processes(with_torch=False)
+    reader.kill()
+    injection.release()
+    for name, future in waiting.items():
+        check(future.result(LONG_S), expected[name], {})
     text = pool.log.read_text()
-    assert "cpu:0: no memory for" in text
-    assert "esm2 has a budget of" in text
-    assert "over a batch" not in text
-    assert pool.progress("restarts") == 0
+    assert text.count("a reader process died; its samples are read again, one at a time") == 1
+    assert check_replacements(pool) == 0
+
+
+@pytest.mark.parametrize("place", ["read", "finish"])
+def test_the_sample_that_kills_a_reader_twice_fails_alone(
+    serve: Serve, files: dict[str, Path], expected: dict[str, Embeddings], place: str
+) -> None:
+    pool = serve(Fault(place, "kill", "two"))
+    outcomes = pool.embed(*(pool.job(name, files[name]) for name in NAMES))
+    assert outcomes["two"].state == "failed"
+    assert outcomes["two"].error == "the process that read or wrote the sample died, twice; out of memory?"
+    for name in ("one", "three"):
+        check(outcomes[name], expected[name], {})
+    assert 2 <= pool.log.read_text().count("a reader process died") <= 3
+    assert check_replacements(pool) == 0

@@ -1,6 +1,5 @@
 """The classifier: genuine and malicious .pth files, training on synthetic features, and refusals."""
 
-import io
 import json
 import pickle
 import pickletools
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from holdfast import classifier
+from holdfast import classifier, pth
 from holdfast.classifier import Classifier
 from holdfast.embeddings import Reader, Writer
 from holdfast.errors import ConfigError, HoldfastError, InputError, WeightsError
@@ -139,8 +138,7 @@ def test_pickle_holds_only_the_names_that_the_unpickler_knows(published: Path) -
         pickled = archive.read("new/data.pkl")
     opcodes = list(pickletools.genops(pickled))
     names = {str(argument).replace(" ", ".") for opcode, argument, _ in opcodes if opcode.name == "GLOBAL"}
-    unpickler = classifier._Unpickler(io.BytesIO(), 0)
-    assert names - {"torch.nn.modules.activation.ReLU"} == (unpickler.MODULES | set(unpickler._known)) - {
+    assert names - {"torch.nn.modules.activation.ReLU"} == set(pth.NAMES) - {
         "torch.nn.modules.activation.ReLU",
         "builtins.set",
     }
@@ -521,7 +519,11 @@ def test_files_that_hold_no_classifier_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("hello")
     (tmp_path / "model.onnx").write_text("hello")
     network = Classifier(FEATURE_WIDTH, {}, "random")
-    header = {classifier.HEADER_KEY: json.dumps({"format_version": 1, "models": {}, "source": ""})}
+    header = {
+        classifier.HEADER_KEY: json.dumps(
+            {"format_version": 1, "classes": ["other", "virus"], "models": {}, "source": ""}
+        )
+    }
     state = network.state_dict()
     save_file({**state, "extra.weight": torch.zeros(1)}, tmp_path / "extra.safetensors", metadata=header)
     save_file({name: state[name] for name in list(state)[1:]}, tmp_path / "missing.safetensors", metadata=header)

@@ -22,11 +22,24 @@ TORCH = {
     "reference",
     "synthetic",
     "weights",
+    "pth",
     "classifier",
 }
 ORDER = [
     # what the Snakefile, consumers and the supervisor share: no torch
-    *("errors", "files", "prepared", "fasta", "frames", "tokens", "manifest", "receipt", "sequences", "embeddings"),
+    *(
+        "errors",
+        "documents",
+        "files",
+        "prepared",
+        "fasta",
+        "frames",
+        "tokens",
+        "manifest",
+        "receipt",
+        "sequences",
+        "embeddings",
+    ),
     *("batching", "blocks", "spool", "status", "settings", "configuration", "plan", "consumer", "reader"),
     # models: torch, no pool
     *(
@@ -45,7 +58,7 @@ ORDER = [
     # the pool: torch only inside the functions of a worker
     *("worker", "device", "readers", "ledger", "fleet", "pool", "embedder"),
     # what is made of embeddings
-    *("calls", "classifier", "summary"),
+    *("calls", "pth", "classifier", "summary"),
 ]
 
 

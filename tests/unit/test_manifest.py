@@ -165,11 +165,11 @@ def test_foreign_text_gives_a_manifest_error(text: str) -> None:
         ("a" * 64, "A" * 64, "models: "),
         ("a" * 64, "a" * 63, "models: "),
         ("  esm2: ", "  esm3: ", "models: "),
-        ("kind: contigs", "kind: !!bool x", "kind: "),
-        ("kind: contigs", "kind: !!timestamp x", "kind: "),
-        ("kind: contigs", "kind: !!int ''", "kind: "),
+        ("kind: contigs", "kind: !!bool x", "not YAML: tags"),
+        ("kind: contigs", "kind: !!timestamp x", "not YAML: tags"),
+        ("kind: contigs", "kind: !!int ''", "not YAML: tags"),
         ("kind: contigs", "kind: 2001-13-45", "kind|not YAML"),
-        ("kind: contigs", "kind: !!python/object/apply:os.getpid []", "kind: "),
+        ("kind: contigs", "kind: !!python/object/apply:os.getpid []", "not YAML: tags"),
     ],
 )
 def test_a_wrong_value_is_named(old: str, new: str, message: str) -> None:

@@ -17,7 +17,7 @@ RECEIPTS = st.builds(
     sample=st.text(),
     state=st.sampled_from(["done", "failed"]),
     error=st.text(),
-    embeddings=st.text(),
+    embeddings=st.text(st.characters(codec="utf-8", exclude_characters="\0")),
     counts=st.dictionaries(st.text(), st.integers(0, 2**62)),
     pool=st.dictionaries(st.text(), st.text() | NUMBERS),
     seconds=st.dictionaries(st.text(), NUMBERS),

@@ -199,7 +199,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, dict[str, Any]], str, dict[
     if (
         header.format_version != FORMAT_VERSION
         or header.classes != list(CLASSES)
-        or header.models.keys() not in ({}, set(FEATURE_MODELS))
+        or set(header.models) not in (set(), set(FEATURE_MODELS))
     ):
         raise WeightsError(f"{path}: not a classifier of this version; {again}")
     return {name: asdict(model) for name, model in header.models.items()}, header.source, state

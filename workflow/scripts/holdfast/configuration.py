@@ -4,16 +4,21 @@ import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonschema import Draft202012Validator, ValidationError
 
+from . import documents
+from .documents import DocumentError
 from .errors import ConfigError
 from .manifest import MODELS_OF_KIND
 from .prepared import MODELS
 
+SHEET_LIMIT_BYTES = 2**24
+SHOWN = 20
 TAKEN = ("classifier", "failures.tsv", "summary.tsv")
 
 
@@ -34,10 +39,15 @@ def with_defaults(config: Mapping[str, Any], schema_path: str | Path) -> dict[st
         ConfigError: names every wrong key and says what it should be.
     """
     schema = _load(schema_path)
+    where = "the config (config/config.yaml, --config)"
+    try:
+        documents.check(dict(config))
+    except DocumentError as error:
+        raise ConfigError(f"{where} is not valid: {error}") from None
     filled = _fill(dict(config), schema)
     problems = list(dict.fromkeys(_problems(schema, filled)))
     if problems:
-        raise ConfigError("the config (config/config.yaml, --config) is not valid:\n  " + "\n  ".join(problems))
+        raise _several(f"{where} is not valid:", problems)
     return filled
 
 
@@ -53,10 +63,12 @@ def read_samples(sheet: str | Path, schema_path: str | Path) -> dict[str, Sample
     schema = _load(schema_path)
     columns = list(schema["properties"])
     try:
-        with open(sheet, encoding="utf-8-sig", newline="") as file:
-            lines = [line.rstrip("\r\n").split("\t") for line in file]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        text = documents.read_text(sheet, SHEET_LIMIT_BYTES)
+        lines = [line.rstrip("\r\n").split("\t") for line in StringIO(text, newline="")]
+        if "\0" in text:
+            raise DocumentError("a NUL byte; is this a text file?")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{sheet}: the sample sheet cannot be read: {reason}; set 'samples' in the config") from None
     header = lines[0] if lines else []
     unknown = [name for name in header if name not in columns]
@@ -85,7 +97,7 @@ def read_samples(sheet: str | Path, schema_path: str | Path) -> dict[str, Sample
                 samples[row["sample"]] = Sample(**row)
         problems += found
     if problems:
-        raise ConfigError(f"{sheet} is not valid:\n  " + "\n  ".join(problems))
+        raise _several(f"{sheet} is not valid:", problems)
     if not samples:
         raise ConfigError(f"{sheet}: holds no sample")
     return samples
@@ -123,7 +135,7 @@ def check(config: Mapping[str, Any], samples: Mapping[str, Sample]) -> None:
             "virus and other (or set 'classifier' in the config, or remove the labels)"
         )
     if problems:
-        raise ConfigError("\n  ".join(["the config and the sample sheet do not fit:", *problems]))
+        raise _several("the config and the sample sheet do not fit:", problems)
 
 
 def check_files(sheet: str, samples: Mapping[str, Sample]) -> None:
@@ -136,7 +148,13 @@ def check_files(sheet: str, samples: Mapping[str, Sample]) -> None:
     if missing:
         lines = [f"sample '{entry.sample}': {entry.fasta} does not exist" for entry in missing]
         hint = f"correct the path (relative paths start at {os.getcwd()}) or remove the line"
-        raise ConfigError("\n  ".join([f"{sheet}: sequence files are missing; {hint}:", *lines]))
+        raise _several(f"{sheet}: sequence files are missing; {hint}:", lines)
+
+
+def _several(heading: str, problems: list[str]) -> ConfigError:
+    """One error of many problems, of which the first are named."""
+    more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    return ConfigError("\n  ".join([heading, *problems[:SHOWN], *more]))
 
 
 def _load(path: str | Path) -> dict[str, Any]:
@@ -168,7 +186,7 @@ def _messages(error: ValidationError) -> Iterator[str]:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, 1)
                 hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
-                yield f"unknown key '{path + '.' if path else ''}{key}'; {hint}"
+                yield f"unknown key '{path + '.' if path else ''}{str(key)[:80]}'; {hint}"
     elif error.validator == "required":
         for key in error.validator_value:
             if key not in error.instance:
@@ -189,4 +207,4 @@ def _messages(error: ValidationError) -> Iterator[str]:
             }[error.validator] + f" {error.validator_value}"
         else:
             wanted = entry.get("x-rule", error.message)
-        yield f"'{path}' {wanted}, is {error.instance!r}"
+        yield f"'{path}' {wanted}, is {error.instance!r:.200}"

@@ -1,15 +1,14 @@
 """Small documents that somebody else has written, JSON and YAML, read without trust.
 
 Text passes through :func:`parse_json` or :func:`parse_yaml`, which keep what they return small: limited in size, depth
-and number of values, without references, so that nothing grows when it is walked or shown; numbers are finite and have
-64 bits, text can be written as UTF-8 and named to the system. :func:`fill` then makes a dataclass of it, every field of
-its annotated type. Whatever is wrong is a :class:`DocumentError`, which the caller turns into its own, with the file and
-what to do.
+and number of values, without references, so that nothing grows when it is walked or shown. :func:`fill` then makes a
+dataclass of it, every field of its annotated type. Whatever is wrong is a :class:`DocumentError`, which the caller
+turns into its own, with the file and what to do.
 """
 
 import json
 import math
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from os import PathLike
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -19,6 +18,7 @@ import yaml
 JSON_LIMIT_BYTES = 2**24
 YAML_LIMIT_BYTES = 2**16  # PyYAML reads about 100 kB a second
 VALUES = 2**20
+DEPTH = 32
 _INTEGER_LIMIT = 2**63
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
 
@@ -42,8 +42,8 @@ def read_text(path: str | PathLike[str], limit_bytes: int) -> str:
         raise DocumentError(f"larger than {limit_bytes} bytes")
     try:
         return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DocumentError(f"not UTF-8 text, byte {error.start + 1}") from None
+    except UnicodeDecodeError:
+        raise DocumentError("not UTF-8 text") from None
 
 
 def read_json(path: str | PathLike[str]) -> Any:
@@ -60,7 +60,7 @@ def parse_json(text: str) -> Any:
     try:
         content = json.loads(text)
     except RecursionError:
-        raise DocumentError("nested too deeply") from None
+        raise DocumentError("not JSON: nested too deeply") from None
     except ValueError as error:
         raise DocumentError(f"not JSON: {error}") from None
     check(content)
@@ -86,7 +86,7 @@ def parse_yaml(text: str) -> Any:
     try:
         content = yaml.load(text, _PlainLoader)
     except RecursionError:
-        raise DocumentError("nested too deeply") from None
+        raise DocumentError("not YAML: nested too deeply") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise DocumentError(f"not YAML: {' '.join(str(error).split())}") from None
     check(content)
@@ -97,30 +97,45 @@ def check(content: Any) -> None:
     """Check every value of a parsed document, wherever it came from.
 
     Raises:
-        DocumentError: more than :data:`VALUES` values, counted each time they are referred to; a whole number of more
-            than 64 bits, one that is not finite, or text with NUL or halves of characters.
+        DocumentError: more than :data:`VALUES` values, counted each time they are referred to, or nested more than
+            :data:`DEPTH` times; a whole number of more than 64 bits; one that is not finite; or text that is neither
+            Unicode nor, as names of files may be, bytes in its disguise.
     """
-    waiting, count = [content], 1
+    waiting, count = [("", 0, content)], 1
     while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict | list):
-            children = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-            count += len(children)
-            if count > VALUES:
-                raise DocumentError(f"more than {VALUES} values")
-            waiting.extend(children)
-        elif isinstance(value, str):
-            if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-                raise DocumentError("text with NUL, or that is not Unicode")
-        elif isinstance(value, float):
-            if not math.isfinite(value):
-                raise DocumentError("a number that is not finite")
-        elif isinstance(value, int) and not -_INTEGER_LIMIT <= value < _INTEGER_LIMIT:
-            raise DocumentError("a whole number of more than 64 bits")
+        where, depth, value = waiting.pop()
+        if isinstance(value, dict):
+            children = [(where or _heading(key), depth + 1, entry) for key, entry in value.items()]
+            children += [(where, depth + 1, key) for key in value]
+        elif isinstance(value, list):
+            children = [(where, depth + 1, entry) for entry in value]
+        else:
+            children = []
+            _check_scalar(where, value)
+        count += len(children)
+        if count > VALUES or depth > DEPTH:
+            raise DocumentError(f"{where}more than {VALUES} values, or nested more than {DEPTH} times")
+        waiting.extend(children)
+
+
+def _heading(key: object) -> str:
+    return f"{key[:80]}: " if isinstance(key, str) else ""
+
+
+def _check_scalar(where: str, value: object) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DocumentError(f"{where}a number that is not finite")
+    if isinstance(value, int) and not -_INTEGER_LIMIT <= value < _INTEGER_LIMIT:
+        raise DocumentError(f"{where}a whole number of more than 64 bits")
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise DocumentError(f"{where}text that is not Unicode") from None
 
 
 def fill(kind: type[Kind], content: Any) -> Kind:
-    """Make a dataclass of a JSON object: each field of its annotated type, a field with a default may be absent.
+    """Make a dataclass of a JSON object with exactly its fields, each of its annotated type.
 
     Raises:
         DocumentError: names the field that is unknown, missing or of another type.
@@ -150,17 +165,15 @@ def _fit(wanted: Any, value: Any, where: str) -> Any:
 
 
 def _fit_dataclass(wanted: Any, value: Any, where: str) -> Any:
-    known = {field.name: field for field in fields(wanted)}
     if not isinstance(value, dict):
         raise DocumentError(f"{where or 'the document'} must hold names and values")
-    for name in value:
-        if name not in known:
-            raise DocumentError(f"unknown entry {_inside(where, str(name)[:80])!r}")
-    for name, field in known.items():
-        if name not in value and field.default is MISSING and field.default_factory is MISSING:
-            raise DocumentError(f"{_inside(where, name)} is missing")
     hints = get_type_hints(wanted)
-    return wanted(**{name: _fit(hints[name], entry, _inside(where, name)) for name, entry in value.items()})
+    names = [field.name for field in fields(wanted)]
+    for name in value.keys() - set(names):
+        raise DocumentError(f"{_inside(where, str(name))[:80]} is unknown")
+    for name in set(names) - value.keys():
+        raise DocumentError(f"{_inside(where, name)} is missing")
+    return wanted(**{name: _fit(hints[name], value[name], _inside(where, name)) for name in names})
 
 
 def _inside(where: str, name: str) -> str:

@@ -30,7 +30,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -38,8 +38,10 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
+from . import documents
 from .errors import InputError, ResourceError
 from .files import temporary_path
+from .frames import FRAMES
 from .prepared import Prepared
 
 FORMAT = "holdfast-embeddings"
@@ -115,6 +117,33 @@ class Embeddings(Rows):
 
     records: Records
     attributes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Root:
+    """Attributes of the root, as in the layout above."""
+
+    format: str
+    format_version: int
+    sample: str
+    kind: str
+    chunk_length_bp: int
+    software: str
+    complete: bool
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """Attributes of a matrix."""
+
+    width: int
+    source: str
+    source_sha256: str
+    weights_sha256: str
+    synthetic: bool
+    layer: int
+    pooling: str
+    precision: str
 
 
 class Writer:
@@ -293,15 +322,23 @@ class Reader:
         self.path = Path(path)
         if not self.path.is_file():
             raise InputError("no such file", path)
-        try:
+        with self._speaking():
             self._file = h5py.File(self.path, "r")
-        except OSError as error:
-            raise InputError(f"not a readable HDF5 file ({error}); compute it again", path) from None
         try:
-            self._describe()
-        except BaseException:
+            with self._speaking():
+                self._describe()
+        except InputError:
             self.close()
             raise
+
+    @contextmanager
+    def _speaking(self) -> Iterator[None]:
+        """Say which file it is that HDF5 cannot read, or that holds what no file of ours does."""
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            problem = " ".join(str(error).split())[:300]
+            raise InputError(f"not a readable HDF5 file ({problem}); compute it again", self.path) from None
 
     def _describe(self) -> None:
         attributes = self._file.attrs
@@ -312,17 +349,45 @@ class Reader:
             raise InputError(f"format {found}, this version reads {FORMAT_VERSION}; compute it again", self.path)
         if not attributes["complete"]:
             raise InputError("incomplete, no embeddings were written yet; compute it again", self.path)
-        self.sample: str = attributes["sample"]
-        self.kind: str = attributes["kind"]
-        self.chunk_length_bp = int(attributes["chunk_length_bp"])
-        self.software: dict[str, str] = json.loads(attributes["software"])
-        self.models: dict[str, dict[str, str | int | bool]] = {
-            name: {key: _plain(value) for key, value in dataset.attrs.items()}
-            for name, dataset in self._file.items()
-            if "weights_sha256" in dataset.attrs
-        }
+        root = documents.fill(_Root, _plain(attributes, _Root))
+        if root.kind not in KINDS or (root.kind == "contigs") != (root.chunk_length_bp > 0):
+            raise ValueError(f"kind {root.kind} with chunk length {root.chunk_length_bp}")
+        self.sample, self.kind, self.chunk_length_bp = root.sample, root.kind, root.chunk_length_bp
+        self.software: dict[str, str] = documents.parse_json(root.software)
         self.row_count = len(self._file["ids"])
         self.record_count = len(self._file["records/ids"])
+        for name, dtype in RECORD_COLUMNS.items():
+            self._require(f"records/{name}", dtype, self.record_count, TABLE_CHUNK_ROWS)
+        for name, dtype in ROW_COLUMNS.items():
+            self._require(name, dtype, self.row_count, TABLE_CHUNK_ROWS)
+        self.models: dict[str, dict[str, Any]] = {}
+        for name in sorted(POOLING.keys() & self._file.keys()):
+            model = documents.fill(_Matrix, _plain(self._file[name].attrs, _Matrix))
+            self.models[name] = asdict(model)
+            stored = np.dtype(self._file[name].dtype)
+            if stored not in (np.float16, np.float32):
+                raise ValueError(f"{name} is of type {stored}")
+            rows = min(MATRIX_CHUNK_ROWS, max(self.row_count, 1))
+            self._require(name, np.dtype((stored, model.width)), self.row_count, rows)
+
+    def _require(self, name: str, dtype: np.dtype, rows: int, chunk_rows: int) -> None:
+        """Check that a dataset is stored as we do it: in this file, plain, and no more rows than there are bytes for.
+
+        HDF5 has datasets that lie in other files, or that grow to any size when they are read.
+        """
+        dataset = self._file[name]
+        shape = dtype.shape
+        if (
+            dataset.shape != (rows, *shape)
+            or dataset.dtype != dtype.base
+            or h5py.check_string_dtype(dataset.dtype) != h5py.check_string_dtype(dtype)
+            or h5py.check_enum_dtype(dataset.dtype) != h5py.check_enum_dtype(dtype)
+            or dataset.chunks != (chunk_rows, *shape)
+            or dataset.id.get_create_plist().get_nfilters() > 0
+            or dataset.id.get_storage_size() < dataset.size * dataset.dtype.itemsize
+            or dataset.file != self._file
+        ):
+            raise ValueError(f"{name} is not stored as this workflow stores it")
 
     def __enter__(self) -> Self:
         return self
@@ -348,7 +413,8 @@ class Reader:
 
     def read(self) -> Embeddings:
         """The whole file, at once in memory."""
-        attributes: dict[str, Any] = {key: _plain(value) for key, value in self._file.attrs.items()}
+        with self._speaking():
+            attributes = _plain(self._file.attrs, _Root)
         return Embeddings(
             **self._rows(0, self.row_count, tuple(self.models)),
             records=self._records(0, self.record_count),
@@ -357,18 +423,23 @@ class Reader:
 
     def _records(self, start: int, stop: int) -> Records:
         group = self._file["records"]
-        return Records(
-            ids=group["ids"].asstr()[start:stop].tolist(),
-            length=group["length"][start:stop],
-            status=[STATUSES[code] for code in group["status"][start:stop]],
-        )
+        with self._speaking():
+            return Records(
+                ids=group["ids"].asstr()[start:stop].tolist(),
+                length=group["length"][start:stop],
+                status=[STATUSES[code] for code in group["status"][start:stop]],
+            )
 
     def _rows(self, start: int, stop: int, models: Sequence[str]) -> dict[str, Any]:
-        return {
-            **{name: self._file[name][start:stop] for name in ROW_COLUMNS if name != "ids"},
-            "ids": self._file["ids"].asstr()[start:stop].tolist(),
-            "matrices": {model: self._file[model][start:stop] for model in models},
-        }
+        with self._speaking():
+            columns = {name: self._file[name][start:stop] for name in ROW_COLUMNS if name != "ids"}
+            columns["ids"] = self._file["ids"].asstr()[start:stop].tolist()
+            columns["matrices"] = {model: self._file[model][start:stop] for model in models}
+            limits = {"record": self.record_count, "frame": len(FRAMES), "chunk": 2**31}
+            for name, limit in limits.items():
+                if not ((columns[name] >= 0) & (columns[name] < limit)).all():
+                    raise ValueError(f"{name} is out of range")
+        return columns
 
 
 def read(path: str | Path) -> Embeddings:
@@ -381,5 +452,7 @@ def read(path: str | Path) -> Embeddings:
         return reader.read()
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+def _plain(attributes: h5py.AttributeManager, kind: Any) -> dict[str, Any]:
+    """The attributes that are fields of ``kind``, as Python's own types."""
+    values = {field.name: attributes[field.name] for field in fields(kind)}
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}

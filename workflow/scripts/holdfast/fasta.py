@@ -2,8 +2,8 @@
 
 Owns what an input file may hold. Bytes are decompressed by the standard library (plain, gzip, bzip2 or xz;
 the content decides, not the name), cut into entries by dnaio, and leave as :class:`Record`: upper case,
-without white space, ids unique. Memory is a small multiple of the longest record, plus about 100 bytes a
-record to notice a repeated id.
+without white space, ids unique. Memory is a small multiple of the longest record, whose size is limited since
+compressed files may grow to anything, plus about 100 bytes a record to notice a repeated id.
 
 dnaio does not tell the line of an entry, so nothing is counted while all is well: an error reads the file a
 second time to find its line.
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from hashlib import blake2b
-from io import BufferedReader, TextIOWrapper
+from io import BufferedReader, RawIOBase, TextIOWrapper
 from os import PathLike
 from pathlib import Path
 from string import ascii_uppercase, whitespace
@@ -28,6 +28,8 @@ from dnaio.readers import FastaReader, FastqReader
 
 from .errors import InputError
 
+LONGEST_RECORD_BYTES = 2**30  # of text; the longest chromosome of wheat has 0.85 thousand million bases
+LONGEST_ID = 4096  # letters; every frame of a record carries its id
 _UNKNOWN = b"?"
 _BUFFER_BYTES = 128 * 1024
 _DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
@@ -102,7 +104,7 @@ def _records(path: str | PathLike[str], alphabet: Alphabet) -> Iterator[Record]:
             for entry in entries:
                 identifier = _identifier(entry.name)
                 digest = blake2b(identifier.encode(), digest_size=16).digest()
-                if not identifier or "\0" in identifier or digest in seen:
+                if not 0 < len(identifier) <= LONGEST_ID or "\0" in identifier or digest in seen:
                     _refuse_id(path, is_fastq, identifier)
                 seen.add(digest)
                 sequence = entry.sequence.encode("ascii", "replace").translate(table, whitespace.encode())
@@ -126,7 +128,42 @@ def _open(path: str | PathLike[str]) -> Iterator[BufferedReader]:
     with open(path, "rb") as file:
         magic = file.peek(6)
         opener = next((opener for mark, opener in _DECOMPRESSORS.items() if magic.startswith(mark)), None)
-        yield BufferedReader(opener(file), _BUFFER_BYTES) if opener else file
+        yield BufferedReader(_Text(opener(file) if opener else file, path), _BUFFER_BYTES)
+
+
+class _Text(RawIOBase):
+    """The bytes of a file on their way to dnaio, stopped where a record is longer than ``LONGEST_RECORD_BYTES``."""
+
+    def __init__(self, file: BinaryIO, path: str | PathLike[str]) -> None:
+        self._file = file
+        self._path = path
+        self._marks: tuple[bytes, ...] = ()
+        self._end = b""
+        self._lines = 0
+        self._record_bytes = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer, as a raw file does.
+
+        Raises:
+            InputError: a record that is too long.
+        """
+        block = self._file.read(len(buffer))
+        self._marks = self._marks or ((b"\n@",) if block.lstrip().startswith(b"@") else (b"\n>", b"\r>"))
+        seen = self._end + block
+        place = max(map(seen.rfind, self._marks))
+        self._record_bytes = self._record_bytes + len(block) if place < 0 else len(seen) - place
+        self._lines += block.count(b"\n")
+        self._end = block[-1:]
+        if self._record_bytes > LONGEST_RECORD_BYTES:
+            problem = f"a record of more than {LONGEST_RECORD_BYTES} bytes; if this is a text file, cut the record"
+            raise InputError(problem, self._path, self._lines + 1)
+        buffer[: len(block)] = block
+        return len(block)
 
 
 def _table(alphabet: Alphabet) -> bytes:
@@ -175,6 +212,8 @@ def _refuse_id(path: str | PathLike[str], is_fastq: bool, identifier: str) -> No
         raise InputError("the record has no id; write one behind the '>' or '@'", path, first)
     if "\0" in identifier:
         raise InputError("the id holds a NUL byte; is this a text file?", path, first)
+    if len(identifier) > LONGEST_ID:
+        raise InputError(f"the id has {len(identifier)} letters, {LONGEST_ID} are allowed; shorten it", path, first)
     raise InputError(f"the id is that of line {first} too; rename one of the records", path, second, identifier)
 
 
@@ -185,6 +224,6 @@ def _refuse_letter(path: str | PathLike[str], is_fastq: bool, identifier: str, a
     for number, line, is_header in _record_lines(path, is_fastq, identifier):
         column = next((column for column, letter in enumerate(line, 1) if letter not in allowed), None)
         if column is not None and not is_header and not line.lstrip().startswith("#"):
-            problem = f"'{line[column - 1]}' in column {column} is no IUPAC {kind} letter; correct or remove it"
+            problem = f"{line[column - 1]!r} in column {column} is no IUPAC {kind} letter; correct or remove it"
             raise InputError(problem, path, number, identifier)
     raise InputError(f"the sequence holds letters that are not IUPAC {kind} letters", path, record=identifier)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import reprlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -118,10 +117,10 @@ def _problems(manifest: Manifest) -> list[tuple[str, str]]:
         return isinstance(value, int) and not isinstance(value, bool)
 
     checks = {
-        "format_version": manifest.format_version == FORMAT_VERSION,
+        "format_version": is_integer(manifest.format_version) and manifest.format_version == FORMAT_VERSION,
         "sample": isinstance(manifest.sample, str) and SAMPLE_PATTERN.fullmatch(manifest.sample) is not None,
         "kind": isinstance(manifest.kind, str) and manifest.kind in MODELS_OF_KIND,
-        "fasta": isinstance(manifest.fasta, str) and manifest.fasta.startswith("/"),
+        "fasta": isinstance(manifest.fasta, str) and manifest.fasta.startswith("/") and "\0" not in manifest.fasta,
         "size_bytes": is_integer(manifest.size_bytes),
         "mtime_ns": is_integer(manifest.mtime_ns),
         "chunk_length": is_integer(manifest.chunk_length) and 0 <= manifest.chunk_length <= 100_000,
@@ -131,9 +130,9 @@ def _problems(manifest: Manifest) -> list[tuple[str, str]]:
         and all(isinstance(value, str) and DIGEST_PATTERN.fullmatch(value) for value in manifest.models.values()),
     }
     problems = [
-        (key, f"not a value this version writes: {reprlib.repr(getattr(manifest, key))}")
-        for key, ok in checks.items()
-        if not ok
+        (key, f"not a value this version writes: {getattr(manifest, key)!r:.200}")
+        for key, holds in checks.items()
+        if not holds
     ]
     if not problems:
         if set(manifest.models) != set(MODELS_OF_KIND[manifest.kind]):

@@ -130,7 +130,7 @@ class _Machine:
         self.storages: dict[str, bytearray] = {}
         self._left_bytes = limit_bytes
         self._stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
+        self._memo: dict[Any, Any] = {}
 
     def run(self, file: io.BytesIO) -> Any:
         """Read one pickle, up to and including its end, and return what it describes."""
@@ -170,7 +170,7 @@ class _Machine:
                     items = self._pop_to_mark()
                     self._top(dict).update(zip(map(_text, items[::2]), items[1::2], strict=True))
                 case "GLOBAL":
-                    self._stack.append(_named(argument.replace(" ", ".")))
+                    self._stack.append(_named(str(argument).replace(" ", ".")))
                 case "NEWOBJ" | "REDUCE":
                     function, arguments = self._pop(2)
                     if not isinstance(function, _Name):
@@ -237,6 +237,11 @@ def _names(names: list[Any]) -> set[str]:
     return set(map(_text, names))
 
 
+def _ordered() -> dict[str, Any]:
+    """An OrderedDict, whose entries torch writes behind it."""
+    return {}
+
+
 def _tensor(storage: Tensor, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> Tensor:
     """A tensor over a storage; not larger than that, which strides of 0 would make possible."""
     if len(shape) > 2 or not all(type(size) is int for size in shape) or math.prod(shape) > storage.numel():
@@ -271,7 +276,7 @@ NAMES = {
     **{name: _Name(_nothing, dtype) for name, dtype in STORAGES.items()},
     "__builtin__.set": _Name(_names),
     "builtins.set": _Name(_names),
-    "collections.OrderedDict": _Name(lambda: {}),
+    "collections.OrderedDict": _Name(_ordered),
     "torch._utils._rebuild_tensor_v2": _Name(_tensor),
     "torch._utils._rebuild_parameter": _Name(_parameter),
 }

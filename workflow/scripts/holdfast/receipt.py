@@ -54,6 +54,8 @@ def read(path: str | Path) -> Receipt | None:
         receipt = documents.fill(Receipt, documents.read_json(path))
         if receipt.state not in ("done", "failed"):
             raise DocumentError("state is neither done nor failed")
+        if "\0" in receipt.embeddings:
+            raise DocumentError("embeddings is not a path")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except DocumentError as error:

@@ -5,7 +5,6 @@ defaults equal to those of ``pool`` in ``schemas/config.schema.yaml``.
 """
 
 import difflib
-import reprlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -65,13 +64,17 @@ _RULES = {
     "threads": (lambda value: _whole(value, 1), "a whole number from 1"),
     "cpu_workers": (lambda value: _whole(value, 1), "a whole number from 1"),
     "tokens_per_batch": (lambda value: _whole(value, 64), "a whole number from 64"),
-    "allocator": (lambda value: isinstance(value, str), "text, such as expandable_segments:True"),
+    "allocator": (lambda value: _text(value), "text, such as expandable_segments:True"),
     "memory_fraction": (lambda value: _number(value) and 0 < value <= 1, "a number above 0, at most 1"),
     "cache_clear_interval": (lambda value: _whole(value, 0), "a whole number, 0 for never"),
     "batch_timeout_s": (lambda value: _number(value) and value > 0, "seconds above 0"),
     "max_tasks_per_worker": (lambda value: value is None or _whole(value, 1), "a whole number from 1, or null"),
     "idle_timeout_s": (lambda value: value is None or (_number(value) and value > 0), "seconds above 0, or null"),
 }
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value
 
 
 def _number(value: object) -> bool:
@@ -101,16 +104,13 @@ def read(path: str | Path) -> PoolSettings:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise ConfigError(f"{path}: unknown key {reprlib.repr(key)}; {hint}")
+            raise ConfigError(f"{path}: unknown key {key!r:.80}; {hint}")
     values = {key: content.get(key, default) for key, default in known.items()}
     models = values["models"]
-    if (
-        not isinstance(models, dict)
-        or not 0 < len(models.keys() & set(prepared.MODELS)) == len(models)
-        or not all(isinstance(directory, str) for directory in models.values())
-    ):
+    known_models = isinstance(models, dict) and models and not set(models) - set(prepared.MODELS)
+    if not known_models or not all(_text(directory) and directory for directory in models.values()):
         raise ConfigError(f"{path}: models: name the prepared directory of {' and/or '.join(prepared.MODELS)}")
     for key, (holds, wanted) in _RULES.items():
         if not holds(values[key]):
-            raise ConfigError(f"{path}: {key}: must be {wanted}, is {reprlib.repr(values[key])}")
+            raise ConfigError(f"{path}: {key}: must be {wanted}, is {values[key]!r:.200}")
     return PoolSettings(**values)

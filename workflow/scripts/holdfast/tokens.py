@@ -5,7 +5,6 @@ checkpoint. Both give the special tokens at either end of a sequence, as the mod
 """
 
 import os
-import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +23,11 @@ VOCABULARY = ("<cls>", "<pad>", "<eos>", "<unk>", *RESIDUES, "<null_1>", "<mask>
 MAX_RESIDUES_AA = 1024
 _STOP = "*"
 _UNKNOWN, _START, _END = "[UNK]", "[CLS]", "[SEP]"
+_TEMPLATE = [
+    {"SpecialToken": {"id": _START, "type_id": 0}},
+    {"Sequence": {"id": "A", "type_id": 0}},
+    {"SpecialToken": {"id": _END, "type_id": 0}},
+]
 _PREPARE_AGAIN = "prepare the model again with workflow/scripts/prepare_weights.py"
 
 # Two bytes that no ASCII text holds stand for the special tokens until the table turns them into ids.
@@ -130,23 +134,20 @@ def _read_tokenizer(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
         vocabulary = model.pop("vocab")
         merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model.pop("merges")]
         kind, unknown = model.pop("type", "BPE"), model.pop("unk_token", None)
-        shape = (kind, unknown, content["pre_tokenizer"]["type"], content["normalizer"], any(model.values()))
-        single = [next(iter(part.values()))["id"] for part in content["post_processor"]["single"]]
-        strangers = [
-            token for left, right in merges for token in (left, right, left + right) if token not in vocabulary
-        ]
+        shape = (kind, unknown, content["pre_tokenizer"], content["normalizer"], any(model.values()))
+        template = (content["post_processor"] or {}).get("single")
+        used = (token for left, right in merges for token in (left, right, left + right))
+        stranger = next((token for token in used if token not in vocabulary), None)
         ids = list(vocabulary.values())
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror}); {_PREPARE_AGAIN}") from None
-    except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
-        problem = reprlib.repr(error)
-        raise WeightsError(f"{path}: not a tokenizer of byte pairs ({problem}); {_PREPARE_AGAIN}") from None
-    if strangers:
-        problem = reprlib.repr(strangers[0])
-        raise WeightsError(f"{path}: merges {problem}, which is not in its vocabulary; {_PREPARE_AGAIN}")
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: not a tokenizer of byte pairs ({error!r:.200}); {_PREPARE_AGAIN}") from None
+    if stranger is not None:
+        raise WeightsError(f"{path}: merges {stranger!r:.80}, which is not in its vocabulary; {_PREPARE_AGAIN}")
     if (
-        shape != ("BPE", _UNKNOWN, "Whitespace", None, False)
-        or single != [_START, "A", _END]
+        shape != ("BPE", _UNKNOWN, {"type": "Whitespace"}, None, False)
+        or template != _TEMPLATE
         or not {_UNKNOWN, _START, _END} <= vocabulary.keys()
         or not all(type(number) is int and 0 <= number <= np.iinfo(np.int16).max for number in ids)
     ):

@@ -1,0 +1,201 @@
+"""However a run ends, no process of its pool outlives it for long, and what a dead run leaves does no harm."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from holdfast import embeddings, manifest, prepared, status
+
+from tests.drills.conftest import (
+    CONSUMERS_NOTICE_S,
+    LONG_S,
+    PROCESSES_END_S,
+    Fault,
+    Injection,
+    RunningSnakemake,
+    Serve,
+    check_equal,
+    eventually,
+    proteins,
+    results_of,
+)
+from tests.workflow.conftest import NewProject, Project, fasta, jobs
+
+BATCHES = 12
+SLOW = Fault("embed", "slow", words="0.4")
+WRAPPERS = {"bare": "", "wrapped": '#!/bin/sh\n"{python}" "$@"\nexit $?\n'}
+
+
+def make(project: NewProject, *samples: str) -> Project:
+    """A project of protein samples whose pool takes a handful of seconds where it is made slow."""
+    some = project()
+    some.configure(store_dtype="float32", pool={"device": "cpu", "tokens_per_batch": 64})
+    for seed, name in enumerate(samples):
+        some.write(f"data/{name}.faa", fasta(proteins(BATCHES // len(samples), 60, seed)))
+    some.write_sheet(*((name, f"data/{name}.faa", "proteins") for name in samples))
+    return some
+
+
+def wrapper(directory: Path, text: str) -> dict[str, str]:
+    """The environment in which rules run Python through a shell script, as conda or a container would."""
+    path = directory / "wrapper.sh"
+    path.write_text(text.format(python=sys.executable))
+    path.chmod(0o755)
+    return {"HOLDFAST_PYTHON": str(path)}
+
+
+def succeed(run: RunningSnakemake) -> None:
+    assert run.wait() == 0, run.text
+
+
+def fail(run: RunningSnakemake) -> None:
+    assert run.wait() == 1
+    assert "error: sample 'broken'" in run.text
+
+
+def interrupt(run: RunningSnakemake) -> None:
+    """Ctrl-C: the terminal signals every process in the foreground."""
+    os.killpg(run.process.pid, signal.SIGINT)
+    run.wait()
+
+
+def interrupt_alone(run: RunningSnakemake) -> None:
+    run.process.send_signal(signal.SIGINT)
+    run.wait()
+
+
+def terminate(run: RunningSnakemake) -> None:
+    run.process.send_signal(signal.SIGTERM)
+    run.wait()
+
+
+def kill(run: RunningSnakemake) -> None:
+    run.process.kill()
+    run.wait()
+
+
+@pytest.mark.parametrize("wrapped", WRAPPERS)
+@pytest.mark.parametrize("ending", [succeed, fail, interrupt, interrupt_alone, terminate, kill])
+def test_no_process_outlives_a_run(
+    project: NewProject, tmp_path: Path, ending: Callable[[RunningSnakemake], None], wrapped: str
+) -> None:
+    some = make(project, "a", "broken") if ending is fail else make(project, "a")
+    if ending is fail:
+        some.write("data/broken.faa", ">p\n123\n")
+    environment = wrapper(tmp_path, WRAPPERS[wrapped]) if WRAPPERS[wrapped] else {}
+    if ending not in (succeed, fail):
+        environment |= Injection(tmp_path / "faults", SLOW).environment
+    run = RunningSnakemake(some, environment=environment)
+    run.wait_for_work()
+    ending(run)
+    ended = time.monotonic()
+    eventually(lambda: not some.processes(), PROCESSES_END_S)
+    assert time.monotonic() - ended < PROCESSES_END_S
+    assert "Traceback" not in some.read("logs/pool.0.log")
+
+
+def test_a_pool_whose_snakemake_dies_before_it_has_begun_ends_too(project: NewProject, tmp_path: Path) -> None:
+    """A slow activation, and a kill in the midst of it: the pool begins without the Snakemake that started it."""
+    some = make(project, "a")
+    slow = wrapper(tmp_path, '#!/bin/sh\ntouch activating\nsleep 2\nexec "{python}" "$@"\n')
+    run = RunningSnakemake(some, environment=slow)
+    eventually(some.path("activating").exists)
+    kill(run)
+    time.sleep(2)
+    eventually(lambda: not some.processes(), PROCESSES_END_S)
+
+
+def test_sigterm_lets_the_pool_finish_its_batch_and_hand_back_the_rest(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "a.faa"
+    path.write_text(fasta(proteins(6, 60, 1)))
+    injection = Injection(tmp_path / "faults", Fault("embed", "slow", words="2"), Fault("embed", "note", after=True))
+    pool = serve(environment=injection.environment, tokens_per_batch=64)
+    job = pool.job("a", path)
+    pool.spool.submit(job)
+    blocks = lambda: len(list(pool.spool.root.glob("blocks/*/*/*.npy")))  # noqa: E731
+    eventually(lambda: blocks() == 1)
+    time.sleep(0.5)  # the second batch is in work now
+    pool.process.send_signal(signal.SIGTERM)
+    assert pool.process.wait(LONG_S) == 0
+    finished = len(injection.notes())
+    assert finished in (2, 3)
+    assert blocks() == finished
+    assert pool.spool.waiting() == [f"{job.job}.yaml"]
+    assert list(pool.spool.root.glob("claimed/*")) == list(pool.spool.root.glob("work/*")) == []
+    assert (pool.state.state, pool.state.reason) == ("ended", "SIGTERM")
+    again = serve(tokens_per_batch=64)
+    assert again.embed(job)["a"].state == "done"
+    assert f"{finished} vectors of esm2 are there from an earlier run" in again.log.read_text()
+    eventually(lambda: again.progress("sequences") == 6 - finished)
+
+
+def test_a_killed_supervisor_ends_the_run_within_seconds_and_is_named(project: NewProject, tmp_path: Path) -> None:
+    some = make(project, "a", "b")
+    undisturbed = Project(tmp_path / "undisturbed", Path(some.models["esm2"]["weights"]).parent)
+    for name in ("config/config.yaml", "config/samples.tsv", "data/a.faa", "data/b.faa"):
+        shutil.copy(some.path(name), undisturbed.path(name))
+    assert undisturbed.run().returncode == 0
+    run = RunningSnakemake(some, environment=Injection(tmp_path / "faults", SLOW).environment)
+    run.wait_for_work()
+    (supervisor,) = run.supervisors()
+    supervisor.kill()
+    killed = time.monotonic()
+    assert run.wait() == 1
+    assert time.monotonic() - killed < CONSUMERS_NOTICE_S
+    eventually(lambda: not some.processes(), PROCESSES_END_S)
+    message = f"the pool (process {supervisor.pid} on {os.uname().nodename}) died without a word; see its log"
+    for text in ("\n".join(run.text.splitlines()[-12:]), some.read("logs/embed/a.log"), some.read("logs/embed/b.log")):
+        assert f"holdfast: error: {message}" in text
+        assert "Traceback" not in text
+    again = some.run()
+    assert again.returncode == 0, again.text
+    assert again.jobs == jobs("a", "b")
+    expected = results_of(undisturbed)
+    for name, found in results_of(some).items():
+        check_equal(found, expected[name])
+
+
+def test_what_dead_runs_and_foreign_hosts_leave_does_no_harm(project: NewProject, tmp_path: Path) -> None:
+    some = make(project, "a", "b")
+    run = RunningSnakemake(some, environment=Injection(tmp_path / "faults", SLOW).environment)
+    run.wait_for_work()
+    for process in [*psutil.Process(run.process.pid).children(recursive=True), psutil.Process(run.process.pid)]:
+        process.kill()
+    run.wait()
+    eventually(lambda: not some.processes(), PROCESSES_END_S)
+    spool = some.path(".holdfast/spool")
+    dead = status.read(some.path(".holdfast/endpoint.json"))
+    assert dead is not None
+    name = dead.identity.pool
+    assert {path.name for path in spool.glob("claimed/*")} == {name}
+    blocks = list(spool.glob(f"blocks/{name}/*/*.npy"))
+    assert blocks
+    # One of the two claims comes from a host that nobody can ask; half a state, a half-written block and manifest.
+    foreign = spool / "claimed" / "elsewhere-1-1"
+    foreign.mkdir()
+    (claim,) = spool.glob(f"claimed/{name}/a-*.yaml")
+    claim.rename(foreign / claim.name)
+    content = json.loads((spool / "pools" / f"{name}.json").read_text())
+    content["identity"] = {"host": "elsewhere", "pid": 1, "started": 1, "machine": "another"}
+    (spool / "pools" / "elsewhere-1-1.json").write_text(json.dumps(content))
+    (spool / "pools" / "torn-2-2.json").write_text('{"identity": {"ho')
+    (spool / "blocks" / name / blocks[0].parent.name / ".torn.npy.1.partial").write_bytes(b"\x93NUM")
+    (spool / "incoming" / ".torn.yaml.1.partial").write_text("sample: [")
+    assert some.run("--unlock").returncode == 0
+    began = time.monotonic()
+    again = some.run()
+    assert again.returncode == 0, again.text
+    assert again.jobs == jobs("a", "b")
+    assert time.monotonic() - began > status.LEASE_S
+    log = some.read("logs/pool.0.log")
+    assert f"pool {name} is dead: took over 1 jobs and {len(blocks)} blocks" in log
+    assert "pool elsewhere-1-1 is dead: took over 1 jobs and 0 blocks" in log
+    assert list(spool.glob("pools/*-1-1.json")) == list(spool.glob("claimed/*")) == list(spool.glob("blocks/*")) == []
+    assert {name: len(found.ids) for name, found in results_of(some).items()} == {"a": 6, "b": 6}

@@ -1,0 +1,214 @@
+"""Valid files for every parser, small, made with the code of the project or by the libraries that publish them.
+
+All weights are synthetic.
+"""
+
+import argparse
+import bz2
+import functools
+import gzip
+import io
+import json
+import lzma
+import subprocess
+import sys
+import tempfile
+from collections import OrderedDict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from holdfast import calls, classifier, embeddings, esm2, packed, synthetic
+from holdfast.classifier import Classifier
+from holdfast.frames import frame_id
+from holdfast.layout import FAIR_ESM, HUGGING_FACE_ESM, Layout
+from holdfast.manifest import Manifest
+from holdfast.prepared import Prepared
+from holdfast.receipt import Receipt
+from holdfast.settings import PoolSettings
+from holdfast.status import Identity, PoolState
+from safetensors.torch import save
+from torch import Tensor
+
+ARCHITECTURE: dict[str, int | float | str | bool] = {
+    "layers": 1,
+    "width": 8,
+    "heads": 2,
+    "mlp_width": 16,
+    "vocabulary": 33,
+    "token_dropout": True,
+    "layer_norm_epsilon": 1e-5,
+}
+PREPARED = Prepared("esm2", ARCHITECTURE, 8, "synthetic:esm2", "a" * 64, "b" * 64, True, {"largest_difference": 1e-6})
+WIDTHS = {"dnabert_s": 6, "esm2": 8}
+HUGGING_FACE_CONFIG = {
+    "model_type": "esm",
+    "num_hidden_layers": 1,
+    "hidden_size": 8,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "vocab_size": 33,
+    "layer_norm_eps": 1e-5,
+    "token_dropout": True,
+    "position_embedding_type": "rotary",
+}
+FASTA = b">a first\nACGTACGTNN\nacgu\n>b\n\n>\xc3\xa9|c/1\r\nATGATGATGATGTAA\r\n"
+FASTQ = b"@a\nACGT\n+\nIIII\n@b\nAC\n+b\nII\n"
+
+# As VirNucPro's training script saves a module: whole, its class under __main__.
+PUBLISHED = """
+import sys, torch
+class MLPClassifier(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden_layer = torch.nn.Linear(4, 6)
+        self.bn1 = torch.nn.BatchNorm1d(6)
+        self.output_layer = torch.nn.Linear(6, 2)
+        self.dropout = torch.nn.Dropout(p=0.5)
+        self.relu = torch.nn.ReLU()
+for name, is_new in (("new.pth", True), ("old.pth", False)):
+    torch.save(MLPClassifier().eval(), name, _use_new_zipfile_serialization=is_new)
+"""
+
+
+@functools.cache
+def seeds() -> dict[str, list[bytes]]:
+    """Valid contents by the name of their parser."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        return {
+            "fasta": [FASTA, FASTQ, gzip.compress(FASTA, mtime=0), bz2.compress(FASTA), lzma.compress(FASTQ)],
+            "proteins": [b">p\nMKV*\n>q\nMX-.\n"],
+            "manifest": [_manifest()],
+            "receipt": [_receipt(directory)],
+            "settings": [_settings(directory)],
+            "config": [
+                b"samples: s.tsv\nmodels:\n  esm2:\n    weights: synthetic:esm2_t6_8M_UR50D\npool: {threads: 2}\n"
+            ],
+            "samples": [b"sample\tfasta\tkind\tlabel\na\t/dev/null\tcontigs\tvirus\nb\t/dev/null\tdna\t\n"],
+            "prepared": [_prepared(directory)],
+            "tokenizer": [_tokenizer(directory)],
+            "state": [_state(directory)],
+            "frames": [_frames(directory)],
+            "embeddings": [_embeddings(directory)],
+            "pth": _pth(directory),
+            "classifier": [_classifier(directory)],
+            "fair_esm": [_torch(_fair_esm())],
+            "pytorch_bin": [_torch(OrderedDict(_published(HUGGING_FACE_ESM, "esm.")))],
+            "safetensors": [save(_published(HUGGING_FACE_ESM, "esm."), {"format": "pt"})],
+            "hugging_face_config": [json.dumps(HUGGING_FACE_CONFIG).encode()],
+            "weights_index": [b'{"metadata": {}, "weight_map": {"a": "part.safetensors"}}'],
+            "prepared_weights": [_prepared_weights()],
+        }
+
+
+def beside(name: str) -> dict[str, bytes]:
+    """Files that a parser needs beside its own, valid."""
+    config = seeds()["hugging_face_config"][0]
+    return {
+        "frames": {"sample.h5": seeds()["embeddings"][0]},
+        "pytorch_bin": {"config.json": config},
+        "safetensors": {"config.json": config},
+        "hugging_face_config": {"model.safetensors": seeds()["safetensors"][0]},
+        "weights_index": {"config.json": config, "part.safetensors": seeds()["safetensors"][0]},
+        "prepared_weights": {"model.json": seeds()["prepared"][0]},
+    }.get(name, {})
+
+
+def _manifest() -> bytes:
+    digests = {"esm2": "a" * 64, "dnabert_s": "b" * 64}
+    return Manifest("s1", "contigs", "/data/s1.fna", 100, 1700000000, 500, digests, "auto", "float16").dump().encode()
+
+
+def _receipt(directory: Path) -> bytes:
+    path = directory / "receipt.json"
+    counts, seconds = {"records": 3, "esm2_tokens": 9}, {"read_s": 0.5, "device_s": 1.0, "total_s": 2.0}
+    pool: dict[str, str | float] = {"id": "h-1-2", "devices": "cpu", "precision": "fp32", "load_s": 1.5}
+    Receipt("s-1", "s", "done", "", "/spool/a.h5", counts, pool, seconds, {"r": "lost"}, "2025-01-01").write(path)
+    return path.read_bytes()
+
+
+def _settings(directory: Path) -> bytes:
+    path = directory / "pool.yaml"
+    PoolSettings({"esm2": "/models/esm2"}, gpu=2, max_tasks_per_worker=5).write(path)
+    return path.read_bytes()
+
+
+def _prepared(directory: Path) -> bytes:
+    PREPARED.write(directory)
+    return (directory / "model.json").read_bytes()
+
+
+def _tokenizer(directory: Path) -> bytes:
+    synthetic.write_tokenizer(64, directory / "tokenizer.json")
+    return (directory / "tokenizer.json").read_bytes()
+
+
+def _state(directory: Path) -> bytes:
+    path = directory / "endpoint.json"
+    state = PoolState(Identity.own(), "/spool", "ready", beat=3, progress={"devices": "cpu", "done": 4, "load_s": 1.5})
+    state.announce(path)
+    return path.read_bytes()
+
+
+def _embeddings(directory: Path) -> bytes:
+    path = directory / "sample.h5"
+    names = [frame_id("r", 1, frame) for frame in (0, 3)]
+    with embeddings.Writer.create(path, "s", "contigs", 500) as writer:
+        writer.append_records(["r", "short"], [400, 2], ["ok", "too_short"])
+        writer.append_rows(names, [100, 90], [bytes(32)] * 2, [0, 0], [1, 1], [0, 3])
+    with embeddings.Writer.reopen(path, {"torch": "2"}) as writer:
+        for model, width in WIDTHS.items():
+            block = np.ones((2, width), np.float32)
+            writer.write_matrix(replace(PREPARED, model=model, width=width), [block], "float16", "fp32")
+    return path.read_bytes()
+
+
+def _frames(directory: Path) -> bytes:
+    _embeddings(directory)
+    path = directory / "frames.tsv"
+    with embeddings.Reader(directory / "sample.h5") as reader:
+        probabilities = np.array([[0.25, 0.75], [0.5, 0.5]], np.float32)
+        calls.write_frames(path, [(rows, probabilities) for rows in reader.blocks()])
+    return path.read_bytes()
+
+
+def _pth(directory: Path) -> list[bytes]:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", PUBLISHED], cwd=directory, check=True)
+    return [(directory / name).read_bytes() for name in ("new.pth", "old.pth")]
+
+
+def _classifier(directory: Path) -> bytes:
+    path = directory / "classifier.safetensors"
+    models = {name: {"width": width, "source": "x", "synthetic": True} for name, width in WIDTHS.items()}
+    Classifier(sum(WIDTHS.values()), models, "synthetic", 4).save(path)
+    assert classifier.load(path).models == models
+    return path.read_bytes()
+
+
+def _published(layout: Layout, prefix: str) -> dict[str, Tensor]:
+    """Synthetic tensors of a small ESM-2 under published names."""
+    found = {}
+    for own, shape in esm2.tensor_shapes(ARCHITECTURE).items():
+        parts = ["layers.0.self_attn.rot_emb.inv_freq"] if own == "inv_freq" else layout.published(own)
+        if own == "inv_freq" and layout is HUGGING_FACE_ESM:
+            continue
+        found |= {prefix + part: torch.full((shape[0] // len(parts), *shape[1:]), 0.5) for part in parts}
+    return found
+
+
+def _fair_esm() -> dict[str, object]:
+    config = argparse.Namespace(encoder_layers=1, encoder_embed_dim=8, encoder_attention_heads=2, token_dropout=True)
+    return {"cfg": {"model": config}, "model": _published(FAIR_ESM, "encoder.sentence_encoder.")}
+
+
+def _torch(content: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def _prepared_weights() -> bytes:
+    tensors = {name: torch.full(shape, 0.5) for name, shape in esm2.tensor_shapes(ARCHITECTURE).items()}
+    return save(tensors, {packed.HEADER_KEY: json.dumps({"architecture": ARCHITECTURE})})
