@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from holdfast import embeddings, manifest, prepared, status
+from holdfast import status
 
 from tests.drills.conftest import (
     CONSUMERS_NOTICE_S,

@@ -35,7 +35,7 @@ def main() -> None:
     atheris.Fuzz()
 
 
-def parse_bytes(parse: parsers.Parser):  # noqa: ANN201
+def parse_bytes(parse: parsers.Parser):
     """The parser as atheris calls it."""
 
     def test_one_input(content: bytes) -> None:
