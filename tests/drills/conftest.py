@@ -249,7 +249,8 @@ class RunningPool:
 
     def hand_in(self, job: Manifest) -> Future[Receipt]:
         """Submit a job through a consumer of its own; its receipt, or why there will be none."""
-        return self._threads.submit(consumer.submit, job, self.endpoint, self.directory / f"{job.sample}.json")
+        output = self.directory / f"{job.sample}.json"
+        return self._threads.submit(lambda: consumer.submit([job], self.spool, self.endpoint, [output])[0])
 
     def embed(self, *jobs: Manifest) -> dict[str, Receipt]:
         """Have jobs done at once; their receipts by sample."""

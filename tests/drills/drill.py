@@ -136,7 +136,7 @@ def kill(kind: str, run: "subprocess.Popen[bytes]", directory: Path, pause_s: fl
 def disturbed_run(directory: Path, kills: int, chance: random.Random, outcome: Outcome) -> bool:
     """One run with up to ``kills`` kills at random moments; whether it succeeded."""
     outcome.runs += 1
-    pool_log = directory / "logs" / "pool.log"
+    pool_log = directory / "logs" / "pool.0.log"
     pool_log.unlink(missing_ok=True)
     with open(directory / f"run-{outcome.runs}.log", "w") as log:
         run = subprocess.Popen(command(directory), stdout=log, stderr=log, start_new_session=True)

@@ -72,7 +72,7 @@ def check_end(run: RunningSnakemake, *words: str) -> None:
     assert "Traceback" not in text
     assert [line for line in text.splitlines() if all(word in line for word in words)], text
     assert "died without a word" not in text
-    log = run.project.path("logs/pool.log")
+    log = run.project.path("logs/pool.0.log")
     assert not log.exists() or "Traceback" not in log.read_text()
 
 

@@ -100,7 +100,7 @@ def test_no_process_outlives_a_run(
     ended = time.monotonic()
     eventually(lambda: not some.processes(), PROCESSES_END_S)
     assert time.monotonic() - ended < PROCESSES_END_S
-    assert "Traceback" not in some.read("logs/pool.log")
+    assert "Traceback" not in some.read("logs/pool.0.log")
 
 
 def test_a_pool_whose_snakemake_dies_before_it_has_begun_ends_too(
@@ -201,7 +201,7 @@ def test_what_dead_runs_and_foreign_hosts_leave_does_no_harm(
     assert again.returncode == 0, again.text
     assert again.jobs == jobs("a", "b")
     assert time.monotonic() - began > status.LEASE_S
-    log = some.read("logs/pool.log")
+    log = some.read("logs/pool.0.log")
     assert f"pool {name} is dead: took over 1 jobs and {len(kept)} blocks" in log
     assert "pool elsewhere-1-1 is dead: took over 1 jobs and 0 blocks" in log
     assert list(spool.glob("pools/*-1-1.json")) == list(spool.glob("claimed/*")) == list(spool.glob("blocks/*")) == []

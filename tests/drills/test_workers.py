@@ -1,5 +1,6 @@
 """Workers and readers that die, hang, fail and run out of memory: the culprit is given up, everybody else goes on."""
 
+import json
 import re
 import subprocess
 import sys
@@ -183,8 +184,13 @@ def test_with_no_device_left_pool_and_consumers_end_with_the_reason(
     pool = serve(fault)
     waiting = pool.hand_in(pool.job("one", files["one"]))
     names = [pool.models / model / "model.json" for model in ("esm2", "dnabert_s")]
-    arguments = [SCRIPTS / "submit_job.py", files["two"], "--sample", "two", "--kind", "proteins", "--models", *names]
-    arguments += ["--endpoint", pool.endpoint, "--receipt", pool.directory / "two.json"]
+    plan = pool.directory / "plan.json"
+    sample = {"sample": "two", "fasta": str(files["two"]), "kind": "proteins", "label": ""}
+    config = {"chunk_length": 500, "precision": "auto", "store_dtype": "float32"}
+    batches = [{"lane": 0, "samples": ["two"]}]
+    plan.write_text(json.dumps({"plan": {"batches": batches}, "samples": {"two": sample}, "config": config}))
+    arguments = [SCRIPTS / "submit_jobs.py", plan, "--batch", "0", "--models", *names, "--spool", pool.spool.root]
+    arguments += ["--endpoint", pool.endpoint, "--receipts", pool.directory / "two.json"]
     told = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=LONG_S)
     assert pool.process.wait(LONG_S) == 1
     assert pool.state.state == "failed"

@@ -75,7 +75,10 @@ def test_what_is_given_is_kept_and_the_given_mapping_is_left_alone() -> None:
         ({"pool": {"token_per_batch": 1}}, "unknown key 'pool.token_per_batch'; did you mean 'tokens_per_batch'?"),
         ({"models": {"esm": {"weights": "a"}}}, "unknown key 'models.esm'; did you mean 'esm2'?"),
         ({"models": {"esm2": {"weights": "a", "sha": "b"}}}, "unknown key 'models.esm2.sha'; did you mean 'sha256'?"),
-        ({"pool": {"zzz": 1}}, "unknown key 'pool.zzz'; known are device, threads, cpu_workers, tokens_per_batch"),
+        (
+            {"pool": {"zzz": 1}},
+            "unknown key 'pool.zzz'; known are lifecycle, spool, lanes, device, threads, cpu_workers",
+        ),
         ({"chunk_length": "500"}, "'chunk_length' must be of type integer, is '500'"),
         ({"chunk_length": 2}, "'chunk_length' must be at least 3, is 2"),
         ({"chunk_length": 100_001}, "'chunk_length' must be at most 100000, is 100001"),

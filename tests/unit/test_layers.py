@@ -40,7 +40,7 @@ ORDER = [
         "sequences",
         "embeddings",
     ),
-    *("batching", "blocks", "spool", "status", "settings", "configuration", "plan", "consumer", "reader"),
+    *("batching", "blocks", "status", "spool", "settings", "configuration", "plan", "consumer", "reader"),
     # models: torch, no pool
     *(
         "packed",

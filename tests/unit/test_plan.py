@@ -1,9 +1,7 @@
 """Which samples are pending: those without a receipt for exactly this work, or without its embeddings."""
 
 import dataclasses
-import json
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,12 @@ from typing import Any
 import pytest
 from holdfast import manifest, plan, prepared, receipt, settings
 from holdfast.configuration import Sample
-from holdfast.plan import Plan
+from holdfast.errors import ConfigError
+from holdfast.plan import Batch
 from holdfast.prepared import Prepared
 from holdfast.receipt import Receipt
+from hypothesis import given
+from hypothesis import strategies as st
 
 MODELS = {"esm2": "synthetic:esm2_t6_8M_UR50D", "dnabert_s": "synthetic:dnabert_s_tiny"}
 SAMPLES = [
@@ -27,7 +28,7 @@ CONFIG: dict[str, Any] = {
     "models": {model: {"weights": source} for model, source in MODELS.items()},
     "precision": "auto",
     "store_dtype": "float16",
-    "pool": {"threads": 8, "tokens_per_batch": 4096},
+    "pool": {"threads": 8, "tokens_per_batch": 4096, "lanes": 1, "lifecycle": "service", "spool": None},
 }
 
 
@@ -74,7 +75,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def pending(**changed: Any) -> list[str]:
-    return plan.pending({**CONFIG, **changed}, SAMPLES)
+    return list(plan.pending({**CONFIG, **changed}, SAMPLES))
 
 
 def test_all_is_pending_where_nothing_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +88,7 @@ def test_nothing_is_pending_where_all_is_done(project: Path) -> None:
 
 
 def test_a_new_sample_alone_is_pending(project: Path) -> None:
-    assert plan.pending(CONFIG, [Sample("n", "n.fna", "contigs", ""), *SAMPLES]) == ["n"]
+    assert plan.pending(CONFIG, [Sample("n", "n.fna", "contigs", ""), *SAMPLES]) == {"n": 0}
 
 
 def write(path: str, text: str) -> Callable[[], object]:
@@ -181,21 +182,58 @@ def test_a_plan_is_kept_for_the_jobs_of_the_run(project: Path, monkeypatch: pyte
     monkeypatch.setenv(plan.PLAN_VARIABLE, "")
     os.remove("results/b/receipt.json")
     made = plan.make(CONFIG, {sample.sample: sample for sample in SAMPLES}, gpu=None, cores=2)
-    assert (made.pending, made.gpu, made.threads) == (["b"], None, 2)
+    assert (made.batches, made.gpu, made.threads) == ([Batch(0, ["b"])], None, 2)
     finish(SAMPLES[1], CONFIG)
     assert plan.read() == made
-    assert json.loads(Path(os.environ[plan.PLAN_VARIABLE]).read_text())["pending"] == ["b"]
+    digests = dict.fromkeys(MODELS, "d" * 64)
+    (told_job,) = plan.jobs_of(Path(made.path), 0, digests)
+    assert (told_job.sample, told_job.chunk_length, told_job.models) == ("b", 500, digests)
     told = settings.read(made.pool_settings)
     assert told.models == {model: str(project / "resources" / model) for model in MODELS}
     assert (told.threads, told.tokens_per_batch, told.gpu, told.precision) == (2, 4096, None, "auto")
-    assert CONFIG["pool"] == {"threads": 8, "tokens_per_batch": 4096}
+    assert CONFIG["pool"]["threads"] == 8
 
 
-@pytest.mark.parametrize("names", [[], ["a"], ["a.b", "a-b", "c"]])
-def test_the_pattern_matches_pending_samples_and_no_others(names: list[str]) -> None:
-    pattern = re.compile(f"(?:{Plan('', names, None, 1).pattern})")
-    for name in ("a", "a.b", "a-b", "axb", "c", "cc", ""):
-        assert (pattern.fullmatch(name) is not None) == (name in names)
+@given(st.lists(st.integers(0, 10**9), max_size=300), st.integers(1, 5))
+def test_every_sample_is_in_one_batch_and_lanes_are_even(sizes: list[int], lanes: int) -> None:
+    samples = {f"s{number}": size for number, size in enumerate(sizes)}
+    batches = plan.share_out(samples, lanes)
+    assert sorted(name for batch in batches for name in batch.samples) == sorted(samples)
+    assert all(batch.samples and 0 <= batch.lane < lanes for batch in batches)
+    loads = [
+        sum(samples[name] + 1000 for batch in batches if batch.lane == lane for name in batch.samples)
+        for lane in range(lanes)
+    ]
+    assert max(loads) - min(loads) <= max(samples.values(), default=0) + 1000
+    for lane in range(lanes):
+        assert sum(batch.lane == lane for batch in batches) <= plan.CONSUMERS_A_LANE
+    if len(samples) <= plan.CONSUMERS_A_LANE:
+        assert all(len(batch.samples) == 1 for batch in batches)
+
+
+@pytest.mark.parametrize(
+    ("pool", "gpu", "problem"),
+    [
+        ({"lanes": 4}, 3, "--resources gpu=3 is less than pool.lanes, 4: every lane needs a GPU"),
+        (
+            {"lifecycle": "external"},
+            None,
+            "pool.lifecycle is external: name the spool that the pools serve in pool.spool",
+        ),
+    ],
+)
+def test_lanes_and_pools_that_do_not_fit_are_named(
+    project: Path, pool: dict[str, Any], gpu: int | None, problem: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        plan.make({**CONFIG, "pool": {**CONFIG["pool"], **pool}}, {}, gpu=gpu, cores=2)
+    assert str(raised.value) == problem
+
+
+def test_the_gpus_are_shared_by_the_lanes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plan.PLAN_VARIABLE, "")
+    pool = {**CONFIG["pool"], "lanes": 3}
+    assert plan.make({**CONFIG, "pool": pool}, {}, gpu=7, cores=2).gpu == 2
 
 
 def test_failures_are_told_and_listed(
@@ -203,12 +241,12 @@ def test_failures_are_told_and_listed(
 ) -> None:
     monkeypatch.setenv(plan.PLAN_VARIABLE, "")
     plan.make(CONFIG, {sample.sample: sample for sample in SAMPLES}, gpu=None, cores=2)
-    plan.tell_failures(["a", "b", "none"])
+    plan.tell_failures(["a", "b", "none"], "spool")
     assert capsys.readouterr() == ("", "")
     assert not Path("results/failures.tsv").exists()
     replace_receipt("a", state="failed", error="a.fna: is\tempty\nat all")
     replace_receipt("b", failures={"c1_chunk_1F1": "the worker died"})
-    plan.tell_failures(["a", "b", "p"])
+    plan.tell_failures(["a", "b", "p"], "spool")
     assert Path("results/failures.tsv").read_text() == (
         "sample\trow\treason\na\t\ta.fna: is empty at all\nb\tc1_chunk_1F1\tthe worker died\n"
     )
@@ -217,5 +255,5 @@ def test_failures_are_told_and_listed(
     assert "b c1_chunk_1F1: the worker died" in told
     finish(SAMPLES[0], CONFIG)
     finish(SAMPLES[1], CONFIG)
-    plan.tell_failures(["a", "b", "p"])
+    plan.tell_failures(["a", "b", "p"], "spool")
     assert not Path("results/failures.tsv").exists()

@@ -147,8 +147,10 @@ def submit(pool: ServedPool, *jobs: Manifest) -> dict[str, Receipt]:
     """Hand jobs in at once, each from a consumer of its own, and wait for their receipts."""
     outputs = pool.spool_path.parent
     with ThreadPoolExecutor(len(jobs)) as threads:
-        outcomes = threads.map(lambda job: consumer.submit(job, pool.endpoint, outputs / f"{job.job}.json"), jobs)
-        return {outcome.sample: outcome for outcome in outcomes}
+        outcomes = threads.map(
+            lambda job: consumer.submit([job], pool.spool, pool.endpoint, [outputs / f"{job.job}.json"]), jobs
+        )
+        return {outcome.sample: outcome for (outcome,) in outcomes}
 
 
 def texts(entry: Manifest) -> dict[str, list[str]]:
@@ -329,20 +331,19 @@ def test_only_the_worker_has_torch(pool: ServedPool, models: dict[str, Path]) ->
     assert len(with_torch) == 1
 
 
-def test_a_job_for_other_weights_or_another_precision_is_refused_by_name(
+def test_a_job_that_no_pool_holds_the_weights_for_is_left_for_others_and_its_consumer_says_so(
     pool: ServedPool, tmp_path: Path, models: dict[str, Path]
 ) -> None:
     path = DATA / "phage_proteins.faa"
-    outcomes = submit(
-        pool,
-        dataclasses.replace(job(models, "weights", path, "proteins"), models={"esm2": "0123456789ab" + "c" * 52}),
-        dataclasses.replace(job(models, "precision", path, "proteins"), precision="fp16"),
-    )
-    held = prepared.read(models["esm2"]).weights_sha256
-    assert {name: outcome.state for name, outcome in outcomes.items()} == dict.fromkeys(outcomes, "failed")
-    assert "other weights of esm2" in outcomes["weights"].error
-    assert held[:12] in outcomes["weights"].error
-    assert outcomes["precision"].error == "the pool computes in precision auto, asked for was fp16"
+    other = dataclasses.replace(job(models, "weights", path, "proteins"), models={"esm2": "c" * 64})
+    half = dataclasses.replace(job(models, "precision", path, "proteins"), precision="fp16")
+    submit(pool, job(models, "fitting", path, "proteins"))
+    for foreign, needs in ((other, "needs esm2 in auto"), (half, "needs esm2 in fp16")):
+        with pytest.raises(ResourceError, match=needs) as raised:
+            submit(pool, foreign)
+        assert "1 pool(s) on" in str(raised.value)
+        assert pool.spool.receipt(foreign.job) is None
+        assert f"{foreign.job}.yaml" in pool.spool.waiting()
 
 
 def test_a_model_that_the_pool_does_not_hold_is_named(
@@ -351,9 +352,9 @@ def test_a_model_that_the_pool_does_not_hold_is_named(
     one = {"esm2": models["esm2"]}
     pool = serve(models=one)
     entry = job(models, "p", DATA / "phage_proteins.faa", "proteins")
-    outcomes = submit(pool, job(models, "c", DATA / "phage_heldout.fna", "contigs"), entry)
-    assert outcomes["c"].error == "the pool does not hold dnabert_s, which kind contigs needs"
-    assert compare(outcomes["p"], entry, models, encoders) > 0
+    assert compare(submit(pool, entry)["p"], entry, models, encoders) > 0
+    with pytest.raises(ResourceError, match="needs esm2 and dnabert_s in auto"):
+        submit(pool, job(models, "c", DATA / "phage_heldout.fna", "contigs"))
 
 
 def test_what_is_no_manifest_does_not_stop_the_pool(
@@ -397,9 +398,14 @@ def test_a_job_handed_in_twice_at_once_is_done_all_the_same(
 def run_consumer(pool: ServedPool, models: dict[str, Path]) -> "subprocess.CompletedProcess[str]":
     """Submit a sample with the script that the rule runs."""
     names = [directory / "model.json" for directory in models.values()]
-    arguments: list[Any] = [DATA / "phage_heldout.fna", "--sample", "s", "--kind", "contigs", "--models", *names]
-    arguments += ["--endpoint", pool.endpoint, "--receipt", pool.spool_path.parent / "s.json"]
-    command = [sys.executable, SCRIPTS / "submit_job.py", *arguments]
+    plan = pool.spool_path.parent / "plan.json"
+    sample = {"sample": "s", "fasta": str(DATA / "phage_heldout.fna"), "kind": "contigs", "label": ""}
+    config = {"chunk_length": 500, "precision": "auto", "store_dtype": "float16"}
+    batches = [{"lane": 0, "samples": ["s"]}]
+    plan.write_text(json.dumps({"plan": {"batches": batches}, "samples": {"s": sample}, "config": config}))
+    arguments: list[Any] = [plan, "--batch", "0", "--models", *names, "--spool", pool.spool_path]
+    arguments += ["--endpoint", pool.endpoint, "--receipts", pool.spool_path.parent / "s.json"]
+    command = [sys.executable, SCRIPTS / "submit_jobs.py", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=LONG_S)
 
 

@@ -30,7 +30,7 @@ import json, sys
 from holdfast.spool import Spool
 spool = Spool(sys.argv[1])
 for _ in sys.stdin:
-    print(json.dumps([manifest.job for manifest in spool.claim(sys.argv[2])]), flush=True)
+    print(json.dumps([manifest.job for manifest in spool.claim(sys.argv[2], lambda _: True)]), flush=True)
 """
 
 
@@ -127,12 +127,12 @@ with atomic_text(sys.argv[1]) as file:
             assert writer.stdin is not None
             assert writer.stdout.readline() == "half\n"
             assert spool.waiting() == []
-            assert list(spool.claim("pool")) == []
+            assert list(spool.claim("pool", lambda _: True)) == []
             writer.stdin.write(ending + "\n")
             writer.stdin.flush()
             if ending == "stay":
                 writer.send_signal(signal.SIGKILL)
-        assert list(spool.claim("pool")) == ([] if ending == "stay" else [manifest])
+        assert list(spool.claim("pool", lambda _: True)) == ([] if ending == "stay" else [manifest])
     assert failures(spool) == {}
 
 
@@ -158,9 +158,9 @@ for number in range(10**9):
             writer.stdout.readline()
             until = time.monotonic() + 0.05 + 0.007 * delay
             while time.monotonic() < until:
-                claimed += [manifest.job for manifest in spool.claim("pool")]
+                claimed += [manifest.job for manifest in spool.claim("pool", lambda _: True)]
             writer.send_signal(signal.SIGKILL)
-        claimed += [manifest.job for manifest in spool.claim("pool")]
+        claimed += [manifest.job for manifest in spool.claim("pool", lambda _: True)]
     assert len(claimed) > 8
     assert failures(spool) == {}
 
@@ -234,25 +234,25 @@ def test_the_target_of_a_link_is_left_alone(tmp_path: Path) -> None:
     spool, target = Spool(tmp_path / "spool"), tmp_path / "target"
     target.write_text(UNSAFE.dump())
     (spool.root / "incoming" / NAME).symlink_to(target)
-    assert list(spool.claim("pool")) == []
+    assert list(spool.claim("pool", lambda _: True)) == []
     assert target.read_text() == UNSAFE.dump()
 
 
 def test_a_refused_job_can_be_handed_in_again(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     text("{")(tmp_path / "incoming")
-    assert list(spool.claim("pool")) == []
+    assert list(spool.claim("pool", lambda _: True)) == []
     assert UNSAFE.job in failures(spool)
     spool.submit(UNSAFE)
     assert spool.receipt(UNSAFE.job) is None
-    assert list(spool.claim("pool")) == [UNSAFE]
+    assert list(spool.claim("pool", lambda _: True)) == [UNSAFE]
 
 
 def test_a_spool_is_private(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         spool = Spool(tmp_path / "a" / "spool")
-        list(spool.claim("pool"))
+        list(spool.claim("pool", lambda _: True))
         spool.work_directory("pool", "job")
     finally:
         os.umask(before)
@@ -312,7 +312,7 @@ def test_the_oldest_job_is_claimed_first_and_keeps_its_place(tmp_path: Path) -> 
     assert spool.waiting() == [f"{manifest.job}.yaml" for manifest in jobs]
     spool.submit(jobs[0])
     assert spool.waiting() == [f"{manifest.job}.yaml" for manifest in jobs], "handed in again, it lost its place"
-    assert list(spool.claim("pool")) == jobs
+    assert list(spool.claim("pool", lambda _: True)) == jobs
 
 
 def test_claims_are_given_back_in_their_old_order(tmp_path: Path) -> None:
@@ -321,12 +321,12 @@ def test_claims_are_given_back_in_their_old_order(tmp_path: Path) -> None:
     for age, manifest in enumerate(jobs):
         spool.submit(manifest)
         os.utime(tmp_path / "incoming" / f"{manifest.job}.yaml", ns=(10**18 + age, 10**18 + age))
-    assert list(spool.claim("dead")) == jobs
+    assert list(spool.claim("dead", lambda _: True)) == jobs
     (spool.work_directory("dead", jobs[0].job) / "half").touch()
     assert spool.give_back("dead") == 3
     assert not (tmp_path / "work" / "dead").exists()
     assert not (tmp_path / "claimed" / "dead").exists()
-    assert list(spool.claim("next")) == jobs
+    assert list(spool.claim("next", lambda _: True)) == jobs
     assert spool.give_back("dead") == 0
 
 
@@ -334,7 +334,7 @@ def test_only_as_much_is_claimed_as_is_asked_for(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     for name in "abc":
         spool.submit(job(name))
-    for _ in spool.claim("pool"):
+    for _ in spool.claim("pool", lambda _: True):
         break
     assert len(spool.waiting()) == 2
     assert len(os.listdir(tmp_path / "claimed" / "pool")) == 1
@@ -343,7 +343,7 @@ def test_only_as_much_is_claimed_as_is_asked_for(tmp_path: Path) -> None:
 def test_a_job_in_work_is_not_handed_in_twice(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     spool.submit(job())
-    assert list(spool.claim("pool")) == [job()]
+    assert list(spool.claim("pool", lambda _: True)) == [job()]
     spool.submit(job())
     assert spool.waiting() == []
 
@@ -352,7 +352,7 @@ def test_a_job_in_work_is_not_handed_in_twice(tmp_path: Path) -> None:
 def test_a_finished_job_has_a_receipt_and_no_claim(tmp_path: Path, state: str) -> None:
     spool, manifest = Spool(tmp_path), job()
     spool.submit(manifest)
-    list(spool.claim("pool"))
+    list(spool.claim("pool", lambda _: True))
     work = spool.work_directory("pool", manifest.job)
     (work / "embeddings.h5").write_text("vectors")
     assert spool.receipt(manifest.job) is None

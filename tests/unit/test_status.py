@@ -23,7 +23,9 @@ def identity_of(process: subprocess.Popen[str]) -> Identity:
 
 def test_the_endpoint_and_the_state_are_read_back(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
-    state = PoolState(Identity.own(), str(spool.root), "ready", "", 7, {"devices": "CPU", "tokens": 3.5})
+    state = PoolState(
+        Identity.own(), str(spool.root), {"esm2": "a" * 64}, "auto", "ready", "", 7, {"devices": "CPU", "tokens": 3.5}
+    )
     state.announce(tmp_path / "endpoint.json")
     state.write()
     assert status.read(tmp_path / "endpoint.json") == state
@@ -80,9 +82,11 @@ def test_a_pool_of_another_machine_is_dead_when_its_beat_stands_still(monkeypatc
 def test_the_description_tells_the_living_from_the_dead(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     own = Identity.own()
-    living = PoolState(own, str(tmp_path), "ready", progress={"open_jobs": 3})
-    dead = PoolState(dataclasses.replace(own, started=own.started - 1), str(tmp_path), "ready")
-    failed = PoolState(dataclasses.replace(own, started=own.started - 2), str(tmp_path), "failed", "no GPU")
+    living = PoolState(own, str(tmp_path), state="ready", progress={"open_jobs": 3})
+    dead = PoolState(dataclasses.replace(own, started=own.started - 1), str(tmp_path), state="ready")
+    failed = PoolState(
+        dataclasses.replace(own, started=own.started - 2), str(tmp_path), state="failed", reason="no GPU"
+    )
     for state in (living, dead, failed):
         state.write()
     (spool.root / "incoming" / "a.yaml").touch()

@@ -160,21 +160,24 @@ NewProject = Callable[..., Project]
 
 
 def _finished_jobs(text: str) -> list[str]:
-    """Names of the jobs that Snakemake's output reports as finished."""
-    names: dict[str, str] = {}
+    """Names of the jobs that Snakemake's output reports as finished; a consumer is named for each of its samples."""
+    names: dict[str, list[str]] = {}
     finished = []
-    rule = number = ""
+    rule = number = receipts = ""
     for line in text.splitlines():
         if match := re.match(r"\s*(?:local)?rule (\w+):$", line):
-            rule = match[1]
+            rule, receipts = match[1], ""
+        elif rule.startswith("embed_") and (match := re.match(r"\s*output: (.*)$", line)):
+            receipts = match[1]
         elif match := re.match(r"\s*jobid: (\d+)$", line):
             number = match[1]
-            names.setdefault(number, rule)
-        elif match := re.match(r"\s*wildcards: \w+=(\S+)$", line):
-            names[number] = f"{rule} {match[1]}"
+            samples = re.findall(r"results/([^/]+)/receipt\.json", receipts)
+            names.setdefault(number, [f"embed {sample}" for sample in samples] or [rule])
+        elif match := re.match(r"\s*wildcards: (\w+)=(\S+)$", line):
+            names[number] = [rule if match[1] == "lane" else f"{rule} {match[2]}"]
         elif match := re.match(r"\s*Finished jobid: (\d+) \(Rule: (\w+)\)$", line):
-            assert names[match[1]].split()[0] == match[2]
-            finished.append(names[match[1]])
+            assert {name.split()[0] for name in names[match[1]]} == {re.sub(r"^embed_\d+$", "embed", match[2])}
+            finished += names[match[1]]
     return sorted(finished)
 
 

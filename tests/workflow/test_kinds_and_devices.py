@@ -19,7 +19,7 @@ def test_proteins_alone_need_esm2_alone_on_the_cpu_in_float32(project: NewProjec
     run = some.run("--resources", "gpu=1")
     assert run.returncode == 0, run.text
     assert run.jobs == jobs("p")
-    assert "loading esm2 on cpu" in some.read("logs/pool.log")
+    assert "loading esm2 on cpu" in some.read("logs/pool.0.log")
     found = embeddings.read(some.path("results/p/embeddings.h5"))
     assert found.ids == list(PROTEINS)
     assert list(found.matrices) == ["esm2"]
@@ -42,7 +42,7 @@ def test_dna_alone_needs_dnabert_s_alone_on_one_core(project: NewProject) -> Non
     run = some.run(cores=1)
     assert run.returncode == 0, run.text
     assert run.jobs == jobs("d")
-    assert "loading dnabert_s on cpu" in some.read("logs/pool.log")
+    assert "loading dnabert_s on cpu" in some.read("logs/pool.0.log")
     found = embeddings.read(some.path("results/d/embeddings.h5"))
     assert found.ids == list(records)
     assert list(found.matrices) == ["dnabert_s"]
@@ -60,18 +60,18 @@ def test_a_gpu_that_is_not_there_ends_the_run_with_the_reason(project: NewProjec
     assert failed.jobs == []
     assert "Traceback" not in failed.text
     reason = "1 GPU(s) asked for (--resources gpu=N, pool.device), but torch sees 0 CUDA device(s)"
-    assert reason in some.read("logs/pool.log")
+    assert reason in some.read("logs/pool.0.log")
     assert some.processes_left() == []
 
     some.configure(pool={"device": "cuda"})
     assert some.run().returncode != 0
-    assert reason in some.read("logs/pool.log")
+    assert reason in some.read("logs/pool.0.log")
 
     some.configure()
     run = some.run()
     assert run.returncode == 0, run.text
     assert run.jobs == jobs("a", "b", "c")
-    assert "working on the CPU" in some.read("logs/pool.log")
+    assert "working on the CPU" in some.read("logs/pool.0.log")
     assert failed.text.count(reason) == 1, "the reason belongs on the terminal, once, not only into logs"
 
 

@@ -99,7 +99,7 @@ def test_a_dry_run_says_what_would_run_and_leaves_nothing(project: NewProject) -
     some.write_sheet(("b", "data/b.faa", "proteins"))
     run = some.run("--dry-run")
     assert (run.returncode, run.jobs) == (0, [])
-    for rule in ("pool", "embed", "collect", "summarize"):
+    for rule in ("pool", "embed_0", "collect", "summarize"):
         assert f"rule {rule}:" in run.text
     assert not some.path("results").exists()
     assert not some.path(".holdfast").exists()

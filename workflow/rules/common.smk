@@ -87,12 +87,14 @@ def decide():
             return settings, samples, planning.read()
         if workflow.modifier.is_main_snakefile():  # in a module, files may be made by rules of the workflow around it
             configuration.check_files(settings["samples"], samples)
-        return settings, samples, planning.make(settings, samples, gpus(), workflow.cores)
+        return settings, samples, planning.make(settings, samples, gpus(), workflow.resource_settings.cores)
     except HoldfastError as error:
         raise WorkflowError(str(error)) from None
 
 
 config, SAMPLES, PLAN = decide()
+SERVICE = config["pool"]["lifecycle"] == "service"
+SPOOL = config["pool"]["spool"] or ".holdfast/spool"
 MODELS = {model: config["models"][model] for model in configuration.models_in_use(SAMPLES.values())}
 CONTIG_SAMPLES = [entry.sample for entry in SAMPLES.values() if entry.kind == "contigs"]
 LABELLED = {entry.sample: entry.label for entry in SAMPLES.values() if entry.label}
@@ -114,10 +116,6 @@ def local_source(wildcards):
     """The checkpoint as an input, so that a newer file is prepared again; a hub id or a synthetic model is none."""
     source = MODELS[wildcards.model]["weights"]
     return source if os.path.exists(source) else []
-
-
-def fasta_of(wildcards):
-    return SAMPLES[wildcards.sample].fasta
 
 
 def embeddings_of(label):

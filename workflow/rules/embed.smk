@@ -1,5 +1,5 @@
-# The pool and its consumers form one group, in which one failure ends all: consumers are light and never fail because
-# of a sample; `collect`, outside the group, raises a sample's error.
+# A lane is a pool and its consumers. They form one group, in which one failure ends all: consumers are light and never
+# fail because of a sample; `collect`, outside the group, raises a sample's error.
 
 
 rule pool:
@@ -7,9 +7,9 @@ rule pool:
         script=script("serve_pool"),
         models=prepared_models,
     output:
-        endpoint=service(".holdfast/endpoint.json"),
+        endpoint=service(".holdfast/pool.{lane}.json"),
     log:
-        "logs/pool.log",
+        "logs/pool.{lane}.log",
     conda:
         "../../envs/models.yaml"
     threads: PLAN.threads
@@ -17,38 +17,40 @@ rule pool:
         gpu=PLAN.gpu or 0,
     params:
         settings=PLAN.pool_settings,
-        spool=lambda wildcards, output: os.path.join(os.path.dirname(output.endpoint), "spool"),
+        spool=SPOOL,
     shell:
         'exec "${{HOLDFAST_PYTHON:-python}}" {input.script:q} --config {params.settings:q} --spool {params.spool:q}'
         " --endpoint {output.endpoint:q} > {log:q} 2>&1"
 
 
-rule embed:
-    input:
-        script=script("submit_job"),
-        endpoint=".holdfast/endpoint.json",
-        fasta=fasta_of,
-        models=prepared_models,
-    output:
-        receipt="results/{sample}/receipt.json",
-    log:
-        "logs/embed/{sample}.log",
-    wildcard_constraints:
-        sample=PLAN.pattern,
-    conda:
-        "../../envs/tables.yaml"
-    threads: 0
-    resources:
-        mem_mb=0,
-    params:
-        kind=lambda wildcards: SAMPLES[wildcards.sample].kind,
-        chunk_length=config["chunk_length"],
-        precision=config["precision"],
-        store_dtype=config["store_dtype"],
-    shell:
-        'exec "${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.fasta:q} --sample {wildcards.sample} --kind {params.kind}'
-        " --chunk-length {params.chunk_length} --models {input.models:q} --precision {params.precision}"
-        " --store-dtype {params.store_dtype} --endpoint {input.endpoint:q} --receipt {output.receipt:q} > {log:q} 2>&1"
+for number, batch in enumerate(PLAN.batches):
+
+    rule:
+        name:
+            f"embed_{number}"
+        input:
+            script=script("submit_jobs"),
+            endpoint=f".holdfast/pool.{batch.lane}.json" if SERVICE else [],
+            fasta=[SAMPLES[name].fasta for name in batch.samples],
+            models=prepared_models,
+        output:
+            receipts=[f"results/{name}/receipt.json" for name in batch.samples],
+        log:
+            f"logs/embed/{number}.log",
+        conda:
+            "../../envs/tables.yaml"
+        threads: 0 if SERVICE else 1
+        resources:
+            mem_mb=0 if SERVICE else 200,
+        params:
+            plan=PLAN.path,
+            batch=number,
+            spool=SPOOL,
+            endpoint=lambda wildcards, input: f"--endpoint {input.endpoint}" if input.endpoint else "",
+        shell:
+            'exec "${{HOLDFAST_PYTHON:-python}}" {input.script:q} {params.plan:q} --batch {params.batch}'
+            " --models {input.models:q} --spool {params.spool:q} {params.endpoint} --receipts {output.receipts:q}"
+            " > {log:q} 2>&1"
 
 
 rule collect:

@@ -1,4 +1,4 @@
-"""A consumer: hands one sample's job to the pool, waits for its receipt, fetches its embeddings.
+"""A consumer: hands jobs to the pool, waits for their receipts, fetches embeddings.
 
 Hundreds of consumers start at once, so nothing here is heavy. Submitting never fails because of a sample: a failed
 job is a receipt like any other, and :func:`collect`, outside the pool's group, raises it. It does fail when the pool
@@ -8,6 +8,7 @@ has, since then no receipt will ever come.
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import receipt, status
@@ -22,42 +23,63 @@ LAST_POLL_S = 0.5
 LOOK_AT_POOL_S = 2.0
 
 
-def submit(job: Manifest, endpoint: Path, output: Path) -> Receipt:
-    """Submit a job to the pool of an endpoint file, wait, and write its receipt to ``output``.
+def submit(jobs: Sequence[Manifest], spool: Spool, endpoint: Path | None, outputs: Sequence[Path]) -> list[Receipt]:
+    """Submit jobs, wait, and write each receipt as it comes.
+
+    Args:
+        jobs: The jobs.
+        spool: Where to hand them in.
+        endpoint: The endpoint file of the pool that was started for them; None where pools come and go by themselves.
+        outputs: Where the receipts go, one for each job.
+
+    Returns:
+        The receipts, in the order of the jobs.
 
     Raises:
-        ResourceError: the pool failed, ended or died before there was a receipt.
+        ResourceError: the pool failed, ended or died before every job had a receipt.
     """
-    pool = status.read(endpoint)
-    if pool is None:
+    pool = status.read(endpoint) if endpoint else None
+    if endpoint and pool is None:
         raise ResourceError(f"{endpoint}: no pool has written this endpoint file; start the pool first")
-    spool = Spool(pool.spool)
-    spool.forget(job.sample, keep=job.job)
-    outcome = receipt.read(spool.root / "done" / job.job / "receipt.json")
-    if outcome is None or not Path(outcome.embeddings).exists():
-        shutil.rmtree(spool.root / "done" / job.job, ignore_errors=True)
-        spool.submit(job)
-        outcome = _wait(job, spool, pool)
-    outcome.write(output)
-    return outcome
-
-
-def _wait(job: Manifest, spool: Spool, pool: status.PoolState) -> Receipt:
-    path = status.state_path(pool.spool, pool.identity.pool)
+    found: dict[str, Receipt] = {}
+    waiting = {job.job: (job, output) for job, output in zip(jobs, outputs, strict=True)}
+    for job, _ in waiting.values():
+        spool.forget(job.sample, keep=job.job)
+        outcome = spool.receipt(job.job)
+        if outcome is None or outcome.state == "failed" or not Path(outcome.embeddings).exists():
+            shutil.rmtree(spool.root / "done" / job.job, ignore_errors=True)
+            spool.submit(job)
     observer = status.Observer()
     pause_s, looked = FIRST_POLL_S, 0.0
-    while True:
+    while waiting:
         trouble = ""
         if time.monotonic() - looked > LOOK_AT_POOL_S:
             looked = time.monotonic()
-            trouble = (status.read(path) or pool).trouble(observer)
-        outcome = spool.receipt(job.job)
-        if outcome is not None:
-            return outcome
-        if trouble:
+            trouble = (pool.now().trouble(observer) if pool else "") or _nobody(spool, jobs, observer)
+        for name, (_, output) in list(waiting.items()):
+            outcome = spool.receipt(name)
+            if outcome is not None:
+                outcome.write(output)
+                found[name] = outcome
+                del waiting[name]
+        if waiting and trouble:
             raise ResourceError(trouble)
-        time.sleep(pause_s)
-        pause_s = min(LAST_POLL_S, pause_s * 1.2)
+        if waiting:
+            time.sleep(pause_s)
+            pause_s = min(LAST_POLL_S, pause_s * 1.2)
+    return [found[job.job] for job in jobs]
+
+
+def _nobody(spool: Spool, jobs: Sequence[Manifest], observer: status.Observer) -> str:
+    """Why no pool that lives now will ever take these jobs, or nothing; without pools there is hope for one."""
+    living = [state for state in spool.states() if state.state == "ready" and not observer.is_dead(state)]
+    for job in jobs:
+        if living and not any(state.serves(job.models, job.precision) for state in living):
+            return (
+                f"sample '{job.sample}' needs {' and '.join(job.models)} in {job.precision}, with the weights of "
+                f"this config; the {len(living)} pool(s) on {spool.root} hold other weights or compute otherwise"
+            )
+    return ""
 
 
 def collect(receipt_path: Path, output: Path) -> None:

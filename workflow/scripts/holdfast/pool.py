@@ -25,7 +25,6 @@ from .batching import WINDOW_BATCHES
 from .errors import HoldfastError, ResourceError
 from .fleet import Fleet
 from .ledger import Job, Ledger
-from .manifest import Manifest
 from .readers import Readers
 from .receipt import Receipt
 from .sequences import Sequences
@@ -58,6 +57,8 @@ class Pool:
         self.name = state.identity.pool
         self.spool = Spool(state.spool)
         self.models = {model: prepared.read(directory) for model, directory in told.models.items()}
+        state.models = {model: description.weights_sha256 for model, description in self.models.items()}
+        state.precision = told.precision
         self.directories = {model: Path(directory).absolute() for model, directory in told.models.items()}
         self.fleet = Fleet(told, self.directories, self._when, self._open_ledger, self._write)
         self.readers = Readers(1 if told.device == "cpu" else max(1, told.threads - 1), self._when)
@@ -121,7 +122,7 @@ class Pool:
         for other in self.spool.pools() - {self.name}:
             path = status.state_path(self.spool.root, other)
             state = status.read(path)
-            if state is None or self.observer.is_dead(state):
+            if state is None or state.state in ("ended", "failed") or self.observer.is_dead(state):
                 returned = self.spool.give_back(other)
                 vectors = self.spool.adopt_blocks(other, self._blocks)
                 path.unlink(missing_ok=True)
@@ -189,31 +190,15 @@ class Pool:
             waiting_tokens += sum(self.fleet.ledger.waiting_tokens.values())
         if waiting_tokens > ahead_tokens or not self.readers.room:
             return
-        for manifest in self.spool.claim(self.name):
+        for manifest in self.spool.claim(self.name, lambda job: self.state.serves(job.models, job.precision)):
             if any(job.manifest.job == manifest.job for job in self.jobs.values()):
                 continue  # handed in again by another consumer, after it was claimed
             directory = self.spool.work_directory(self.name, manifest.job)
             job = self.jobs[self.number] = Job(self.number, manifest, directory, time.monotonic())
             self.number += 1
-            wrong = self._mismatch(manifest)
-            if wrong:
-                self._receipt(job, wrong)
-            else:
-                self._read(job)
+            self._read(job)
             if not self.readers.room:
                 return
-
-    def _mismatch(self, manifest: Manifest) -> str:
-        """Why this pool cannot do a job, or nothing: never mix models or precisions that were not asked for."""
-        for model, digest in manifest.models.items():
-            if model not in self.models:
-                return f"the pool does not hold {model}, which kind {manifest.kind} needs"
-            held = self.models[model].weights_sha256
-            if held != digest:
-                return f"the pool holds other weights of {model} ({held[:12]}) than asked for ({digest[:12]})"
-        if manifest.precision != self.settings.precision:
-            return f"the pool computes in precision {self.settings.precision}, asked for was {manifest.precision}"
-        return ""
 
     def _read(self, job: Job) -> None:
         arguments = (job.manifest, job.directory, self.directories)

@@ -8,16 +8,17 @@ the receipt of a failed one. ``work/POOL/`` and ``blocks/POOL/`` are a pool's ow
 
 import os
 import shutil
-import stat
-from collections.abc import Iterator
+import stat as modes
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from . import manifest, receipt
+from . import manifest, receipt, status
 from .errors import ResourceError
 from .files import atomic_text, sync_directory
 from .manifest import Manifest, ManifestError
 from .receipt import Receipt
+from .status import PoolState
 
 DIRECTORIES = ("incoming", "claimed", "done", "failed", "work", "blocks", "pools")
 
@@ -34,6 +35,7 @@ class Spool:
         self.root = Path(root).absolute()
         for directory in (self.root, *(self.root / name for name in DIRECTORIES)):
             _make_own(directory)
+        self._foreign: set[str] = set()
 
     def submit(self, job: Manifest) -> None:
         """Hand a manifest in; a job of the same name that waits or is in work is left as it is."""
@@ -56,10 +58,19 @@ class Spool:
                         continue
         return [name for _, name in sorted(found)]
 
-    def claim(self, pool: str) -> Iterator[Manifest]:
-        """Take what waits, oldest first; a manifest that cannot be read is failed with a receipt, and passed over."""
+    def claim(self, pool: str, accepts: Callable[[Manifest], bool]) -> Iterator[Manifest]:
+        """Take what waits, oldest first.
+
+        A manifest that cannot be read is failed with a receipt, and one that is not accepted goes back for others.
+
+        Args:
+            pool: Who claims.
+            accepts: Whether the pool can do a job.
+        """
         (self.root / "claimed" / pool).mkdir(mode=0o700, exist_ok=True)
         for name in self.waiting():
+            if name in self._foreign:
+                continue
             mine = self.root / "claimed" / pool / name
             try:
                 os.rename(self.root / "incoming" / name, mine)
@@ -67,9 +78,15 @@ class Spool:
                 continue
             job = name.removesuffix(".yaml")
             try:
-                yield self._parse(mine, job)
+                parsed = self._parse(mine, job)
             except ManifestError as error:
                 self._refuse(mine, job, str(error))
+                continue
+            if accepts(parsed):
+                yield parsed
+            else:
+                self._foreign.add(name)
+                os.rename(mine, self.root / "incoming" / name)
 
     def _parse(self, path: Path, job: str) -> Manifest:
         if path.is_symlink() or not path.is_file():
@@ -118,6 +135,11 @@ class Spool:
         named = {path.stem for path in (self.root / "pools").glob("*.json")}
         return named | {path.name for place in ("claimed", "work", "blocks") for path in (self.root / place).iterdir()}
 
+    def states(self) -> list[PoolState]:
+        """The states that pools have published here."""
+        found = [status.read(path) for path in (self.root / "pools").glob("*.json")]
+        return [state for state in found if state is not None]
+
     def adopt_blocks(self, dead: str, mine: Path) -> int:
         """Move the blocks of a dead pool to the directory of another; their number."""
         adopted = 0
@@ -156,10 +178,10 @@ def _make_own(directory: Path) -> None:
     """Make a directory with mode 0700, or check that one that is there is ours alone to write to."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = directory.stat()
+        found = directory.stat()
     except OSError as error:
         raise ResourceError(f"{directory}: the spool cannot be used: {error.strerror}; it must be writable") from None
-    if status.st_uid != os.getuid():
-        raise ResourceError(f"{directory}: the spool belongs to another user, uid {status.st_uid}; use one of yours")
-    if stat.S_IMODE(status.st_mode) & 0o022:
+    if found.st_uid != os.getuid():
+        raise ResourceError(f"{directory}: the spool belongs to another user, uid {found.st_uid}; use one of yours")
+    if modes.S_IMODE(found.st_mode) & 0o022:
         raise ResourceError(f"{directory}: others may write to the spool; chmod 700 it")

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -59,6 +60,8 @@ class PoolState:
     Attributes:
         identity: Its supervisor's process.
         spool: The spool it serves.
+        models: ``weights_sha256`` of each model it holds.
+        precision: As it was told: ``auto``, ``fp32`` or ``fp16``.
         state: ``starting``, ``ready``, ``failed`` or ``ended``.
         reason: Why it failed or ended.
         beat: Counter that grows while the pool lives.
@@ -67,6 +70,8 @@ class PoolState:
 
     identity: Identity
     spool: str
+    models: dict[str, str] = field(default_factory=dict)
+    precision: str = ""
     state: str = "starting"
     reason: str = ""
     beat: int = 0
@@ -76,6 +81,14 @@ class PoolState:
         """Publish in the spool."""
         with atomic_text(state_path(self.spool, self.identity.pool)) as file:
             json.dump(asdict(self), file)
+
+    def now(self) -> "PoolState":
+        """The state of the same pool as it is published now."""
+        return read(state_path(self.spool, self.identity.pool)) or self
+
+    def serves(self, models: Mapping[str, str], precision: str) -> bool:
+        """Whether the pool holds these weights (by model) and computes in this precision."""
+        return models.items() <= self.models.items() and precision == self.precision
 
     def trouble(self, observer: "Observer") -> str:
         """Why no receipt will come from this pool any more, or nothing."""
