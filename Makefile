@@ -4,28 +4,36 @@ PYTHON ?= python3
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 BIN := .venv/bin
-SOURCES := workflow/scripts tests
+SOURCES := workflow/scripts tests bench demo
 
-.PHONY: demo test lint format drill soak fuzz clean
+.PHONY: demo test lint format bench bench-gpu drill soak fuzz clean
 
 demo: .venv/installed
 	$(BIN)/snakemake -s workflow/Snakefile -d demo --cores 2 --quiet rules
 	@$(BIN)/python demo/show_results.py demo/results
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 lint: .venv/installed
-	$(BIN)/ruff check --quiet $(SOURCES) demo
-	$(BIN)/ruff format --quiet --check $(SOURCES) demo
+	$(BIN)/ruff check --quiet $(SOURCES)
+	$(BIN)/ruff format --quiet --check $(SOURCES)
 	$(BIN)/mypy workflow/scripts
 	$(BIN)/snakefmt --check --quiet workflow
 	$(BIN)/snakemake -s workflow/Snakefile -d demo --lint
 
 format: .venv/installed
-	$(BIN)/ruff check --quiet --fix $(SOURCES) demo
-	$(BIN)/ruff format --quiet $(SOURCES) demo
+	$(BIN)/ruff check --quiet --fix $(SOURCES)
+	$(BIN)/ruff format --quiet $(SOURCES)
 	$(BIN)/snakefmt --quiet workflow
+
+# The figures of docs/performance.md, each with the limit or the peer measured in the same run.
+bench: .venv/installed
+	PYTHONPATH=workflow/scripts $(BIN)/python bench/cpu.py
+
+# The same on a CUDA machine, with that machine's own torch; needs no network.
+bench-gpu:
+	PYTHONPATH=workflow/scripts python3 bench/gpu.py
 
 # Kill the real workflow KILLS times at random moments and compare its results with an undisturbed run's.
 KILLS ?= 24

@@ -156,7 +156,7 @@ def test_a_killed_supervisor_ends_the_run_within_seconds_and_is_named(
     assert time.monotonic() - killed < CONSUMERS_NOTICE_S
     eventually(lambda: not some.processes(), PROCESSES_END_S)
     message = f"the pool (process {supervisor.pid} on {os.uname().nodename}) died without a word; see its log"
-    for text in ("\n".join(run.text.splitlines()[-12:]), some.read("logs/embed/a.log"), some.read("logs/embed/b.log")):
+    for text in ("\n".join(run.text.splitlines()[-12:]), some.read("logs/embed/0.log"), some.read("logs/embed/1.log")):
         assert f"holdfast: error: {message}" in text
         assert "Traceback" not in text
     again = some.run()
@@ -178,7 +178,7 @@ def test_what_dead_runs_and_foreign_hosts_leave_does_no_harm(
     run.wait()
     eventually(lambda: not some.processes(), PROCESSES_END_S)
     spool = some.path(".holdfast/spool")
-    dead = status.read(some.path(".holdfast/endpoint.json"))
+    dead = status.read(some.path(".holdfast/pool.0.json"))
     assert dead is not None
     name = dead.identity.pool
     assert {path.name for path in spool.glob("claimed/*")} == {name}
