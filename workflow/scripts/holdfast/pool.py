@@ -33,7 +33,7 @@ from .spool import Spool
 from .status import Launcher, Observer, PoolState
 from .worker import Ready
 
-POLL_S = 0.05
+POLL_S = 0.02
 BEAT_S = 1.0
 TAKE_OVER_S = 10.0
 DRAIN_S = 20.0
