@@ -19,13 +19,13 @@ lint: .venv/installed
 	$(BIN)/ruff check --quiet $(SOURCES)
 	$(BIN)/ruff format --quiet --check $(SOURCES)
 	$(BIN)/mypy workflow/scripts
-	$(BIN)/snakefmt --check --quiet workflow
+	$(BIN)/snakefmt --check workflow
 	$(BIN)/snakemake -s workflow/Snakefile -d demo --lint
 
 format: .venv/installed
 	$(BIN)/ruff check --quiet --fix $(SOURCES)
 	$(BIN)/ruff format --quiet $(SOURCES)
-	$(BIN)/snakefmt --quiet workflow
+	$(BIN)/snakefmt workflow
 
 # The figures of docs/performance.md, each with the limit or the peer measured in the same run.
 bench: .venv/installed
