@@ -24,7 +24,7 @@ import psutil  # type: ignore[import-untyped]
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
-from holdfast import manifest, prepared, status  # noqa: E402
+from holdfast import manifest, prepared  # noqa: E402
 from holdfast.settings import PoolSettings  # noqa: E402
 from holdfast.spool import Spool  # noqa: E402
 
@@ -99,7 +99,7 @@ def soak(work: Path, jobs: int) -> pandas.DataFrame:
             if done % max(1, jobs // 100) == 0:
                 rows.append(measure(process, spool.root, done, began))
         if pool.poll() is not None:
-            raise SystemExit(f"the pool has ended: {status.read(status.state_path(spool.root, ''))}")
+            raise SystemExit(f"the pool has ended: {(work / 'pool.log').read_text()}")
         time.sleep(0.02)
     (work / "endpoint.json").unlink()
     if pool.wait(60) != 0:

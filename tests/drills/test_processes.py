@@ -139,6 +139,26 @@ def test_sigterm_lets_the_pool_finish_its_batch_and_hand_back_the_rest(serve: Se
     eventually(lambda: again.progress("sequences") == 6 - finished)
 
 
+def test_a_reader_at_work_does_not_hold_up_the_end_of_the_pool(serve: Serve, tmp_path: Path) -> None:
+    """As over a huge file, or one on a file system that has gone away."""
+    path = tmp_path / "a.faa"
+    path.write_text(fasta(proteins(6, 60, 1)))
+    injection = Injection(tmp_path / "faults", Fault("read", "wait", "a"))
+    pool = serve(environment=injection.environment)
+    job = pool.job("a", path)
+    pool.spool.submit(job)
+    injection.wait_for()
+    pool.wait_until_ready()
+    children = psutil.Process(pool.process.pid).children(recursive=True)
+    pool.process.send_signal(signal.SIGTERM)
+    try:
+        assert pool.process.wait(PROCESSES_END_S) == 0
+    finally:
+        injection.release()
+    assert psutil.wait_procs(children, PROCESSES_END_S)[1] == []
+    assert pool.spool.waiting() == [f"{job.job}.yaml"]
+
+
 def test_a_killed_supervisor_ends_the_run_within_seconds_and_is_named(
     project: NewProject, launch: Launch, tmp_path: Path
 ) -> None:

@@ -245,6 +245,7 @@ def test_samples_whose_reader_is_killed_are_read_again(
     pool = serve(environment=injection.environment)
     waiting = {name: pool.hand_in(pool.job(name, files[name])) for name in NAMES}
     injection.wait_for()
+    pool.wait_until_ready()  # by now the worker, too, is known by its torch
     (reader,) = pool.processes(with_torch=False)
     reader.kill()
     injection.release()

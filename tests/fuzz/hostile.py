@@ -29,7 +29,10 @@ from tests.fuzz.parsers import parsers
 
 MEMORY_BYTES = 2 * 2**30
 SECONDS = 30
-JSON_PARSERS = ("receipt", "prepared", "state", "tokenizer", "config", "hugging_face_config", "weights_index")
+JSON_PARSERS = (
+    *("receipt", "summary", "prepared", "state", "tokenizer", "published_tokenizer"),
+    *("config", "hugging_face_config", "weights_index"),
+)
 YAML_PARSERS = ("manifest", "settings", "config")
 
 
@@ -50,14 +53,21 @@ def contents(canary: Path) -> dict[str, list[tuple[str, bytes]]]:
         found[name] += _yaml(canary, seeds.seeds()[name][0].decode())
     for name in JSON_PARSERS:
         found[name] += _json(seeds.seeds()[name][0].decode())
+    receipt = json.loads(seeds.seeds()["summary"][0])
+    found["summary"] += [
+        (f"no {name}", json.dumps(receipt | {name: {}}).encode()) for name in ("counts", "pool", "seconds")
+    ]
+    found["summary"].append(("no time", json.dumps(receipt | {"seconds": {"device_s": 5e-324}}).encode()))
     found["receipt"].append(("many small values", b"[" + b"[]," * 1_200_000 + b"[]]"))
     for name in ("pth", "fair_esm", "pytorch_bin"):
         found[name] += _pickles(canary)
+        found[name] += [
+            (f"endless {what}, {wrap.__name__.strip('_')}", wrap(pickled))
+            for what, pickled in _endless().items()
+            for wrap in (_zipped, _legacy)
+        ]
     for name in ("classifier", "safetensors", "prepared_weights"):
         found[name] += _safetensors(seeds.seeds()[name][0])
-    found["pth"] += [
-        (f"endless {name}", wrap(pickled)) for name, pickled in _endless().items() for wrap in (_zipped, _legacy)
-    ]
     found["fasta"] += _bombs()
     found["samples"] += [("a long line", b"sample\tfasta\n" + b"x" * 20_000_000), ("NUL", b"sample\tfasta\na\t/a\0b\n")]
     found["embeddings"] += _hdf5()

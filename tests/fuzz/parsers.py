@@ -26,7 +26,9 @@ from holdfast import (
     receipt,
     settings,
     status,
+    summary,
     tokens,
+    weights,
 )
 from holdfast.errors import HoldfastError
 from holdfast.fasta import Alphabet
@@ -134,6 +136,18 @@ def read_tokenizer(path: Path) -> None:
     tokens.NucleotideTokenizer(path)(["ACGTNACGT", ""])
 
 
+def read_published_tokenizer(path: Path) -> None:
+    weights._copy_tokenizer(path, 64, path.with_name("copied.json"))
+    tokens.NucleotideTokenizer(path.with_name("copied.json"))(["ACGTNACGT"])
+
+
+def read_for_summary(path: Path) -> None:
+    results, table = path.parent.parent, path.with_name("summary.tsv")
+    summary.write(path.with_name("samples.tsv"), SCHEMAS / "samples.schema.yaml", results, table)
+    header, row = table.read_text().splitlines()
+    assert header.count("\t") == row.count("\t")
+
+
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "fasta": ("a.fna", read_nucleotides),
     "proteins": ("a.faa", read_proteins),
@@ -144,6 +158,8 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "samples": ("samples.tsv", read_samples),
     "prepared": ("model.json", lambda path: prepared.read(path.parent)),
     "tokenizer": ("tokenizer.json", read_tokenizer),
+    "published_tokenizer": ("tokenizer.json", read_published_tokenizer),
+    "summary": ("receipt.json", read_for_summary),
     "state": ("pool.json", read_state),
     "frames": ("frames.tsv", read_frames),
     "embeddings": ("embeddings.h5", read_embeddings),

@@ -89,6 +89,8 @@ def seeds() -> dict[str, list[bytes]]:
             "samples": [b"sample\tfasta\tkind\tlabel\na\t/dev/null\tcontigs\tvirus\nb\t/dev/null\tdna\t\n"],
             "prepared": [_prepared(directory)],
             "tokenizer": [_tokenizer(directory)],
+            "published_tokenizer": [_tokenizer(directory)],
+            "summary": [_receipt(directory)],
             "state": [_state(directory)],
             "frames": [_frames(directory)],
             "embeddings": [_embeddings(directory)],
@@ -112,6 +114,7 @@ def beside(name: str) -> dict[str, bytes]:
         "safetensors": {"config.json": config},
         "hugging_face_config": {"model.safetensors": seeds()["safetensors"][0]},
         "weights_index": {"config.json": config, "part.safetensors": seeds()["safetensors"][0]},
+        "summary": {"embeddings.h5": seeds()["embeddings"][0], "samples.tsv": b"sample\tfasta\nsummary\t/dev/null\n"},
         "prepared_weights": {"model.json": seeds()["prepared"][0]},
     }.get(name, {})
 
@@ -147,7 +150,9 @@ def _tokenizer(directory: Path) -> bytes:
 
 def _state(directory: Path) -> bytes:
     path = directory / "endpoint.json"
-    state = PoolState(Identity.own(), "/spool", "ready", beat=3, progress={"devices": "cpu", "done": 4, "load_s": 1.5})
+    state = PoolState(
+        Identity.own(), "/spool", state="ready", beat=3, progress={"devices": "cpu", "done": 4, "load_s": 1.5}
+    )
     state.announce(path)
     return path.read_bytes()
 

@@ -130,6 +130,13 @@ def test_a_broken_published_tokenizer_is_to_be_downloaded_again(dnabert: Path, t
     assert message.endswith("download it again")
 
 
+def test_parts_of_a_tokenizer_that_nobody_reads_need_not_be_right(dnabert: Path, tmp_path: Path) -> None:
+    published = dnabert / "tokenizer.json"
+    published.write_text(json.dumps(json.loads(published.read_text()) | {"added_tokens": 5, "decoder": "none"}))
+    weights._copy_tokenizer(published, 64, tmp_path / "copied.json")
+    assert (tmp_path / "copied.json").read_bytes() == published.read_bytes()
+
+
 def test_the_tokenizer_is_copied_as_published(dnabert: Path, tmp_path: Path) -> None:
     description = weights.prepare(str(dnabert), "dnabert_s", tmp_path / "prepared")
     assert (tmp_path / "prepared" / "tokenizer.json").read_bytes() == (dnabert / "tokenizer.json").read_bytes()

@@ -34,6 +34,7 @@ PACKAGE = [
         "ledger",
         "manifest",
         "packed",
+        "pickled",
         "plan",
         "pool",
         "prepared",

@@ -5,10 +5,7 @@ anything is parsed, and maps the tensors; :meth:`Checkpoint.own_tensors` matches
 shapes that an encoder wants.
 """
 
-import argparse
 import hashlib
-import json
-import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +16,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from . import dnabert_s, esm2, reference
+from . import dnabert_s, documents, esm2, packed, pickled, reference
+from .documents import DocumentError
 from .errors import WeightsError
 from .layout import DNABERT_S, FAIR_ESM, HUGGING_FACE_ESM, ROTARY, Layout
+from .pickled import Instance, Name, UnknownContentError, UnknownNameError
 from .prepared import TOKENIZER_FILE
 from .tokens import VOCABULARY
 
+# What a published checkpoint's pickle asks for: tensors, plain containers, and fair-esm's configuration.
+NAMES = {**pickled.TENSORS, **pickled.STORAGES, "argparse.Namespace": Name(Instance)}
 ENCODERS = {"esm2": esm2, "dnabert_s": dnabert_s}
+SHARD = r"[A-Za-z0-9_.-]{1,200}\.(safetensors|bin)"
 DOWNLOADS = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
@@ -63,10 +65,12 @@ class Checkpoint:
         Raises:
             WeightsError: with the list of missing, unknown and misshapen tensors.
         """
-        architecture, layout = self.architecture, self.layout
+        layout = self.layout
+        try:
+            architecture = packed.check_architecture(self.model, self.architecture)
+        except ValueError as error:
+            raise WeightsError(f"{self.where}: {error}; download it again") from None
         heads, width = int(architecture["heads"]), int(architecture["width"])
-        if heads < 1 or width % heads or (self.model == "esm2" and width // heads % 2):
-            raise WeightsError(f"{self.where}: {heads} heads do not fit a width of {width}; download it again")
         if self.model == "esm2" and int(architecture["vocabulary"]) != len(VOCABULARY):
             raise WeightsError(
                 f"{self.where}: {architecture['vocabulary']} tokens, ESM-2 has {len(VOCABULARY)}; give ESM-2"
@@ -95,7 +99,7 @@ class Checkpoint:
             or (layout.bare(name) not in known and not re.match(layout.ignored, layout.bare(name)))
         ]
         problems = [
-            f"{len(names)} {kind}: {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+            f"{len(names)} {kind}: {', '.join(name[:200] for name in names[:20])}{', ...' if len(names) > 20 else ''}"
             for kind, names in (("missing", missing), ("unknown", unknown), ("misshapen", misshapen))
             if names
         ]
@@ -165,10 +169,10 @@ def _weights_files(directory: Path) -> list[Path] | None:
             return [directory / name]
         if index.is_file():
             weight_map = _read_json(index).get("weight_map")
-            shards = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
-            if not shards or any(not isinstance(shard, str) or Path(shard).name != shard for shard in shards):
+            shards = list(weight_map.values()) if isinstance(weight_map, dict) else []
+            if not shards or not all(isinstance(shard, str) and re.fullmatch(SHARD, shard) for shard in shards):
                 raise WeightsError(f"{index}: 'weight_map' must name weights files beside it; download it again")
-            return [directory / shard for shard in shards]
+            return [directory / shard for shard in sorted(set(shards))]
     return None
 
 
@@ -201,7 +205,7 @@ def read(path: Path, model: str, sha256: str | None) -> Checkpoint:
     wanted = {"esm2": "esm", "dnabert_s": "bert"}[model]
     if config.get("model_type") != wanted:
         raise WeightsError(
-            f"{path / 'config.json'}: model_type is {config.get('model_type')!r}, {model} has '{wanted}'; "
+            f"{path / 'config.json'}: model_type is {config.get('model_type')!r:.80}, {model} has '{wanted}'; "
             "give a source of that model"
         )
     tensors: dict[str, Tensor] = {}
@@ -210,8 +214,10 @@ def read(path: Path, model: str, sha256: str | None) -> Checkpoint:
     reader = _read_hugging_face_esm if model == "esm2" else _read_dnabert_s
     try:
         return reader(path, config, tensors, found)
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path / 'config.json'}: missing or wrong entry {error}; download it again") from None
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise WeightsError(
+            f"{path / 'config.json'}: missing or wrong entry {_first_line(error)}; download it again"
+        ) from None
 
 
 def digest(files: Sequence[Path], expected: str | None) -> str:
@@ -236,17 +242,17 @@ def digest(files: Sequence[Path], expected: str | None) -> str:
 def _read_fair_esm(path: Path, sha256: str) -> Checkpoint:
     content = _load_torch(path)
     try:
-        config, tensors = vars(content["cfg"]["model"]), content["model"]
+        config, tensors = content["cfg"]["model"].state, content["model"]
         stated: dict[str, int] = {
             "layers": int(config["encoder_layers"]),
             "width": int(config["encoder_embed_dim"]),
             "heads": int(config["encoder_attention_heads"]),
             "token_dropout": bool(config["token_dropout"]),
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise WeightsError(
-            f"{path}: not an ESM-2 checkpoint of fair-esm ({type(error).__name__}: {error}); give the .pt file itself, "
-            "not the contact regression, or a Hugging Face directory"
+            f"{path}: not an ESM-2 checkpoint of fair-esm ({type(error).__name__}: {_first_line(error)}); give the "
+            ".pt file itself, not the contact regression, or a Hugging Face directory"
         ) from None
     tensors = _only_tensors(path, tensors)
     bare = {FAIR_ESM.bare(name): tensor for name, tensor in tensors.items()}
@@ -321,16 +327,16 @@ def _read_dnabert_s(path: Path, config: dict[str, Any], tensors: dict[str, Tenso
 
 
 def _rows(tensors: Mapping[str, Tensor], layout: Layout, name: str) -> int:
-    """Rows of a tensor that states a size; 0 without it, which the check of the names reports."""
+    """Rows of a tensor that states a size; 1 without it, which the check of the names reports."""
     published = layout.published(name)[0]
-    return next((len(t) for key, t in tensors.items() if layout.bare(key) == published and t.dim()), 0)
+    return next((len(t) for key, t in tensors.items() if layout.bare(key) == published and t.dim()), 1)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise WeightsError(f"{path}: not JSON ({error}); download it again") from None
+        content = documents.read_json(path)
+    except DocumentError as error:
+        raise WeightsError(f"{path}: {error}; download it again") from None
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: not a JSON object; download it again")
     return content
@@ -349,20 +355,16 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_torch(path: Path) -> Any:
-    """Map a torch file; tensors, plain containers and argparse.Namespace, and nothing that runs code."""
+    """Map a torch file; tensors, plain containers and fair-esm's configuration, and nothing that runs code."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
+        return pickled.read(path, NAMES)
+    except UnknownNameError as name:
         raise WeightsError(
-            f"{path}: refused, it holds {found[1] if found else 'objects'}, not only tensors, and reading it could run "
-            "code; get the checkpoint from its publisher"
+            f"{path}: refused, it holds {name}, not only tensors, and reading it could run code; get the checkpoint "
+            "from its publisher"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"{path}: truncated or not a torch checkpoint ({_first_line(error)}); download it again"
-        ) from None
+    except UnknownContentError as error:
+        raise WeightsError(f"{path}: truncated or not a torch checkpoint ({error}); download it again") from None
 
 
 def _only_tensors(path: Path, content: object) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ Inside, the sequences stand in order of length (:class:`Packing`), so that those
 view ``[sequences, tokens, ...]`` and attention needs neither a mask nor an index in any layer.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import documents
 from .errors import WeightsError
 from .prepared import WEIGHTS_FILE
 from .prepared import read as read_description
@@ -25,6 +25,9 @@ Shapes = dict[str, tuple[int, ...]]
 HEADER_KEY = "holdfast"  # one entry as JSON: safetensors writes several in random order, and digests must not vary
 PREPARE_AGAIN = "prepare the model again with workflow/scripts/prepare_weights.py"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+# Sizes of an architecture and the largest that are believed; ESM-2 15B has 48 layers of 5120 and 20480 columns.
+LARGEST = {"layers": 2**10, "width": 2**16, "heads": 2**10, "mlp_width": 2**18, "vocabulary": 2**20}
+LARGEST_OF_MODEL = {"esm2": LARGEST, "dnabert_s": LARGEST | {"token_types": 2**10}}
 
 
 class Packing:
@@ -126,9 +129,11 @@ def read_weights(
     weights: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            architecture = _architecture(path, (file.metadata() or {}).get(HEADER_KEY, "{}"))
+            architecture = _architecture(path, model, (file.metadata() or {}).get(HEADER_KEY, "{}"))
             for name in file.keys():  # noqa: SIM118, not a mapping
                 tensor = file.get_tensor(name)
+                if not tensor.is_floating_point():
+                    raise WeightsError(f"{path}: holds {tensor.dtype}, not floating point; {PREPARE_AGAIN}")
                 weights[name] = tensor.to(torch.float32 if name == "inv_freq" else PRECISIONS[precision])
     except (SafetensorError, FileNotFoundError) as error:
         raise WeightsError(f"{path}: not readable ({error}); {PREPARE_AGAIN}") from None
@@ -137,9 +142,32 @@ def read_weights(
     return weights, architecture
 
 
-def _architecture(path: Path, header: str) -> Architecture:
+def check_architecture(model: str, content: object) -> Architecture:
+    """Check the sizes of a model, wherever they were read, before anything is made of them.
+
+    Raises:
+        ValueError: one that is missing, of another type, or out of bounds; the message names it.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("no architecture")
+    for name, largest in LARGEST_OF_MODEL[model].items():
+        size = content.get(name)
+        if type(size) is not int or not 1 <= size <= largest:
+            raise ValueError(f"{name} must be a whole number from 1 to {largest}")
+    epsilon, heads, width = content.get("layer_norm_epsilon"), content["heads"], content["width"]
+    if type(epsilon) is not float or not 0 < epsilon < 1:
+        raise ValueError("layer_norm_epsilon must be a number between 0 and 1")
+    if width % heads or (model == "esm2" and width // heads % 2):
+        raise ValueError(f"{heads} heads do not fit a width of {width}")
+    if model == "esm2" and type(content.get("token_dropout")) is not bool:
+        raise ValueError("token_dropout must be true or false")
+    return content
+
+
+def _architecture(path: Path, model: str, header: str) -> Architecture:
     try:
-        architecture: Architecture = json.loads(header)["architecture"]
-    except (KeyError, TypeError, ValueError):
-        raise WeightsError(f"{path}: its header holds no architecture of a prepared model; {PREPARE_AGAIN}") from None
-    return architecture
+        return check_architecture(model, documents.parse_json(header)["architecture"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: its header holds no architecture of a prepared model ({error}); {PREPARE_AGAIN}"
+        ) from None

@@ -62,10 +62,10 @@ def _row(entry: Sample, directory: Path) -> dict[str, object]:
         **seconds,
         "distinct_sequences": sum(value for name, value in counts.items() if name.endswith("_sequences")),
         "tokens": tokens,
-        "load_s": outcome.pool["load_s"],
-        "tokens_per_s": round(tokens / seconds["device_s"]) if seconds["device_s"] else "",
-        "precision": outcome.pool["precision"],
-        "devices": outcome.pool["devices"],
+        "load_s": outcome.pool.get("load_s", ""),
+        "tokens_per_s": f"{tokens / seconds['device_s']:.0f}" if seconds.get("device_s") else "",
+        "precision": outcome.pool.get("precision", ""),
+        "devices": outcome.pool.get("devices", ""),
         "synthetic_weights": ",".join(synthetic),
     }
     calls = directory / "contigs.tsv"

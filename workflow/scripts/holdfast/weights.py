@@ -15,11 +15,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import tokenizers
 import torch
 from safetensors.torch import save_file
 
-from . import checkpoint, synthetic
+from . import checkpoint, documents, synthetic
 from .checkpoint import ENCODERS, Checkpoint
 from .errors import WeightsError
 from .files import sync_directory
@@ -138,9 +137,9 @@ def _copy_tokenizer(source: Path, vocabulary: int, target: Path) -> None:
         NucleotideTokenizer(source)
     except WeightsError as error:  # it advises to prepare again, which is what we are doing
         raise WeightsError(f"{str(error).rpartition('; ')[0]}; download it again") from None
-    ids = tokenizers.Tokenizer.from_file(str(source)).get_vocab().values()
-    if max(ids) >= vocabulary:
-        raise WeightsError(f"{source}: token {max(ids)} has no row among {vocabulary}; it belongs to another model")
+    largest = max(documents.read_json(source)["model"]["vocab"].values())
+    if largest >= vocabulary:
+        raise WeightsError(f"{source}: token {largest} has no row among {vocabulary}; it belongs to another model")
     shutil.copyfile(source, target)
 
 
