@@ -93,7 +93,7 @@ def soak(work: Path, jobs: int) -> pandas.DataFrame:
             if outcome is None or outcome.state != "done":
                 raise SystemExit(f"job {name} failed: {outcome}")
             job = waiting.pop(name)
-            spool.forget(job.sample, keep="")
+            spool.forget({job.sample: ""})
             Path(job.fasta).unlink()
             done += 1
             if done % max(1, jobs // 100) == 0:

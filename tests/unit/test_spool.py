@@ -379,6 +379,6 @@ def test_earlier_results_of_a_sample_are_forgotten_and_no_others(tmp_path: Path)
             directory = tmp_path / state / manifest.job
             directory.mkdir()
             Receipt(manifest.job, manifest.sample, state).write(directory / "receipt.json")
-    spool.forget("a", keep=names["new"].job)
+    spool.forget({"a": names["new"].job})
     left = {name for name, manifest in names.items() if spool.receipt(manifest.job)}
     assert left == {"new", "longer", "other"}

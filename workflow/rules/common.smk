@@ -73,7 +73,7 @@ def script(name):
 def gpus():
     """The N of --resources gpu=N, or None when nothing was said."""
     asked = workflow.global_resources.get("gpu")
-    return None if asked is None else asked.value or None
+    return None if asked is None else asked.value
 
 
 def decide():

@@ -7,6 +7,7 @@ has, since then no receipt will ever come.
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from .spool import Spool
 FIRST_POLL_S = 0.01
 LAST_POLL_S = 0.5
 LOOK_AT_POOL_S = 2.0
+TELL_S = 60.0
 
 
 def submit(jobs: Sequence[Manifest], spool: Spool, endpoint: Path | None, outputs: Sequence[Path]) -> list[Receipt]:
@@ -43,19 +45,23 @@ def submit(jobs: Sequence[Manifest], spool: Spool, endpoint: Path | None, output
         raise ResourceError(f"{endpoint}: no pool has written this endpoint file; start the pool first")
     found: dict[str, Receipt] = {}
     waiting = {job.job: (job, output) for job, output in zip(jobs, outputs, strict=True)}
+    if endpoint:  # a spool that others share may hold their results of a sample of the same name
+        spool.forget({job.sample: job.job for job in jobs})
     for job, _ in waiting.values():
-        spool.forget(job.sample, keep=job.job)
         outcome = spool.receipt(job.job)
-        if outcome is None or outcome.state == "failed" or not Path(outcome.embeddings).exists():
+        if outcome is None or outcome.state == "failed" or outcome.failures or not Path(outcome.embeddings).exists():
             shutil.rmtree(spool.root / "done" / job.job, ignore_errors=True)
             spool.submit(job)
     observer = status.Observer()
-    pause_s, looked = FIRST_POLL_S, 0.0
+    pause_s, looked, told = FIRST_POLL_S, 0.0, 0.0
     while waiting:
         trouble = ""
         if time.monotonic() - looked > LOOK_AT_POOL_S:
             looked = time.monotonic()
             trouble = (pool.now().trouble(observer) if pool else "") or _nobody(spool, jobs, observer)
+            if not pool and looked - told > TELL_S and not _living(spool, observer):
+                told = looked
+                print(f"no pool serves {spool.root} now; waiting for one", file=sys.stderr, flush=True)
         for name, (_, output) in list(waiting.items()):
             outcome = spool.receipt(name)
             if outcome is not None:
@@ -70,9 +76,13 @@ def submit(jobs: Sequence[Manifest], spool: Spool, endpoint: Path | None, output
     return [found[job.job] for job in jobs]
 
 
+def _living(spool: Spool, observer: status.Observer) -> list[status.PoolState]:
+    return [state for state in spool.states() if state.state in ("starting", "ready") and not observer.is_dead(state)]
+
+
 def _nobody(spool: Spool, jobs: Sequence[Manifest], observer: status.Observer) -> str:
     """Why no pool that lives now will ever take these jobs, or nothing; without pools there is hope for one."""
-    living = [state for state in spool.states() if state.state == "ready" and not observer.is_dead(state)]
+    living = _living(spool, observer)
     for job in jobs:
         if living and not any(state.serves(job.models, job.precision) for state in living):
             return (

@@ -90,14 +90,19 @@ class Device:
         return self._executor.submit(worker.start, self.settings)
 
     def submit(self, flight: Flight, tokens: np.ndarray) -> Future[Any]:
-        """Send a batch; the future gives what :func:`worker.embed` does."""
+        """Send a batch; the future gives what :func:`worker.embed` does.
+
+        Raises:
+            BrokenProcessPool: the worker has died meanwhile.
+        """
         if self._executor is None:
             raise ValueError(f"{self.name} has no worker")
+        future = self._executor.submit(worker.embed, flight.batch.model, tokens, flight.batch.lengths)
         if not self.flights:
             self._since = time.monotonic()
         self.flights.append(flight)
         self._tasks += 1
-        return self._executor.submit(worker.embed, flight.batch.model, tokens, flight.batch.lengths)
+        return future
 
     def landed(self, flight: Flight) -> None:
         """Note that a batch has come back."""

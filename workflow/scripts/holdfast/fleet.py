@@ -117,10 +117,8 @@ class Fleet:
         return [f"cuda:{number}" for number in range(wanted)]
 
     def stop(self) -> None:
-        """End every worker; one that is loading or still at work is killed."""
+        """Close the devices, whose workers have ended or been killed."""
         for device in self.devices:
-            if device.flights or not device.ready:
-                device.kill()
             device.stop()
 
     def check(self) -> None:
@@ -146,7 +144,14 @@ class Fleet:
                 flight = self._next(device, self.ledger)
                 if flight is None:
                     break
-                self._when(device.submit(flight, self.ledger.tokens(flight.batch)), self._landed, device, flight)
+                try:
+                    future = device.submit(flight, self.ledger.tokens(flight.batch))
+                except BrokenProcessPool:  # it died with nothing to do
+                    log.error("%s: the worker died while it was idle", device.name)
+                    self._again.append(flight)
+                    self._replace(device, "the worker died while it was idle", strike=True)
+                    break
+                self._when(future, self._landed, device, flight)
 
     def _next(self, device: Device, ledger: Ledger) -> Flight | None:
         """What to send to a device: first what has to be tried again, a suspect on another device if there is one."""

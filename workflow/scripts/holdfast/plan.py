@@ -150,7 +150,9 @@ def _digest(entry: Mapping[str, Any], model: str) -> str | None:
         return None
     made = os.path.getmtime(os.path.join(directory, prepared.DESCRIPTION_FILE))
     changed = directory != source and os.path.exists(source) and os.path.getmtime(source) > made
-    return None if changed or (directory != source and description.source != source) else description.weights_sha256
+    other = directory != source and description.source != source
+    wrong = entry.get("sha256", description.source_sha256) != description.source_sha256
+    return None if changed or other or wrong else description.weights_sha256
 
 
 def _is_valid(sample: str, job: str) -> bool:
@@ -202,6 +204,10 @@ def make(config: Mapping[str, Any], samples: Mapping[str, Sample], gpu: int | No
     lanes, lifecycle, spool = pool.pop("lanes"), pool.pop("lifecycle"), pool.pop("spool")
     if lifecycle == "external" and not spool:
         raise ConfigError("pool.lifecycle is external: name the spool that the pools serve in pool.spool")
+    if gpu == 0:
+        if pool["device"] == "cuda":
+            raise ConfigError("pool.device is cuda, but --resources gpu=0 allows no GPU")
+        pool["device"], gpu = "cpu", None
     if gpu is not None and gpu < lanes:
         raise ConfigError(f"--resources gpu={gpu} is less than pool.lanes, {lanes}: every lane needs a GPU")
     threads = min(pool.pop("threads"), cores or config["pool"]["threads"])
@@ -210,6 +216,9 @@ def make(config: Mapping[str, Any], samples: Mapping[str, Sample], gpu: int | No
     plan = Plan(str(directory), share_out(pending(config, samples.values()), lanes), gpu, threads)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     atexit.register(_remove, directory)
+    for other in directory.parent.glob(f"{socket.gethostname()}-*"):
+        if not os.path.exists(f"/proc/{other.name.rpartition('-')[2]}"):
+            shutil.rmtree(other, ignore_errors=True)  # of a run that was killed
     sources = {model: config["models"][model]["weights"] for model in models_in_use(samples.values())}
     models = {model: os.path.abspath(directory_of(source, model)) for model, source in sources.items()}
     settings = PoolSettings(models=models, precision=config["precision"], gpu=gpu, threads=threads, **pool)
@@ -259,7 +268,11 @@ def tell_failures(samples: Iterable[str], spool: str) -> None:
         print(f"holdfast: error: {trouble}", file=sys.stderr)
     rows = []
     for sample in samples:
-        outcome = receipt.read(f"results/{sample}/receipt.json")
+        try:
+            outcome = receipt.read(f"results/{sample}/receipt.json")
+        except HoldfastError as error:
+            rows.append((sample, "", str(error)))
+            continue
         if outcome is not None and outcome.state == "failed":
             rows.append((sample, "", outcome.error))
         elif outcome is not None:
@@ -272,6 +285,11 @@ def tell_failures(samples: Iterable[str], spool: str) -> None:
         file.write("sample\trow\treason\n")
         file.writelines("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows)
     print(f"Failed ({table}); repair these and run again, the rest is kept:", file=sys.stderr)
+    if any(row for _, row, _ in rows):
+        print(
+            "  (a sample of which only rows are named is done without them; remove its receipt.json to retry)",
+            file=sys.stderr,
+        )
     for sample, row, reason in rows[:SHOWN]:
         print(f"  {sample}{' ' if row else ''}{row}: {reason}", file=sys.stderr)
     if len(rows) > SHOWN:

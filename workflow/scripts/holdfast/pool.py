@@ -7,6 +7,7 @@ reader, is replaced, and what it was doing is done again until the one that kill
 
 import errno
 import logging
+import multiprocessing
 import os
 import re
 import shutil
@@ -36,7 +37,7 @@ from .worker import Ready
 POLL_S = 0.02
 BEAT_S = 1.0
 TAKE_OVER_S = 10.0
-DRAIN_S = 20.0
+DRAIN_S = 7.0
 NOT_THE_SAMPLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 log = logging.getLogger("holdfast.pool")
@@ -103,7 +104,9 @@ class Pool:
             self._beat()
 
     def _leave(self) -> None:
-        """End every process and hand back what is not finished."""
+        """End every process, whatever it is doing, and hand back what is not finished."""
+        for child in multiprocessing.active_children():
+            child.kill()
         self.fleet.stop()
         self.readers.stop()
         returned = self.spool.give_back(self.name)
@@ -122,6 +125,8 @@ class Pool:
         for other in self.spool.pools() - {self.name}:
             path = status.state_path(self.spool.root, other)
             state = status.read(path)
+            if state is None and path.exists():
+                continue  # of another version, or not readable just now: nobody can say that it is dead
             if state is None or state.state in ("ended", "failed") or self.observer.is_dead(state):
                 returned = self.spool.give_back(other)
                 vectors = self.spool.adopt_blocks(other, self._blocks)
@@ -217,7 +222,7 @@ class Pool:
 
     def _open_ledger(self, report: Ready) -> None:
         """Start to embed, now that a worker is ready, with the samples that have been read in the meantime."""
-        self.state.state = "ready"
+        self.state.state, self.state.reason = "ready", ""
         self.beaten = 0.0
         ledger = Ledger(self.models, report.precision, self._blocks, self.name, self.settings.tokens_per_batch)
         for model, store in ledger.stores.items():
@@ -315,7 +320,7 @@ def serve(config: Path, state: PoolState, endpoint: Path) -> None:
     state.state, state.reason = "failed", "unexpected error; see the pool's log"
     try:
         pool = Pool(settings.read(config), state, endpoint)
-        state.state = "starting"
+        state.state, state.reason = "starting", ""
         pool.run()
         state.state, state.reason = "ended", pool.stop_reason
     except HoldfastError as error:
@@ -326,6 +331,6 @@ def serve(config: Path, state: PoolState, endpoint: Path) -> None:
         raise ResourceError(state.reason) from None
     finally:
         if state.state in ("starting", "ready"):
-            state.state = "failed"
+            state.state, state.reason = "failed", "unexpected error; see the pool's log"
         with suppress(OSError):
             state.write()

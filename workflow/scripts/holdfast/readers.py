@@ -78,8 +78,13 @@ class Readers:
             self._launch(task)
 
     def _launch(self, task: Task) -> None:
+        try:
+            future = self._executor.submit(_timed, task.function, task.arguments)
+        except BrokenProcessPool:  # one died with nothing to do
+            self.start()
+            future = self._executor.submit(_timed, task.function, task.arguments)
         self._running.add(task)
-        self._when(self._executor.submit(_timed, task.function, task.arguments), self._done, task, self._generation)
+        self._when(future, self._done, task, self._generation)
 
     def _done(self, future: Future[tuple[Any, float]], task: Task, generation: int) -> None:
         self._running.discard(task)

@@ -9,7 +9,8 @@ the receipt of a failed one. ``work/POOL/`` and ``blocks/POOL/`` are a pool's ow
 import os
 import shutil
 import stat as modes
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Spool:
         for directory in (self.root, *(self.root / name for name in DIRECTORIES)):
             _make_own(directory)
         self._foreign: set[str] = set()
+        self._listed: deque[str] = deque()
 
     def submit(self, job: Manifest) -> None:
         """Hand a manifest in; a job of the same name that waits or is in work is left as it is."""
@@ -68,9 +70,10 @@ class Spool:
             accepts: Whether the pool can do a job.
         """
         (self.root / "claimed" / pool).mkdir(mode=0o700, exist_ok=True)
-        for name in self.waiting():
-            if name in self._foreign:
-                continue
+        if not self._listed:
+            self._listed = deque(name for name in self.waiting() if name not in self._foreign)
+        while self._listed:
+            name = self._listed.popleft()
             mine = self.root / "claimed" / pool / name
             try:
                 os.rename(self.root / "incoming" / name, mine)
@@ -166,11 +169,12 @@ class Spool:
             self.root / "failed" / job / "receipt.json"
         )
 
-    def forget(self, sample: str, keep: str) -> None:
-        """Remove finished jobs of a sample other than ``keep``: results of earlier inputs or settings."""
+    def forget(self, jobs: Mapping[str, str]) -> None:
+        """Remove finished jobs of these samples other than the ones named: results of earlier inputs or settings."""
         for state in ("done", "failed"):
-            for directory in (self.root / state).glob(f"{sample}-*"):
-                if directory.name != keep and directory.name.rpartition("-")[0] == sample:
+            for directory in (self.root / state).iterdir():
+                keep = jobs.get(directory.name.rpartition("-")[0])
+                if keep is not None and directory.name != keep:
                     shutil.rmtree(directory, ignore_errors=True)
 
 
