@@ -38,6 +38,7 @@ ORDER = [
         "tokens",
         "manifest",
         "receipt",
+        "arrays",
         "sequences",
         "embeddings",
     ),

@@ -241,12 +241,12 @@ def test_failures_are_told_and_listed(
 ) -> None:
     monkeypatch.setenv(plan.PLAN_VARIABLE, "")
     plan.make(CONFIG, {sample.sample: sample for sample in SAMPLES}, gpu=None, cores=2)
-    plan.tell_failures(["a", "b", "none"], "spool")
+    plan.tell_failures(["a", "b", "none"])
     assert capsys.readouterr() == ("", "")
     assert not Path("results/failures.tsv").exists()
     replace_receipt("a", state="failed", error="a.fna: is\tempty\nat all")
     replace_receipt("b", failures={"c1_chunk_1F1": "the worker died"})
-    plan.tell_failures(["a", "b", "p"], "spool")
+    plan.tell_failures(["a", "b", "p"])
     assert Path("results/failures.tsv").read_text() == (
         "sample\trow\treason\na\t\ta.fna: is empty at all\nb\tc1_chunk_1F1\tthe worker died\n"
     )
@@ -255,5 +255,5 @@ def test_failures_are_told_and_listed(
     assert "b c1_chunk_1F1: the worker died" in told
     finish(SAMPLES[0], CONFIG)
     finish(SAMPLES[1], CONFIG)
-    plan.tell_failures(["a", "b", "p"], "spool")
+    plan.tell_failures(["a", "b", "p"])
     assert not Path("results/failures.tsv").exists()

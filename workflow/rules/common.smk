@@ -10,6 +10,7 @@ PACKAGE = [
     workflow.source_path(f"../scripts/holdfast/{module}.py")
     for module in (
         "__init__",
+        "arrays",
         "batching",
         "blocks",
         "calls",
@@ -95,7 +96,7 @@ def decide():
 
 config, SAMPLES, PLAN = decide()
 SERVICE = config["pool"]["lifecycle"] == "service"
-SPOOL = config["pool"]["spool"] or ".holdfast/spool"
+SPOOL = config["pool"]["spool"] or planning.DEFAULT_SPOOL
 MODELS = {model: config["models"][model] for model in configuration.models_in_use(SAMPLES.values())}
 CONTIG_SAMPLES = [entry.sample for entry in SAMPLES.values() if entry.kind == "contigs"]
 LABELLED = {entry.sample: entry.label for entry in SAMPLES.values() if entry.label}

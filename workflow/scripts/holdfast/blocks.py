@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import arrays
 from .files import temporary_path
 
 DIGEST_BYTES = 32
@@ -63,8 +64,7 @@ class BlockStore:
         block["vector"] = vectors
         path = self.directory / f"{self.prefix}-{self._next:08d}.npy"
         with temporary_path(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, block, allow_pickle=False)
-            file.flush()
+            arrays.write(file, block)
         self._index(path, digests)
         for digest, count in zip(digests, uses, strict=True):
             self._uses[self._places[digest][0]] += count

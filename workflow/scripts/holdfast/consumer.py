@@ -65,7 +65,7 @@ def submit(jobs: Sequence[Manifest], spool: Spool, endpoint: Path | None, output
         for name, (_, output) in list(waiting.items()):
             outcome = spool.receipt(name)
             if outcome is not None:
-                outcome.write(output)
+                _keep(outcome, output)
                 found[name] = outcome
                 del waiting[name]
         if waiting and trouble:
@@ -74,6 +74,13 @@ def submit(jobs: Sequence[Manifest], spool: Spool, endpoint: Path | None, output
             time.sleep(pause_s)
             pause_s = min(LAST_POLL_S, pause_s * 1.2)
     return [found[job.job] for job in jobs]
+
+
+def _keep(outcome: Receipt, output: Path) -> None:
+    try:
+        outcome.write(output)
+    except OSError as error:
+        raise ResourceError(f"{output}: cannot be written: {error.strerror}; mend that and run again") from None
 
 
 def _living(spool: Spool, observer: status.Observer) -> list[status.PoolState]:

@@ -22,13 +22,15 @@ from typing import Any
 
 from . import manifest, prepared, receipt, status
 from .configuration import Sample, models_in_use
-from .errors import ConfigError, HoldfastError
+from .errors import ConfigError, HoldfastError, ResourceError
 from .files import atomic_text
 from .manifest import Manifest
 from .settings import PoolSettings
+from .spool import Spool
 
 CONSUMERS_A_LANE = 64
 """Scheduling a group is quadratic in its members: measured 8 s for 250, 153 s for 2,000 (Snakemake 9.27)."""
+DEFAULT_SPOOL = ".holdfast/spool"
 SHOWN = 20
 PLAN_VARIABLE = "HOLDFAST_PLAN"
 PYTHON_VARIABLE = "HOLDFAST_PYTHON"
@@ -187,6 +189,21 @@ def check_prepared(config: Mapping[str, Any]) -> None:
                 )
 
 
+def check_places(samples: Iterable[str], spool: Path) -> None:
+    """Check that what is there of spool and results can be written: Snakemake would find out when all is under way.
+
+    Raises:
+        ResourceError: names the directory and the reason.
+    """
+    if spool.exists():
+        Spool(spool)
+    for directory in (Path("results"), *(Path("results", sample) for sample in samples)):
+        if directory.exists() and not os.access(directory, os.W_OK):
+            read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
+            reason = "read-only file system" if read_only else "no permission to write"
+            raise ResourceError(f"{directory.absolute()}: {reason}; mend that, nothing has been started")
+
+
 def make(config: Mapping[str, Any], samples: Mapping[str, Sample], gpu: int | None, cores: int | None) -> Plan:
     """Decide, in the main process; write the plan and name it to the jobs of this run.
 
@@ -197,11 +214,12 @@ def make(config: Mapping[str, Any], samples: Mapping[str, Sample], gpu: int | No
         cores: The N of ``--cores N``; None on a cluster.
 
     Raises:
-        HoldfastError: a prepared model that does not fit, or fewer GPUs than lanes.
+        HoldfastError: a prepared model that does not fit, fewer GPUs than lanes, or places that cannot be written.
     """
     check_prepared(config)
     pool = dict(config["pool"])
     lanes, lifecycle, spool = pool.pop("lanes"), pool.pop("lifecycle"), pool.pop("spool")
+    check_places(samples, Path(spool or DEFAULT_SPOOL))
     if lifecycle == "external" and not spool:
         raise ConfigError("pool.lifecycle is external: name the spool that the pools serve in pool.spool")
     if gpu == 0:
@@ -228,6 +246,7 @@ def make(config: Mapping[str, Any], samples: Mapping[str, Sample], gpu: int | No
     with atomic_text(plan.path) as file:
         json.dump({"plan": asdict(plan), "samples": jobs, "config": chosen}, file)
     os.environ[PLAN_VARIABLE] = plan.path
+    os.environ[status.LAUNCHER_VARIABLE] = json.dumps(asdict(status.Identity.own()))
     return plan
 
 
@@ -258,14 +277,14 @@ def jobs_of(path: Path, batch: int, digests: Mapping[str, str]) -> list[Manifest
     return [make_job(content["config"], sample, digests) for sample in samples]
 
 
-def tell_failures(samples: Iterable[str], spool: str) -> None:
+def tell_failures(samples: Iterable[str]) -> None:
     """Say at the end of a run what failed, and write ``results/failures.tsv``.
 
-    The table has a row for every failed sample and every row given up; with nothing to tell there is no such file. The
-    pool of this run is named first, if it failed or died.
+    The table has a row for every failed sample and every row given up; with nothing to tell there is no such file. What
+    the pool or its consumers gave up with comes first.
     """
-    for trouble in _pool_troubles(Path(spool)):
-        print(f"holdfast: error: {trouble}", file=sys.stderr)
+    for trouble in _troubles():
+        print(trouble, file=sys.stderr)
     rows = []
     for sample in samples:
         try:
@@ -281,9 +300,12 @@ def tell_failures(samples: Iterable[str], spool: str) -> None:
     if not rows:
         table.unlink(missing_ok=True)
         return
-    with atomic_text(table) as file:
-        file.write("sample\trow\treason\n")
-        file.writelines("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows)
+    try:
+        with atomic_text(table) as file:
+            file.write("sample\trow\treason\n")
+            file.writelines("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows)
+    except OSError as error:
+        print(f"holdfast: error: {table} cannot be written: {error.strerror}", file=sys.stderr)
     print(f"Failed ({table}); repair these and run again, the rest is kept:", file=sys.stderr)
     if any(row for _, row, _ in rows):
         print(
@@ -296,11 +318,15 @@ def tell_failures(samples: Iterable[str], spool: str) -> None:
         print(f"  ... and {len(rows) - SHOWN} more", file=sys.stderr)
 
 
-def _pool_troubles(spool: Path) -> list[str]:
-    """Why pools of this run did not last, most often nothing."""
-    plan = Path(os.environ[PLAN_VARIABLE])
-    observer = status.Observer()
-    states = [
-        status.read(path) for path in (spool / "pools").glob("*.json") if path.stat().st_mtime >= plan.stat().st_mtime
-    ]
-    return [state.trouble(observer) for state in states if state and state.state != "ended" and state.trouble(observer)]
+def _troubles() -> list[str]:
+    """What the consumers of this run gave up with, or else its pools, by their logs; most often nothing."""
+    began = Path(os.environ[PLAN_VARIABLE]).stat().st_mtime
+    for logs in ("embed/*.log", "pool.*.log"):
+        told: dict[str, None] = {}
+        for log in sorted(Path("logs").glob(logs)):
+            if log.stat().st_mtime >= began:
+                lines = log.read_text(errors="replace").splitlines()
+                told.update(dict.fromkeys(line for line in lines if line.startswith("holdfast: error: ")))
+        if told:
+            return [*told]
+    return []

@@ -255,7 +255,7 @@ class Pool:
         if number is None and (found := re.search(r"errno = (\d+)", str(error))):
             number = int(found[1])  # HDF5 says it in its message only
         if number in NOT_THE_SAMPLE:
-            raise ResourceError(f"{os.strerror(number)}: {error}") from None
+            raise ResourceError(f"{self.spool.root}: {os.strerror(number)}; mend that and run again") from None
         if isinstance(error, HoldfastError | OSError):
             self._receipt(job, str(error))
         else:
@@ -327,7 +327,9 @@ def serve(config: Path, state: PoolState, endpoint: Path) -> None:
         state.state, state.reason = "failed", str(error)
         raise
     except OSError as error:
-        state.state, state.reason = "failed", f"{error}; mend that and run again, finished work is kept"
+        where = error.filename or state.spool
+        state.reason = f"{where}: {error.strerror or error}; mend that and run again, finished work is kept"
+        state.state = "failed"
         raise ResourceError(state.reason) from None
     finally:
         if state.state in ("starting", "ready"):

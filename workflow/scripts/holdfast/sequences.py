@@ -11,6 +11,7 @@ from typing import Self
 
 import numpy as np
 
+from . import arrays
 from .tokens import Tokenizer
 
 
@@ -49,10 +50,14 @@ class SequenceWriter:
         self._file.close()
         if kind is not None:
             return
-        np.save(f"{self._stem}.lengths.npy", np.concatenate([np.empty(0, np.int32), *self._lengths]))
-        np.save(f"{self._stem}.rows.npy", np.concatenate([np.empty(0, np.int64), *self._rows]))
-        digests = np.frombuffer(b"".join(self._index), np.uint8).reshape(-1, 32)
-        np.save(f"{self._stem}.digests.npy", digests)
+        contents = {
+            "lengths": np.concatenate([np.empty(0, np.int32), *self._lengths]),
+            "rows": np.concatenate([np.empty(0, np.int64), *self._rows]),
+            "digests": np.frombuffer(b"".join(self._index), np.uint8).reshape(-1, 32),
+        }
+        for name, array in contents.items():
+            with open(f"{self._stem}.{name}.npy", "wb") as file:
+                arrays.write(file, array)
 
 
 class Sequences:

@@ -146,7 +146,10 @@ class Spool:
     def adopt_blocks(self, dead: str, mine: Path) -> int:
         """Move the blocks of a dead pool to the directory of another; their number."""
         adopted = 0
-        for path in (self.root / "blocks" / dead).glob("*/*.npy"):
+        found: list[Path] = []
+        with suppress(FileNotFoundError):
+            found = list((self.root / "blocks" / dead).glob("*/*.npy"))
+        for path in found:
             target = mine / path.parent.name / path.name
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # another pool takes over the same dead pool

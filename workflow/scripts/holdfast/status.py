@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from .errors import ConfigError
 from .files import atomic_text
 
 LEASE_S = 60.0
+LAUNCHER_VARIABLE = "HOLDFAST_LAUNCHER"
 
 
 @dataclass(frozen=True)
@@ -140,15 +142,19 @@ class Launcher:
     """
 
     def __init__(self) -> None:
-        """Look at the ancestors as they are now."""
+        """Look at the ancestors as they are now, and at the main process, which names itself to its jobs."""
         self._chain: list[tuple[int, int]] = []
+        with suppress(KeyError, DocumentError):
+            main = documents.fill(Identity, documents.parse_json(os.environ[LAUNCHER_VARIABLE]))
+            if main.machine == Identity.own().machine:
+                self._chain = [(main.pid, main.started)]
         chain, pid = [], os.getppid()
         while pid > 1:
             try:
                 chain.append((pid, _started(pid)))
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
                 if any(os.path.basename(word) == b"snakemake" for word in words[:3]):
-                    self._chain = chain
+                    self._chain += chain
                     break
                 pid = int(_stat(pid)[1])
             except (OSError, ValueError):
