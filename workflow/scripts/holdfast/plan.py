@@ -8,6 +8,7 @@ read the plan, whose path travels in the environment.
 """
 
 import atexit
+import errno
 import heapq
 import json
 import os
@@ -200,7 +201,7 @@ def check_places(samples: Iterable[str], spool: Path) -> None:
     for directory in (Path("results"), *(Path("results", sample) for sample in samples)):
         if directory.exists() and not os.access(directory, os.W_OK):
             read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
-            reason = "read-only file system" if read_only else "no permission to write"
+            reason = os.strerror(errno.EROFS if read_only else errno.EACCES)
             raise ResourceError(f"{directory.absolute()}: {reason}; mend that, nothing has been started")
 
 
