@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
 from torch import Tensor
 
 from .encoder import Encoder
-from .packed import Architecture, Packing, Shapes, read_weights
+from .packed import Architecture, Packing, Shapes, layer_shapes, read_weights
 
 
 def tensor_shapes(architecture: Architecture) -> Shapes:
@@ -29,16 +29,7 @@ def tensor_shapes(architecture: Architecture) -> Shapes:
     }
     for layer in range(int(architecture["layers"])):
         shapes[f"layers.{layer}.mlp_gated.weight"] = (2 * mlp_width, width)
-        for name, rows, columns in (
-            ("qkv", 3 * width, width),
-            ("attention_output", width, width),
-            ("mlp_out", width, mlp_width),
-        ):
-            shapes[f"layers.{layer}.{name}.weight"] = (rows, columns)
-            shapes[f"layers.{layer}.{name}.bias"] = (rows,)
-        for name in ("attention_norm", "mlp_norm"):
-            shapes[f"layers.{layer}.{name}.weight"] = (width,)
-            shapes[f"layers.{layer}.{name}.bias"] = (width,)
+        shapes |= layer_shapes(layer, width, {"mlp_out": (width, mlp_width)})
     return shapes
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
 from torch import Tensor
 
 from .encoder import Encoder
-from .packed import Architecture, Packing, Shapes, read_weights
+from .packed import Architecture, Packing, Shapes, layer_shapes, read_weights
 
 UNMASKED_FRACTION = 1 - 0.15 * 0.8  # of residues in training; fair-esm scales by it when token_dropout is set
 
@@ -28,17 +28,7 @@ def tensor_shapes(architecture: Architecture) -> Shapes:
         "final_norm.bias": (width,),
     }
     for layer in range(int(architecture["layers"])):
-        for name, rows, columns in (
-            ("qkv", 3 * width, width),
-            ("attention_output", width, width),
-            ("mlp_in", mlp_width, width),
-            ("mlp_out", width, mlp_width),
-        ):
-            shapes[f"layers.{layer}.{name}.weight"] = (rows, columns)
-            shapes[f"layers.{layer}.{name}.bias"] = (rows,)
-        for name in ("attention_norm", "mlp_norm"):
-            shapes[f"layers.{layer}.{name}.weight"] = (width,)
-            shapes[f"layers.{layer}.{name}.bias"] = (width,)
+        shapes |= layer_shapes(layer, width, {"mlp_in": (mlp_width, width), "mlp_out": (width, mlp_width)})
     return shapes
 
 

@@ -142,6 +142,17 @@ def read_weights(
     return weights, architecture
 
 
+def layer_shapes(layer: int, width: int, mlp: Mapping[str, tuple[int, int]]) -> Shapes:
+    """Shapes of what a layer of each encoder has: matrices with their biases, and two norms."""
+    shapes: Shapes = {}
+    for name, shape in {"qkv": (3 * width, width), "attention_output": (width, width), **mlp}.items():
+        shapes[f"layers.{layer}.{name}.weight"] = shape
+        shapes[f"layers.{layer}.{name}.bias"] = shape[:1]
+    for name in ("attention_norm", "mlp_norm"):
+        shapes[f"layers.{layer}.{name}.weight"] = shapes[f"layers.{layer}.{name}.bias"] = (width,)
+    return shapes
+
+
 def check_architecture(model: str, content: object) -> Architecture:
     """Check the sizes of a model, wherever they were read, before anything is made of them.
 
