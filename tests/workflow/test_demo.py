@@ -109,7 +109,7 @@ def test_demo_gives_everything_it_promises_and_a_second_call_runs_nothing(projec
     for model, source in SYNTHETIC.items():
         description = prepared.read(demo.path(f"resources/{model}"))
         assert (description.source, description.synthetic) == (source, True)
-    assert not list(demo.path(".holdfast/runs").iterdir())
+    assert not demo.path(".holdfast/runs").exists()
     assert not demo.path(".holdfast/pool.0.json").exists()
     assert demo.processes_left() == []
 
