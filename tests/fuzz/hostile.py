@@ -164,6 +164,9 @@ def _pickles(canary: Path) -> list[tuple[str, bytes]]:
         found.append((f"{name}, bare", pickle.dumps(call, protocol=2)))
     found += [(name, _zipped(pickled)) for name, pickled in _opcodes().items()]
     found += [(f"{name}, legacy", _legacy(pickled)) for name, pickled in _opcodes().items()]
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 1, 0, 7)  # of a zip's large end, on the second of 7 disks
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0, 0, 0, 0, 0)
+    found += [(f"many disks, {name}", start + locator + end) for name, start in (("zip", b"PK\3\4"), ("bare", b"."))]
     return found
 
 

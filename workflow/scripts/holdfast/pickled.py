@@ -11,6 +11,7 @@ import io
 import math
 import pickletools
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -121,7 +122,8 @@ class Machine:
             UnknownContentError: damaged, or not written by torch.
         """
         try:
-            return self._run(file)
+            with warnings.catch_warnings(action="ignore"):  # of texts in an old opcode, refused once it is read
+                return self._run(file)
         except (
             EOFError,
             OverflowError,

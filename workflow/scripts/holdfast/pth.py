@@ -5,7 +5,6 @@
 
 import hashlib
 import io
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ NAMES = {
     **{name: Name(Instance) for name in MODULES},
 }
 
+_ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _BATCH_NORM_EPSILON = 1e-5
 
@@ -50,7 +50,7 @@ def read(path: Path) -> tuple[str, dict[str, Tensor]]:
     content = path.read_bytes()
     file = io.BytesIO(content)
     try:
-        module = pickled.read(path, NAMES) if zipfile.is_zipfile(file) else _read_legacy(file)
+        module = pickled.read(path, NAMES) if content.startswith(_ZIP_MAGIC) else _read_legacy(file)
         layers = module.state["_modules"]
         state = {
             f"{name}.{key}": tensor.clone()
