@@ -12,7 +12,7 @@ import pytest
 from holdfast import embeddings, fasta, frames
 from holdfast.embeddings import Embeddings
 from holdfast.errors import ResourceError
-from holdfast.fasta import Alphabet
+from holdfast.models import Alphabet
 from holdfast.receipt import Receipt
 
 from tests.drills.conftest import (

@@ -32,7 +32,7 @@ from holdfast import (
     weights,
 )
 from holdfast.errors import HoldfastError
-from holdfast.fasta import Alphabet
+from holdfast.models import Alphabet
 
 from tests.fuzz import seeds
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from holdfast import embeddings
 from holdfast.errors import HoldfastError, InputError, ResourceError
+from holdfast.models import KINDS
 from holdfast.prepared import Prepared
 
 IDS = ["c1", "quote\"'|/:;,\\", "Bacillus_ö_菌_🦠", "x" * 300, "NA", "#", "c6"]
@@ -116,7 +117,7 @@ def test_blocks_together_are_the_whole_file(tmp_path: Path) -> None:
         assert [name for block in records for name in block.ids] == IDS
 
 
-@pytest.mark.parametrize("kind", embeddings.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_sample_without_rows_is_a_complete_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "embeddings.h5"
     with embeddings.Writer.create(path, "s", kind, 300 if kind == "contigs" else 0) as writer:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from holdfast import fasta
 from holdfast.errors import InputError
-from holdfast.fasta import Alphabet
+from holdfast.models import Alphabet
 
 SCRIPTS = Path(fasta.__file__).parents[1]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from holdfast import manifest
-from holdfast.manifest import FORMAT_VERSION, MODELS_OF_KIND, PRECISIONS, STORE_DTYPES, Manifest, ManifestError
+from holdfast.manifest import FORMAT_VERSION, PRECISIONS, STORE_DTYPES, Manifest, ManifestError
+from holdfast.models import KINDS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,7 +58,7 @@ SNIPPETS = [
 
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
-    kind = draw(st.sampled_from(sorted(MODELS_OF_KIND)))
+    kind = draw(st.sampled_from(sorted(KINDS)))
     path = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]) | st.sampled_from("\udc80\udcff"))
     return Manifest(
         sample=draw(st.from_regex(manifest.SAMPLE_PATTERN, fullmatch=True)),
@@ -66,7 +67,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         size_bytes=draw(st.integers(-1, 2**62)),
         mtime_ns=draw(st.integers(-(2**62), 2**63 - 1)),
         chunk_length=draw(st.integers(3, 100_000)) if kind == "contigs" else 0,
-        models={model: draw(st.from_regex(manifest.DIGEST_PATTERN, fullmatch=True)) for model in MODELS_OF_KIND[kind]},
+        models={model: draw(st.from_regex(manifest.DIGEST_PATTERN, fullmatch=True)) for model in KINDS[kind].models},
         precision=draw(st.sampled_from(PRECISIONS)),
         store_dtype=draw(st.sampled_from(STORE_DTYPES)),
     )

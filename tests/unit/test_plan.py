@@ -10,6 +10,7 @@ import pytest
 from holdfast import manifest, plan, prepared, receipt, settings
 from holdfast.configuration import Sample
 from holdfast.errors import ConfigError
+from holdfast.models import KINDS
 from holdfast.plan import Batch
 from holdfast.prepared import Prepared
 from holdfast.receipt import Receipt
@@ -43,7 +44,7 @@ def finish(sample: Sample, config: dict[str, Any], state: str = "done") -> None:
     digests = {
         model: prepared.read(plan.directory_of(entry["weights"], model)).weights_sha256
         for model, entry in config["models"].items()
-        if model in manifest.MODELS_OF_KIND[sample.kind]
+        if model in KINDS[sample.kind].models
     }
     job = manifest.make(
         sample.sample,

@@ -18,8 +18,8 @@ import pytest
 import torch
 from holdfast import consumer, dnabert_s, embeddings, esm2, fasta, frames, manifest, prepared, status, tokens
 from holdfast.errors import ResourceError
-from holdfast.fasta import Alphabet
-from holdfast.manifest import MODELS_OF_KIND, Manifest
+from holdfast.manifest import Manifest
+from holdfast.models import KINDS, Alphabet
 from holdfast.receipt import Receipt
 from holdfast.settings import PoolSettings
 from holdfast.spool import Spool
@@ -158,7 +158,7 @@ def texts(entry: Manifest) -> dict[str, list[str]]:
     alphabet = Alphabet.PROTEIN if entry.kind == "proteins" else Alphabet.NUCLEOTIDE
     records = [record.sequence for record in fasta.read(entry.fasta, alphabet)]
     if entry.kind != "contigs":
-        return {MODELS_OF_KIND[entry.kind][0]: records}
+        return {KINDS[entry.kind].models[0]: records}
     found = [frame for sequence in records for frame in frames.find(sequence, entry.chunk_length)]
     return {"esm2": [frame.protein for frame in found], "dnabert_s": [frame.nucleotides for frame in found]}
 

@@ -9,8 +9,8 @@ import pytest
 from holdfast import embeddings, fasta, frames, manifest, prepared, reader, tokens
 from holdfast.blocks import BlockStore
 from holdfast.errors import InputError
-from holdfast.fasta import Alphabet
 from holdfast.manifest import Manifest
+from holdfast.models import Alphabet
 from holdfast.sequences import Sequences
 
 DATA = Path(__file__).parents[2] / "demo/data"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from holdfast import fasta, tokens
-from holdfast.fasta import Alphabet
+from holdfast.models import Alphabet
 from holdfast.sequences import Sequences, SequenceWriter
 from holdfast.tokens import RESIDUES, Tokenizer
 from hypothesis import given

@@ -163,8 +163,6 @@ def test_a_broken_tokenizer_is_refused(
     assert str(caught.value).endswith("prepare the model again with workflow/scripts/prepare_weights.py")
 
 
-def test_a_missing_tokenizer_and_an_unknown_model_are_refused(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"tokenizer\.json: cannot be read \(No such file or directory\)"):
         tokens.tokenizer("dnabert_s", tmp_path)
-    with pytest.raises(WeightsError, match="no tokenizer is known for model 'esm3'; use esm2 or dnabert_s"):
-        tokens.tokenizer("esm3", tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from holdfast import embeddings, fasta, frames, prepared
-from holdfast.fasta import Alphabet
+from holdfast.models import Alphabet
 
 from tests.workflow.conftest import DEMO, WIDTHS, NewProject, Project, embedded, jobs
 

@@ -6,7 +6,7 @@ import os
 import numpy as np
 from holdfast import embeddings
 from holdfast import fasta as fasta_reader
-from holdfast.fasta import Alphabet
+from holdfast.models import Alphabet
 
 from tests.workflow.conftest import DEMO, WIDTHS, NewProject, closed_sequence, fasta, jobs, open_sequence
 

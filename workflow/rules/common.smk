@@ -34,6 +34,7 @@ PACKAGE = [
         "layout",
         "ledger",
         "manifest",
+        "models",
         "packed",
         "pickled",
         "plan",

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from holdfast.errors import run
-from holdfast.prepared import MODELS
+from holdfast.models import MODELS
 from holdfast.weights import prepare
 
 

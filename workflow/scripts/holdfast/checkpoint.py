@@ -16,17 +16,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from . import dnabert_s, documents, esm2, packed, pickled, reference
+from . import documents, packed, pickled, reference
 from .documents import DocumentError
 from .errors import WeightsError
 from .layout import DNABERT_S, FAIR_ESM, HUGGING_FACE_ESM, ROTARY, Layout
+from .models import encoder
 from .pickled import Instance, Name, UnknownContentError, UnknownNameError
 from .prepared import TOKENIZER_FILE
 from .tokens import VOCABULARY
 
 # What a published checkpoint's pickle asks for: tensors, plain containers, and fair-esm's configuration.
 NAMES = {**pickled.TENSORS, **pickled.STORAGES, "argparse.Namespace": Name(Instance)}
-ENCODERS = {"esm2": esm2, "dnabert_s": dnabert_s}
 SHARD = r"[A-Za-z0-9_.-]{1,200}\.(safetensors|bin)"
 DOWNLOADS = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
@@ -75,7 +75,7 @@ class Checkpoint:
             raise WeightsError(
                 f"{self.where}: {architecture['vocabulary']} tokens, ESM-2 has {len(VOCABULARY)}; give ESM-2"
             )
-        shapes = ENCODERS[self.model].tensor_shapes(architecture)
+        shapes = encoder(self.model).tensor_shapes(architecture)
         bare = {layout.bare(name): name for name in self.tensors}
         rotary = sorted(name for name in bare if "inv_freq" in shapes and re.fullmatch(ROTARY, name))
         missing, misshapen = [], []
@@ -188,12 +188,10 @@ def read(path: Path, model: str, sha256: str | None) -> Checkpoint:
         WeightsError: another digest, another model, files that cannot be read or that need code to be read.
     """
     if path.is_file():
-        if model != "esm2" or path.suffix != ".pt":
-            wanted = (
-                "a fair-esm .pt file or a Hugging Face directory" if model == "esm2" else "a Hugging Face directory"
-            )
-            raise WeightsError(f"{path}: not a source of {model}; give {wanted}")
-        return _read_fair_esm(path, digest([path], sha256))
+        if model not in FILE_READERS or path.suffix != ".pt":
+            wanted = "a fair-esm .pt file or a Hugging Face" if model in FILE_READERS else "a Hugging Face"
+            raise WeightsError(f"{path}: not a source of {model}; give {wanted} directory")
+        return FILE_READERS[model](path, digest([path], sha256))
     files = _weights_files(path)
     if files is None or not (path / "config.json").is_file():
         raise WeightsError(
@@ -202,7 +200,7 @@ def read(path: Path, model: str, sha256: str | None) -> Checkpoint:
         )
     found = digest(files, sha256)
     config = _read_json(path / "config.json")
-    wanted = {"esm2": "esm", "dnabert_s": "bert"}[model]
+    wanted, reader = DIRECTORY_READERS[model]
     if config.get("model_type") != wanted:
         raise WeightsError(
             f"{path / 'config.json'}: model_type is {config.get('model_type')!r:.80}, {model} has '{wanted}'; "
@@ -211,7 +209,6 @@ def read(path: Path, model: str, sha256: str | None) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= _map_safetensors(file) if file.suffix == ".safetensors" else _load_tensors(file)
-    reader = _read_hugging_face_esm if model == "esm2" else _read_dnabert_s
     try:
         return reader(path, config, tensors, found)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -324,6 +321,11 @@ def _read_dnabert_s(path: Path, config: dict[str, Any], tensors: dict[str, Tenso
         reference="none implements DNABERT-S: this encoder, each sequence alone",
         encode_reference=None,
     )
+
+
+# Readers of fair-esm's files by model, and of Hugging Face directories with the model_type in their config.json.
+FILE_READERS = {"esm2": _read_fair_esm}
+DIRECTORY_READERS = {"esm2": ("esm", _read_hugging_face_esm), "dnabert_s": ("bert", _read_dnabert_s)}
 
 
 def _rows(tensors: Mapping[str, Tensor], layout: Layout, name: str) -> int:

@@ -14,8 +14,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from . import documents
 from .documents import DocumentError
 from .errors import ConfigError
-from .manifest import MODELS_OF_KIND
-from .prepared import MODELS
+from .models import KINDS, MODELS
 
 SHEET_LIMIT_BYTES = 2**24
 SHOWN = 20
@@ -105,7 +104,7 @@ def read_samples(sheet: str | Path, schema_path: str | Path) -> dict[str, Sample
 
 def models_in_use(samples: Iterable[Sample]) -> list[str]:
     """The models that the kinds of these samples need."""
-    needed = {model for entry in samples for model in MODELS_OF_KIND[entry.kind]}
+    needed = {model for entry in samples for model in KINDS[entry.kind].models}
     return [model for model in MODELS if model in needed]
 
 
@@ -118,7 +117,7 @@ def check(config: Mapping[str, Any], samples: Mapping[str, Sample]) -> None:
     problems = []
     for entry in samples.values():
         where = f"{config['samples']}: sample '{entry.sample}'"
-        lacking = [model for model in MODELS_OF_KIND[entry.kind] if model not in config["models"]]
+        lacking = [model for model in KINDS[entry.kind].models if model not in config["models"]]
         if lacking:
             problems.append(f"{where} is of kind {entry.kind}, which needs models.{lacking[0]}.weights in the config")
         if entry.label and entry.kind != "contigs":

@@ -11,10 +11,11 @@ from . import manifest, prepared, reader, worker
 from .batching import Queue
 from .blocks import BlockStore
 from .errors import WeightsError
+from .models import KINDS
 from .sequences import Sequences
 from .settings import PoolSettings
 
-KIND_OF_MODEL = {"esm2": "proteins", "dnabert_s": "dna"}
+KIND_OF_MODEL = {kind.models[0]: name for name, kind in KINDS.items() if len(kind.models) == 1}
 
 
 def embed_file(fasta: Path, model: str, directory: Path, output: Path, device: str, precision: str) -> dict[str, int]:

@@ -42,13 +42,12 @@ from . import documents
 from .errors import InputError, ResourceError
 from .files import temporary_path
 from .frames import FRAMES
+from .models import KINDS, MODELS
 from .prepared import Prepared
 
 FORMAT = "holdfast-embeddings"
 FORMAT_VERSION = 1
-KINDS = ("contigs", "proteins", "dna")
 STATUSES = ("ok", "too_short", "too_long", "failed")
-POOLING = {"esm2": "mean of residues", "dnabert_s": "mean of tokens"}
 
 BLOCK_ROWS = 4096
 MATRIX_CHUNK_ROWS = 64
@@ -161,7 +160,7 @@ class Writer:
         Args:
             path: The results file; replaced if it exists.
             sample: Name of the sample.
-            kind: One of :data:`KINDS`.
+            kind: One of :data:`.models.KINDS`.
             chunk_length_bp: For kind ``contigs``; 0 otherwise.
         """
         if kind not in KINDS or (kind == "contigs") != (chunk_length_bp > 0):
@@ -254,7 +253,7 @@ class Writer:
                 "weights_sha256": prepared.weights_sha256,
                 "synthetic": prepared.synthetic,
                 "layer": prepared.architecture["layers"],
-                "pooling": POOLING[model],
+                "pooling": MODELS[model].pooling,
                 "precision": precision,
             }
         )
@@ -307,7 +306,7 @@ class Reader:
     Attributes:
         path: Where it is.
         sample: Name of the sample.
-        kind: One of :data:`KINDS`.
+        kind: One of :data:`.models.KINDS`.
         chunk_length_bp: 0 but for kind ``contigs``.
         software: Name to version of the programs that computed it.
         models: Model to the attributes of its matrix.
@@ -361,7 +360,7 @@ class Reader:
         for name, dtype in ROW_COLUMNS.items():
             self._require(name, dtype, self.row_count, TABLE_CHUNK_ROWS)
         self.models: dict[str, dict[str, Any]] = {}
-        for name in sorted(POOLING.keys() & self._file.keys()):
+        for name in sorted(MODELS.keys() & self._file.keys()):
             model = documents.fill(_Matrix, _plain(self._file[name].attrs, _Matrix))
             self.models[name] = asdict(model)
             stored = np.dtype(self._file[name].dtype)

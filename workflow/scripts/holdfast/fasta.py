@@ -15,31 +15,24 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 from hashlib import blake2b
 from io import BufferedReader, RawIOBase, TextIOWrapper
 from os import PathLike
 from pathlib import Path
-from string import ascii_uppercase, whitespace
+from string import whitespace
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from dnaio.exceptions import FileFormatError
 from dnaio.readers import FastaReader, FastqReader
 
 from .errors import InputError
+from .models import Alphabet
 
 LONGEST_RECORD_BYTES = 2**30  # of text; the longest chromosome of wheat has 0.85 thousand million bases
 LONGEST_ID = 4096  # letters; every frame of a record carries its id
 _UNKNOWN = b"?"
 _BUFFER_BYTES = 128 * 1024
 _DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
-
-
-class Alphabet(Enum):
-    """The letters a sequence may hold, in either case: IUPAC nucleotides, or amino acids with stop and gaps."""
-
-    NUCLEOTIDE = "ACGTURYSWKMBDHVN"
-    PROTEIN = ascii_uppercase + "*-."
 
 
 class Record(NamedTuple):

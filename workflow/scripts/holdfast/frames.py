@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .errors import ConfigError
-from .fasta import Alphabet, read
+from .fasta import read
 from .files import atomic_text
+from .models import Alphabet
 
 FRAMES = ("F1", "F2", "F3", "R1", "R2", "R3")
 CHUNK_LENGTH_BP = 500

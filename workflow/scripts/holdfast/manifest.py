@@ -17,13 +17,12 @@ import yaml
 from . import documents
 from .documents import DocumentError
 from .errors import HoldfastError
-from .prepared import MODELS
+from .models import KINDS
 
 FORMAT_VERSION = 1
 MAX_BYTES = documents.YAML_LIMIT_BYTES
 SAMPLE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
-MODELS_OF_KIND = {"contigs": ("esm2", "dnabert_s"), "proteins": ("esm2",), "dna": ("dnabert_s",)}
 PRECISIONS = ("auto", "fp32", "fp16")
 STORE_DTYPES = ("float16", "float32")
 
@@ -80,7 +79,7 @@ def make(
         size_bytes, mtime_ns = status.st_size, status.st_mtime_ns
     except OSError:
         size_bytes = mtime_ns = -1
-    needed = {model: models[model] for model in MODELS_OF_KIND[kind]}
+    needed = {model: models[model] for model in KINDS[kind].models}
     if kind != "contigs":
         chunk_length = 0
     return Manifest(sample, kind, str(path), size_bytes, mtime_ns, chunk_length, needed, precision, store_dtype)
@@ -119,7 +118,7 @@ def _problems(manifest: Manifest) -> list[tuple[str, str]]:
     checks = {
         "format_version": is_integer(manifest.format_version) and manifest.format_version == FORMAT_VERSION,
         "sample": isinstance(manifest.sample, str) and SAMPLE_PATTERN.fullmatch(manifest.sample) is not None,
-        "kind": isinstance(manifest.kind, str) and manifest.kind in MODELS_OF_KIND,
+        "kind": isinstance(manifest.kind, str) and manifest.kind in KINDS,
         "fasta": isinstance(manifest.fasta, str) and manifest.fasta.startswith("/") and "\0" not in manifest.fasta,
         "size_bytes": is_integer(manifest.size_bytes),
         "mtime_ns": is_integer(manifest.mtime_ns),
@@ -135,8 +134,8 @@ def _problems(manifest: Manifest) -> list[tuple[str, str]]:
         if not holds
     ]
     if not problems:
-        if set(manifest.models) != set(MODELS_OF_KIND[manifest.kind]):
-            problems.append(("models", f"kind {manifest.kind} needs {MODELS_OF_KIND[manifest.kind]} of {MODELS}"))
+        if set(manifest.models) != set(needed := KINDS[manifest.kind].models):
+            problems.append(("models", f"kind {manifest.kind} needs {' and '.join(needed)}"))
         if (manifest.kind == "contigs") != (manifest.chunk_length >= 3):
             problems.append(("chunk_length", f"{manifest.chunk_length} does not fit kind {manifest.kind}"))
     return problems

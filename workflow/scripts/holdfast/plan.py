@@ -26,6 +26,7 @@ from .configuration import Sample, models_in_use
 from .errors import ConfigError, HoldfastError, ResourceError
 from .files import atomic_text
 from .manifest import Manifest
+from .models import KINDS
 from .settings import PoolSettings
 from .spool import Spool
 
@@ -130,7 +131,7 @@ def pending(config: Mapping[str, Any], samples: Iterable[Sample]) -> dict[str, i
     digests = {model: _digest(entry, model) for model, entry in config["models"].items()}
     found = {}
     for sample in samples:
-        known = {model: digests[model] or "" for model in manifest.MODELS_OF_KIND[sample.kind]}
+        known = {model: digests[model] or "" for model in KINDS[sample.kind].models}
         job = make_job(config, sample, known)
         if not all(known.values()) or not _is_valid(sample.sample, job.job):
             found[sample.sample] = max(0, job.size_bytes)

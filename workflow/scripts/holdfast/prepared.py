@@ -11,12 +11,12 @@ from pathlib import Path
 from . import documents
 from .documents import DocumentError
 from .errors import WeightsError
+from .models import MODELS
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 DESCRIPTION_FILE = "model.json"
-MODELS = ("esm2", "dnabert_s")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Prepared:
     """What ``model.json`` says of a prepared model.
 
     Attributes:
-        model: ``esm2`` or ``dnabert_s``.
+        model: One of :data:`.models.MODELS`.
         architecture: Sizes, by the encoder's own names (layers, width, heads, ...).
         width: Columns of an embedding.
         source: The path, hub id or ``synthetic:ARCHITECTURE`` it was made from.

@@ -17,8 +17,9 @@ import numpy as np
 from . import embeddings, fasta, frames, tokens
 from .blocks import gather
 from .errors import InputError
-from .fasta import Alphabet, Record
-from .manifest import MODELS_OF_KIND, Manifest
+from .fasta import Record
+from .manifest import Manifest
+from .models import KINDS, Alphabet
 from .prepared import Prepared
 from .sequences import SequenceWriter
 
@@ -56,8 +57,7 @@ def read_sample(manifest: Manifest, directory: Path, models: dict[str, Path]) ->
         InputError: the file cannot be read, or is not the one that was submitted.
     """
     _check_unchanged(manifest)
-    needed = MODELS_OF_KIND[manifest.kind]
-    alphabet = Alphabet.PROTEIN if manifest.kind == "proteins" else Alphabet.NUCLEOTIDE
+    alphabet, needed = KINDS[manifest.kind]
     counts = {"records": 0, "too_short": 0, "too_long": 0, "rows": 0}
     with ExitStack() as stack:
         writers = {
@@ -122,7 +122,8 @@ def _status(kind: str, sequence: str) -> str:
     """Whether a record can give rows: a codon for ``contigs``, one residue that is no stop, one base."""
     if len(sequence.removesuffix("*")) < (3 if kind == "contigs" else 1):
         return "too_short"
-    return "too_long" if kind == "dna" and len(sequence) > MAX_DNA_BP else "ok"
+    limited = kind != "contigs" and KINDS[kind].alphabet is Alphabet.NUCLEOTIDE
+    return "too_long" if limited and len(sequence) > MAX_DNA_BP else "ok"
 
 
 def _rows(manifest: Manifest, number: int, record: Record) -> Iterator[Row]:
@@ -132,7 +133,7 @@ def _rows(manifest: Manifest, number: int, record: Record) -> Iterator[Row]:
             texts = {"esm2": found.protein, "dnabert_s": found.nucleotides}
             yield Row(identifier, number, found.chunk, found.frame, texts)
     else:
-        (model,) = MODELS_OF_KIND[manifest.kind]
+        (model,) = KINDS[manifest.kind].models
         yield Row(record.id, number, 0, 0, {model: record.sequence})
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import yaml
 
-from . import documents, prepared
+from . import documents
 from .documents import DocumentError
 from .errors import ConfigError
 from .files import atomic_text
 from .manifest import PRECISIONS
+from .models import MODELS
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,9 @@ def read(path: str | Path) -> PoolSettings:
             raise ConfigError(f"{path}: unknown key {key!r:.80}; {hint}")
     values = {key: content.get(key, default) for key, default in known.items()}
     models = values["models"]
-    known_models = isinstance(models, dict) and models and not set(models) - set(prepared.MODELS)
+    known_models = isinstance(models, dict) and models and not set(models) - MODELS.keys()
     if not known_models or not all(_text(directory) and directory for directory in models.values()):
-        raise ConfigError(f"{path}: models: name the prepared directory of {' and/or '.join(prepared.MODELS)}")
+        raise ConfigError(f"{path}: models: name the prepared directory of {' and/or '.join(MODELS)}")
     for key, (holds, wanted) in _RULES.items():
         if not holds(values[key]):
             raise ConfigError(f"{path}: {key}: must be {wanted}, is {values[key]!r:.200}")

@@ -14,6 +14,7 @@ import tokenizers
 
 from . import documents
 from .errors import WeightsError
+from .models import MODELS, Alphabet
 from .prepared import TOKENIZER_FILE
 
 # ESM-2's vocabulary in the order of its ids; the same in fair-esm (alphabet ESM-1b) and transformers.
@@ -45,16 +46,14 @@ class Tokenizer(Protocol):
 
 
 def tokenizer(model: str, prepared_directory: str | Path) -> Tokenizer:
-    """Return the tokenizer of a prepared model, ``esm2`` or ``dnabert_s``; it can be pickled.
+    """Return the tokenizer of a prepared model; it can be pickled.
 
     Raises:
-        WeightsError: an unknown model, or a tokenizer file that is missing or broken.
+        WeightsError: a tokenizer file that is missing or broken.
     """
-    if model == "esm2":
+    if MODELS[model].alphabet is Alphabet.PROTEIN:
         return tokenize_proteins
-    if model == "dnabert_s":
-        return NucleotideTokenizer(Path(prepared_directory) / TOKENIZER_FILE)
-    raise WeightsError(f"{prepared_directory}: no tokenizer is known for model '{model}'; use esm2 or dnabert_s")
+    return NucleotideTokenizer(Path(prepared_directory) / TOKENIZER_FILE)
 
 
 def tokenize_proteins(sequences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -19,11 +19,12 @@ import torch
 from safetensors.torch import save_file
 
 from . import checkpoint, documents, synthetic
-from .checkpoint import ENCODERS, Checkpoint
+from .checkpoint import Checkpoint
 from .errors import WeightsError
 from .files import sync_directory
+from .models import MODELS, encoder
 from .packed import HEADER_KEY
-from .prepared import DESCRIPTION_FILE, FORMAT_VERSION, MODELS, TOKENIZER_FILE, WEIGHTS_FILE, Prepared
+from .prepared import DESCRIPTION_FILE, FORMAT_VERSION, TOKENIZER_FILE, WEIGHTS_FILE, Prepared
 from .tokens import NucleotideTokenizer
 
 LARGEST_DIFFERENCE = 1e-4  # of token states in fp32; the encoders stay below 1e-5 where they are right
@@ -174,12 +175,12 @@ def _verify(published: Checkpoint, directory: Path) -> dict[str, str | float | i
         )
         for length in VERIFICATION_LENGTHS
     ]
-    encoder = ENCODERS[published.model].load(directory, "cpu", "fp32")
-    states = encoder.encode(torch.cat(sequences), [len(s) for s in sequences]).split([len(s) for s in sequences])
+    loaded = encoder(published.model).load(directory, "cpu", "fp32")
+    states = loaded.encode(torch.cat(sequences), [len(s) for s in sequences]).split([len(s) for s in sequences])
     if published.encode_reference is None:
-        references = [encoder.encode(sequence, [len(sequence)]) for sequence in sequences]
+        references = [loaded.encode(sequence, [len(sequence)]) for sequence in sequences]
     else:
-        del encoder
+        del loaded
         references = published.encode_reference(sequences)
     pairs = zip(states, references, strict=True)
     difference = float(torch.stack([(ours - theirs).abs().max() for ours, theirs in pairs]).max())

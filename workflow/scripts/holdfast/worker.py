@@ -20,6 +20,7 @@ import numpy as np
 
 from . import __version__
 from .errors import ResourceError
+from .models import encoder
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 SELF_TEST_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
@@ -75,8 +76,6 @@ class Worker:
         began = time.perf_counter()
         import torch
 
-        from . import dnabert_s, esm2
-
         self.torch = torch
         self.settings = settings
         self.device = torch.device(settings.name if settings.name.startswith("cuda") else "cpu")
@@ -93,9 +92,8 @@ class Worker:
         precision = settings.precision
         if precision == "auto":
             precision = "fp16" if self.device.type == "cuda" else "fp32"
-        loaders = {"esm2": esm2.load, "dnabert_s": dnabert_s.load}
         self.models: dict[str, Any] = {
-            model: loaders[model](directory, device=self.device, precision=precision)
+            model: encoder(model).load(directory, self.device, precision)
             for model, directory in settings.models.items()
         }
         for model in self.models:
