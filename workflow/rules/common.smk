@@ -60,7 +60,7 @@ PACKAGE = [
 
 sys.path.insert(0, str(Path(PACKAGE[0]).parents[1]))
 
-from holdfast import configuration, plan as planning  # noqa: E402
+from holdfast import configuration, models, plan as planning  # noqa: E402
 from holdfast.errors import HoldfastError  # noqa: E402
 
 if not workflow.deployment_settings.deployment_method:
@@ -107,7 +107,7 @@ CALLED = [name for name in CONTIG_SAMPLES if config["classifier"] or (TRAINS and
 
 wildcard_constraints:
     sample="|".join(map(re.escape, SAMPLES)),
-    model="esm2|dnabert_s",
+    model="|".join(models.MODELS),
 
 
 def prepared_models(wildcards):

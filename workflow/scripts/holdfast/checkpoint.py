@@ -281,15 +281,7 @@ def _read_hugging_face_esm(path: Path, config: dict[str, Any], tensors: dict[str
     return Checkpoint(
         where=path,
         model="esm2",
-        architecture={
-            "layers": int(config["num_hidden_layers"]),
-            "width": int(config["hidden_size"]),
-            "heads": int(config["num_attention_heads"]),
-            "token_dropout": bool(config["token_dropout"]),
-            "mlp_width": int(config["intermediate_size"]),
-            "vocabulary": int(config["vocab_size"]),
-            "layer_norm_epsilon": float(config["layer_norm_eps"]),
-        },
+        architecture={**_sizes(config), "token_dropout": bool(config["token_dropout"])},
         layout=HUGGING_FACE_ESM,
         tensors=tensors,
         rotary_base=float(config.get("rope_theta", 10000.0)),
@@ -304,15 +296,7 @@ def _read_dnabert_s(path: Path, config: dict[str, Any], tensors: dict[str, Tenso
     return Checkpoint(
         where=path,
         model="dnabert_s",
-        architecture={
-            "layers": int(config["num_hidden_layers"]),
-            "width": int(config["hidden_size"]),
-            "heads": int(config["num_attention_heads"]),
-            "mlp_width": int(config["intermediate_size"]),
-            "vocabulary": int(config["vocab_size"]),
-            "token_types": int(config["type_vocab_size"]),
-            "layer_norm_epsilon": float(config["layer_norm_eps"]),
-        },
+        architecture={**_sizes(config), "token_types": int(config["type_vocab_size"])},
         layout=DNABERT_S,
         tensors=tensors,
         rotary_base=None,
@@ -321,6 +305,18 @@ def _read_dnabert_s(path: Path, config: dict[str, Any], tensors: dict[str, Tenso
         reference="none implements DNABERT-S: this encoder, each sequence alone",
         encode_reference=None,
     )
+
+
+def _sizes(config: dict[str, Any]) -> dict[str, int | float]:
+    """The sizes that every encoder has, as transformers names them."""
+    return {
+        "layers": int(config["num_hidden_layers"]),
+        "width": int(config["hidden_size"]),
+        "heads": int(config["num_attention_heads"]),
+        "mlp_width": int(config["intermediate_size"]),
+        "vocabulary": int(config["vocab_size"]),
+        "layer_norm_epsilon": float(config["layer_norm_eps"]),
+    }
 
 
 # Readers of fair-esm's files by model, and of Hugging Face directories with the model_type in their config.json.
