@@ -50,7 +50,7 @@ def write(source: str, model: str, directory: Path) -> Path:
         WeightsError: no such architecture of this model.
     """
     architecture = source.removeprefix(PREFIX)
-    names = ESM2_SIZES if model == "esm2" else DNABERT_S_SIZES
+    names = {"esm2": [*ESM2_SIZES], "dnabert_s": [*DNABERT_S_SIZES]}.get(model, [])
     if architecture not in names:
         raise WeightsError(f"{source}: no architecture of {model}; use {PREFIX} with one of {', '.join(names)}")
     directory.mkdir()
