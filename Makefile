@@ -4,9 +4,9 @@ PYTHON ?= python3
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 BIN := .venv/bin
-SOURCES := workflow/scripts tests bench demo
+SOURCES := workflow/scripts tests bench demo docs
 
-.PHONY: demo test lint format bench bench-gpu drill soak fuzz clean
+.PHONY: demo test lint format docs bench bench-gpu drill soak fuzz clean
 
 demo: .venv/installed
 	$(BIN)/snakemake -s workflow/Snakefile -d demo --cores 2 --quiet rules
@@ -26,6 +26,10 @@ format: .venv/installed
 	$(BIN)/ruff check --quiet --fix $(SOURCES)
 	$(BIN)/ruff format --quiet $(SOURCES)
 	$(BIN)/snakefmt workflow
+
+# The pages of docs/ as HTML, in docs/_build.
+docs: .venv/installed
+	$(BIN)/sphinx-build --quiet --fail-on-warning docs docs/_build
 
 # The figures of docs/performance.md, each with the limit or the peer measured in the same run.
 bench: .venv/installed
@@ -52,7 +56,7 @@ fuzz: .venv/installed
 	$(BIN)/python tests/fuzz/fuzz.py $(PARSER) --seconds $(SECONDS)
 
 clean:
-	rm -rf demo/results demo/resources demo/logs demo/benchmarks demo/.holdfast demo/.snakemake
+	rm -rf docs/_build demo/results demo/resources demo/logs demo/benchmarks demo/.holdfast demo/.snakemake
 
 .venv/installed: envs/lock.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=...")'
