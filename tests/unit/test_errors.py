@@ -27,7 +27,7 @@ def ending(error: BaseException) -> int:
         (InputError("no such file", "a.fna"), 2),
         (ManifestError("a.yaml: not YAML"), 2),
         (ResourceError("cuda:1: the worker died"), 1),
-        (FileNotFoundError(2, "No such file or directory", "a.yaml"), 1),
+        (OSError("the disk is gone"), 1),
     ],
 )
 def test_an_error_of_the_user_or_the_machine_is_one_line_and_an_exit_code(
@@ -35,6 +35,11 @@ def test_an_error_of_the_user_or_the_machine_is_one_line_and_an_exit_code(
 ) -> None:
     assert ending(error) == code
     assert capsys.readouterr() == ("", f"holdfast: error: {error}\n")
+
+
+def test_an_error_of_the_system_names_the_file_and_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ending(FileNotFoundError(2, "No such file or directory", "a.yaml")) == 1
+    assert capsys.readouterr() == ("", "holdfast: error: a.yaml: No such file or directory\n")
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (BrokenPipeError(), 1)])

@@ -19,11 +19,12 @@ def main() -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="auto")
     arguments = parser.parse_args()
     device = arguments.device or ("cuda" if worker.count_devices() else "cpu")
-    counts = embedder.embed_file(
+    counts, model = embedder.embed_file(
         arguments.fasta, arguments.model, arguments.weights, arguments.output, device, arguments.precision
     )
     print(
-        f"{arguments.output}: {counts['rows']} embeddings of {counts['records']} records, {arguments.model} on {device}"
+        f"{arguments.output}: {counts['rows']} embeddings of {counts['records']} records, "
+        f"{'synthetic ' * model.synthetic}{model.model} on {device}"
     )
 
 

@@ -10,15 +10,18 @@ import numpy as np
 from . import manifest, prepared, reader, worker
 from .batching import Queue
 from .blocks import BlockStore
-from .errors import WeightsError
+from .errors import ResourceError, WeightsError
 from .models import KINDS
+from .prepared import Prepared
 from .sequences import Sequences
 from .settings import PoolSettings
 
 KIND_OF_MODEL = {kind.models[0]: name for name, kind in KINDS.items() if len(kind.models) == 1}
 
 
-def embed_file(fasta: Path, model: str, directory: Path, output: Path, device: str, precision: str) -> dict[str, int]:
+def embed_file(
+    fasta: Path, model: str, directory: Path, output: Path, device: str, precision: str
+) -> tuple[dict[str, int], Prepared]:
     """Embed every record of a file and write an embeddings file, in float32.
 
     Args:
@@ -30,7 +33,7 @@ def embed_file(fasta: Path, model: str, directory: Path, output: Path, device: s
         precision: ``auto``, ``fp32`` or ``fp16``.
 
     Returns:
-        Counts of records and rows.
+        Counts of records and rows, and the model's description.
 
     Raises:
         HoldfastError: the file, the model or the device cannot be used.
@@ -43,6 +46,8 @@ def embed_file(fasta: Path, model: str, directory: Path, output: Path, device: s
         sample, KIND_OF_MODEL[model], str(fasta), 0, {model: description.weights_sha256}, precision, "float32"
     )
     defaults = PoolSettings(models={model: str(directory)})
+    if not output.absolute().parent.is_dir():
+        raise ResourceError(f"{output.parent}: no such directory, make it first")
     with (
         tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".embed-") as work,
         tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".embed-") as blocks,
@@ -71,4 +76,4 @@ def embed_file(fasta: Path, model: str, directory: Path, output: Path, device: s
         report = owner.ready
         reader.finish_sample(job, Path(work), {model: description}, places, {}, report.precision, report.software)
         os.replace(Path(work) / reader.EMBEDDINGS_FILE, output)
-    return counts
+    return counts, description

@@ -61,7 +61,8 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:
         raise SystemExit(1) from None
     except OSError as error:
-        print(f"holdfast: error: {error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"holdfast: error: {where}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -40,6 +40,10 @@ def temporary_path(path: str | Path) -> Iterator[Path]:
             os.close(handle)
         os.replace(temporary, path)
         sync_directory(path.parent)
+    except FileNotFoundError as error:
+        if path.parent.is_dir():
+            raise
+        raise FileNotFoundError(error.errno, "no such directory, make it first", str(path.parent)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
