@@ -97,7 +97,7 @@ def test_what_is_given_is_kept_and_the_given_mapping_is_left_alone() -> None:
         ({"pool": {"device": "gpu"}}, "'pool.device' must be one of auto, cuda, cpu, is 'gpu'"),
         ({"pool": {"gpu": 1}}, "unknown key 'pool.gpu'"),
         ({"pool": []}, "'pool' must be of type object, is []"),
-        ({"samples": None}, "'samples' must be of type string, is None"),
+        ({"samples": None}, "'samples' must be of type string or array, is None"),
     ],
 )
 def test_a_mistake_in_the_config_is_one_line_that_names_the_key(changed: dict[str, Any], message: str) -> None:
@@ -116,7 +116,8 @@ def test_all_mistakes_are_told_at_once_and_each_once() -> None:
     ]
     assert sorted(problems({})) == sorted(
         [
-            "'samples' is missing: path of the sample sheet, a TSV file, relative to the working directory",
+            "'samples' is missing: path of the sample sheet, a TSV file, relative to the working directory; "
+            "or a list of its lines",
             "'models' is missing: the language models; esm2 for kinds contigs and proteins, "
             "dnabert_s for kinds contigs and dna",
         ]
@@ -207,6 +208,56 @@ def test_a_sheet_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             read(path)
         assert str(caught.value) == f"{path}: the sample sheet cannot be read: {reason}; set 'samples' in the config"
+
+
+def test_a_list_in_the_config_is_read_and_written_like_a_sheet(tmp_path: Path) -> None:
+    entries = [{"sample": "b", "fasta": "#b c.fna", "label": "virus"}, {"sample": "a", "fasta": "a", "kind": "dna"}]
+    before = repr(entries)
+    found = configuration.read_samples(entries, SCHEMAS / "samples.schema.yaml")
+    assert found == {"b": Sample("b", "#b c.fna", "contigs", "virus"), "a": Sample("a", "a", "dna", "")}
+    assert repr(entries) == before
+    path = tmp_path / "made" / "samples.tsv"
+    configuration.write_samples(found.values(), path)
+    assert read(path) == found
+    written = path.stat().st_ino
+    configuration.write_samples(found.values(), path)
+    assert path.stat().st_ino == written
+    configuration.write_samples([found["a"]], path)
+    assert list(read(path)) == ["a"]
+
+
+def test_every_wrong_entry_of_a_list_is_named() -> None:
+    entries: list[object] = [
+        {"sample": "a", "fasta": "a.fna"},
+        "b.fna",
+        {"sample": "a", "fasta": "b.fna"},
+        {"sample": "c\n", "fasta": "c.fna"},
+        {"sample": "d", "fasta": "d\t.fna"},
+        {"sample": 5, "fasta": "e.fna", "group": "x"},
+        {"fasta": Path("f.fna"), "sample": "f"},
+    ]
+    with pytest.raises(ConfigError) as caught:
+        configuration.read_samples(entries, SCHEMAS / "samples.schema.yaml")
+    first, *lines = str(caught.value).splitlines()
+    assert first == "the list 'samples' of the config is not valid:"
+    assert [line[2:] for line in lines] == [
+        "entry 2: must hold keys and values, is 'b.fna'",
+        "entry 3: sample 'a' stands already in entry 1",
+        "entry 4: 'sample' must start with a letter or digit and hold only letters, digits and _ . - (at most 128), "
+        "is 'c\\n'",
+        "entry 5: 'fasta' must be a path without tabs and line ends, is 'd\\t.fna'",
+        "entry 6: unknown key 'group'; known are sample, fasta, kind, label",
+        "entry 6: 'sample' must be of type string, is 5",
+        "entry 7: 'fasta' must be of type string, is PosixPath('f.fna')",
+    ]
+    with pytest.raises(ConfigError, match="the list 'samples' of the config: holds no sample"):
+        configuration.read_samples([], SCHEMAS / "samples.schema.yaml")
+
+
+def test_a_config_that_is_none_is_named() -> None:
+    where = "the config given to the module 'm'"
+    with pytest.raises(ConfigError, match=r"^the config given to the module 'm' is not valid: it must hold keys"):
+        configuration.with_defaults("config.yaml", SCHEMAS / "config.schema.yaml", where)  # type: ignore[arg-type]
 
 
 def samples(*rows: tuple[str, str, str]) -> dict[str, Sample]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from holdfast import manifest, plan, prepared, receipt, settings
+from holdfast import manifest, plan, prepared, receipt, settings, status
 from holdfast.configuration import Sample
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, ResourceError
 from holdfast.models import KINDS
 from holdfast.plan import Batch
 from holdfast.prepared import Prepared
@@ -25,6 +25,7 @@ SAMPLES = [
     Sample("d", "d.fna", "dna", ""),
 ]
 CONFIG: dict[str, Any] = {
+    "samples": "samples.tsv",
     "chunk_length": 500,
     "models": {model: {"weights": source} for model, source in MODELS.items()},
     "precision": "auto",
@@ -58,9 +59,9 @@ def finish(sample: Sample, config: dict[str, Any], state: str = "done") -> None:
     results = Path("results") / sample.sample
     results.mkdir(parents=True, exist_ok=True)
     (results / "embeddings.h5").touch()
-    Receipt(job.job, sample.sample, state, embeddings=f"{os.getcwd()}/spool/{job.job}.h5").write(
-        results / "receipt.json"
-    )
+    embeddings = f"{os.getcwd()}/spool/{job.job}.h5"
+    outcome = Receipt(job.job, sample.sample, state, "", embeddings, size_bytes=job.size_bytes, mtime_ns=job.mtime_ns)
+    outcome.write(results / "receipt.json")
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def replace_receipt(name: str, **changed: Any) -> None:
     [
         (write("a.fna", ">x\nACGTA\n"), ["a"]),
         (lambda: os.utime("b.fna", ns=(1, 1)), ["b"]),
-        (lambda: os.remove("p.faa"), ["p"]),
+        (lambda: os.remove("p.faa"), []),
         (lambda: fail("d"), ["d"]),
         (lambda: os.remove("results/a/receipt.json"), ["a"]),
         (write("results/a/receipt.json", "{"), ["a"]),
@@ -131,6 +132,15 @@ def test_what_changed_is_pending_and_nothing_else(
 ) -> None:
     change()
     assert pending() == wanted
+
+
+def test_a_sequence_file_that_is_gone_does_not_hide_what_else_has_changed(project: Path) -> None:
+    for sample in SAMPLES:
+        os.remove(sample.fasta)
+    assert pending() == []
+    assert pending(chunk_length=300) == ["a", "b"]
+    os.remove("results/p/embeddings.h5")
+    assert plan.pending(CONFIG, SAMPLES) == {"p": 0}
 
 
 @pytest.mark.parametrize(
@@ -180,7 +190,7 @@ def test_a_checkpoint_newer_than_what_was_made_of_it_makes_its_samples_pending(p
 
 
 def test_a_plan_is_kept_for_the_jobs_of_the_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(plan.PLAN_VARIABLE, "")
+    monkeypatch.setenv(status.LAUNCHER_VARIABLE, "")
     os.remove("results/b/receipt.json")
     made = plan.make(CONFIG, {sample.sample: sample for sample in SAMPLES}, gpu=None, cores=2)
     assert (made.batches, made.gpu, made.threads) == ([Batch(0, ["b"])], None, 2)
@@ -193,6 +203,46 @@ def test_a_plan_is_kept_for_the_jobs_of_the_run(project: Path, monkeypatch: pyte
     assert told.models == {model: str(project / "resources" / model) for model in MODELS}
     assert (told.threads, told.tokens_per_batch, told.gpu, told.precision) == (2, 4096, None, "auto")
     assert CONFIG["pool"]["threads"] == 8
+
+
+def test_what_lies_below_a_prefix_is_found_there(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(status.LAUNCHER_VARIABLE, "")
+    entries = {sample.sample: sample for sample in SAMPLES}
+    listed = {**CONFIG, "samples": [dataclasses.asdict(sample) for sample in SAMPLES]}
+    for name in ("results", "resources"):
+        Path("below").mkdir(exist_ok=True)
+        os.rename(name, f"below/{name}")
+
+    def below(path: str) -> str:
+        return f"below/{path}"
+
+    here = plan.make(listed, entries, gpu=None, cores=2)
+    there = plan.make(listed, entries, gpu=None, cores=2, place=below)
+    assert sorted(name for batch in here.batches for name in batch.samples) == ["a", "b", "d", "p"]
+    assert there.batches == []
+    assert settings.read(there.pool_settings).models["esm2"] == str(project / "below/resources/esm2")
+    assert (plan.read(), plan.read(below)) == (here, there)
+    assert (here.sheet, there.sheet) == (".holdfast/samples.tsv", "below/.holdfast/samples.tsv")
+    monkeypatch.chdir("below")
+    replace_receipt("a", state="failed", error="why")
+    monkeypatch.chdir(project)
+    plan.tell_failures(there, entries, below)
+    assert Path("below/results/failures.tsv").read_text() == "sample\trow\treason\na\t\twhy\n"
+
+
+@pytest.mark.parametrize("told", ["", "{}"])
+def test_a_job_that_is_not_told_its_run_says_so(project: Path, monkeypatch: pytest.MonkeyPatch, told: str) -> None:
+    monkeypatch.setenv(status.LAUNCHER_VARIABLE, told)
+    with pytest.raises(ResourceError, match="HOLDFAST_LAUNCHER is not in this job's environment"):
+        plan.read()
+
+
+def test_a_plan_that_is_not_there_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(status.LAUNCHER_VARIABLE, "")
+    made = plan.make(CONFIG, {}, gpu=None, cores=2)
+    os.remove(made.path)
+    with pytest.raises(ResourceError, match=r"plan\.json: the plan of this run cannot be read: No such file"):
+        plan.read()
 
 
 @given(st.lists(st.integers(0, 10**9), max_size=300), st.integers(1, 5))
@@ -232,7 +282,7 @@ def test_lanes_and_pools_that_do_not_fit_are_named(
 
 
 def test_the_gpus_are_shared_by_the_lanes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(plan.PLAN_VARIABLE, "")
+    monkeypatch.setenv(status.LAUNCHER_VARIABLE, "")
     pool = {**CONFIG["pool"], "lanes": 3}
     assert plan.make({**CONFIG, "pool": pool}, {}, gpu=7, cores=2).gpu == 2
 
@@ -240,14 +290,14 @@ def test_the_gpus_are_shared_by_the_lanes(project: Path, monkeypatch: pytest.Mon
 def test_failures_are_told_and_listed(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(plan.PLAN_VARIABLE, "")
-    plan.make(CONFIG, {sample.sample: sample for sample in SAMPLES}, gpu=None, cores=2)
-    plan.tell_failures(["a", "b", "none"])
+    monkeypatch.setenv(status.LAUNCHER_VARIABLE, "")
+    made = plan.make(CONFIG, {sample.sample: sample for sample in SAMPLES}, gpu=None, cores=2)
+    plan.tell_failures(made, ["a", "b", "none"])
     assert capsys.readouterr() == ("", "")
     assert not Path("results/failures.tsv").exists()
     replace_receipt("a", state="failed", error="a.fna: is\tempty\nat all")
     replace_receipt("b", failures={"c1_chunk_1F1": "the worker died"})
-    plan.tell_failures(["a", "b", "p"])
+    plan.tell_failures(made, ["a", "b", "p"])
     assert Path("results/failures.tsv").read_text() == (
         "sample\trow\treason\na\t\ta.fna: is empty at all\nb\tc1_chunk_1F1\tthe worker died\n"
     )
@@ -256,5 +306,5 @@ def test_failures_are_told_and_listed(
     assert "b c1_chunk_1F1: the worker died" in told
     finish(SAMPLES[0], CONFIG)
     finish(SAMPLES[1], CONFIG)
-    plan.tell_failures(["a", "b", "p"])
+    plan.tell_failures(made, ["a", "b", "p"])
     assert not Path("results/failures.tsv").exists()

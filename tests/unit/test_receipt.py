@@ -23,6 +23,8 @@ RECEIPTS = st.builds(
     seconds=st.dictionaries(st.text(), NUMBERS),
     failures=st.dictionaries(st.text(), st.text()),
     finished=st.text(),
+    size_bytes=st.integers(-1, 2**62),
+    mtime_ns=st.integers(-1, 2**62),
 )
 
 
@@ -58,6 +60,8 @@ GOOD = {
     "seconds": {},
     "failures": {},
     "finished": "",
+    "size_bytes": -1,
+    "mtime_ns": -1,
 }
 
 
@@ -71,7 +75,7 @@ GOOD = {
         b'"done"',
         b"\xff\xfe",
         b"[" * 100_000,
-        *(json.dumps({**GOOD, key: 1}).encode() for key in GOOD),
+        *(json.dumps({**GOOD, key: []}).encode() for key in GOOD),
         *(json.dumps({k: v for k, v in GOOD.items() if k != key}).encode() for key in GOOD),
         json.dumps({**GOOD, "state": "running"}).encode(),
         json.dumps({**GOOD, "extra": ""}).encode(),

@@ -55,7 +55,7 @@ rule call:
     params:
         threshold=config["threshold"],
         virnucpro=lambda wildcards, output: (
-            f"--virnucpro {os.path.dirname(output.virnucpro[0])}" if output.virnucpro else ""
+            f"--virnucpro {shlex.quote(os.path.dirname(output.virnucpro[0]))}" if output.virnucpro else ""
         ),
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.embeddings:q} {input.frames:q} --threshold {params.threshold}'

@@ -1,9 +1,11 @@
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import sourcecache_entry
 
 # Every file of the package by name: what is not named is not there when the workflow is imported from a URL.
 PACKAGE = [
@@ -58,6 +60,8 @@ PACKAGE = [
     )
 ]
 
+for imported in [name for name in sys.modules if name.partition(".")[0] == "holdfast"]:
+    del sys.modules[imported]  # of a module beside this one, which may be of another version
 sys.path.insert(0, str(Path(PACKAGE[0]).parents[1]))
 
 from holdfast import configuration, models, plan as planning  # noqa: E402
@@ -67,9 +71,23 @@ if not workflow.deployment_settings.deployment_method:
     planning.use_this_python()
 
 
+MODIFIER = workflow.modifier
+WHERE = configuration.HERE if MODIFIER.is_main_snakefile() else f"the config given to the module '{MODIFIER.namespace}'"
+
+
+def place(path):
+    """Where a path of this workflow is: the same, or below the prefix with which a module is imported."""
+    return MODIFIER.path_modifier.replace_prefix(path)
+
+
+def source(path):
+    """A file of this workflow, as the input of a rule, with a name that is the same wherever the workflow came from."""
+    return ancient(sourcecache_entry(workflow.source_path(f"../{path}"), f"holdfast/workflow/{path}"))
+
+
 def script(name):
     """An entry point, as the input of a rule; the package lies beside it."""
-    return ancient(workflow.source_path(f"../scripts/{name}.py"))
+    return source(f"scripts/{name}.py")
 
 
 def gpus():
@@ -81,23 +99,21 @@ def gpus():
 def decide():
     """Check config and samples; decide in the main process what is pending, read that decision in jobs."""
     try:
-        settings = configuration.with_defaults(config, workflow.source_path("../schemas/config.schema.yaml"))
-        samples = configuration.read_samples(
-            settings["samples"], workflow.source_path("../schemas/samples.schema.yaml")
-        )
+        settings = configuration.with_defaults(config, source("schemas/config.schema.yaml"), WHERE)
+        samples = configuration.read_samples(settings["samples"], source("schemas/samples.schema.yaml"))
         configuration.check(settings, samples)
         if not workflow.is_main_process:
-            return settings, samples, planning.read()
-        if workflow.modifier.is_main_snakefile():  # in a module, files may be made by rules of the workflow around it
-            configuration.check_files(settings["samples"], samples)
-        return settings, samples, planning.make(settings, samples, gpus(), workflow.resource_settings.cores)
+            return settings, samples, planning.read(place)
+        if MODIFIER.is_main_snakefile():  # in a module, files may be made by rules of the workflow around it
+            configuration.check_files(configuration.name_of(settings["samples"]), samples)
+        return settings, samples, planning.make(settings, samples, gpus(), workflow.resource_settings.cores, place)
     except HoldfastError as error:
         raise WorkflowError(str(error)) from None
 
 
 config, SAMPLES, PLAN = decide()
 SERVICE = config["pool"]["lifecycle"] == "service"
-SPOOL = config["pool"]["spool"] or planning.DEFAULT_SPOOL
+SPOOL = config["pool"]["spool"] or place(planning.DEFAULT_SPOOL)
 MODELS = {model: config["models"][model] for model in configuration.models_in_use(SAMPLES.values())}
 CONTIG_SAMPLES = [entry.sample for entry in SAMPLES.values() if entry.kind == "contigs"]
 LABELLED = {entry.sample: entry.label for entry in SAMPLES.values() if entry.label}
@@ -112,13 +128,14 @@ wildcard_constraints:
 
 def prepared_models(wildcards):
     """model.json of every model in use: prepared by a rule, or where the config names a prepared directory."""
-    return [f"{planning.directory_of(entry['weights'], model)}/model.json" for model, entry in MODELS.items()]
+    directories = (planning.directory_of(entry["weights"], model, place) for model, entry in MODELS.items())
+    return [local(f"{directory}/model.json") for directory in directories]
 
 
 def local_source(wildcards):
     """The checkpoint as an input, so that a newer file is prepared again; a hub id or a synthetic model is none."""
-    source = MODELS[wildcards.model]["weights"]
-    return source if os.path.exists(source) else []
+    weights = MODELS[wildcards.model]["weights"]
+    return local(weights) if os.path.exists(weights) else []
 
 
 def embeddings_of(label):
@@ -126,7 +143,7 @@ def embeddings_of(label):
 
 
 def classifier_file(wildcards):
-    return config["classifier"] or "results/classifier/classifier.safetensors"
+    return local(config["classifier"]) if config["classifier"] else "results/classifier/classifier.safetensors"
 
 
 def virnucpro_files(pattern):

@@ -31,7 +31,7 @@ for number, batch in enumerate(PLAN.batches):
         input:
             script=script("submit_jobs"),
             endpoint=f".holdfast/pool.{batch.lane}.json" if SERVICE else [],
-            fasta=[SAMPLES[name].fasta for name in batch.samples],
+            fasta=[local(SAMPLES[name].fasta) for name in batch.samples],
             models=prepared_models,
         output:
             receipts=[f"results/{name}/receipt.json" for name in batch.samples],
@@ -46,7 +46,7 @@ for number, batch in enumerate(PLAN.batches):
             plan=PLAN.path,
             batch=number,
             spool=SPOOL,
-            endpoint=lambda wildcards, input: f"--endpoint {input.endpoint}" if input.endpoint else "",
+            endpoint=lambda wildcards, input: f"--endpoint {shlex.quote(input.endpoint)}" if input.endpoint else "",
         shell:
             'exec "${{HOLDFAST_PYTHON:-python}}" {input.script:q} {params.plan:q} --batch {params.batch}'
             " --models {input.models:q} --spool {params.spool:q} {params.endpoint} --receipts {output.receipts:q}"
@@ -57,11 +57,14 @@ rule collect:
     input:
         script=script("collect_embeddings"),
         receipt="results/{sample}/receipt.json",
+        fasta=lambda wildcards: local(SAMPLES[wildcards.sample].fasta),
     output:
         embeddings="results/{sample}/embeddings.h5",
     log:
         "logs/collect/{sample}.log",
+    localrule: True
     conda:
         "../../envs/tables.yaml"
     shell:
-        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.receipt:q} --output {output.embeddings:q} 2>&1 | tee {log:q}'
+        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.receipt:q} --fasta {input.fasta:q}'
+        " --output {output.embeddings:q} 2>&1 | tee {log:q}"

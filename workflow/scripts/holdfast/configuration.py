@@ -2,8 +2,8 @@
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,19 @@ from jsonschema import Draft202012Validator, ValidationError
 from . import documents
 from .documents import DocumentError
 from .errors import ConfigError
+from .files import atomic_text
 from .models import KINDS, MODELS
 
 SHEET_LIMIT_BYTES = 2**24
 SHOWN = 20
 TAKEN = ("classifier", "failures.tsv", "summary.tsv")
+HERE = "the config (config/config.yaml, --config)"
+LISTED = "the list 'samples' of the config"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One line of the sample sheet."""
+    """One line of the sample sheet, or one entry of the list in its place."""
 
     sample: str
     fasta: str
@@ -31,14 +34,20 @@ class Sample:
     label: str
 
 
-def with_defaults(config: Mapping[str, Any], schema_path: str | Path) -> dict[str, Any]:
+def with_defaults(config: Mapping[str, Any], schema_path: str | Path, where: str = HERE) -> dict[str, Any]:
     """Check a config against its schema and fill in the defaults.
+
+    Args:
+        config: The config.
+        schema_path: Its schema.
+        where: What to call it in an error.
 
     Raises:
         ConfigError: names every wrong key and says what it should be.
     """
     schema = _load(schema_path)
-    where = "the config (config/config.yaml, --config)"
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{where} is not valid: it must hold keys and values, is {config!r:.200}")
     try:
         documents.check(dict(config))
     except DocumentError as error:
@@ -50,16 +59,51 @@ def with_defaults(config: Mapping[str, Any], schema_path: str | Path) -> dict[st
     return filled
 
 
-def read_samples(sheet: str | Path, schema_path: str | Path) -> dict[str, Sample]:
-    """Read the sample sheet, a TSV with a header line.
+def name_of(samples: str | Path | Sequence[object]) -> str:
+    """What errors call the samples: the path of their sheet, or the list in the config."""
+    return str(samples) if isinstance(samples, str | Path) else LISTED
+
+
+def read_samples(samples: str | Path | Sequence[object], schema_path: str | Path) -> dict[str, Sample]:
+    """Read the samples.
+
+    Args:
+        samples: Path of the sample sheet, a TSV with a header line, or a list of its lines as mappings.
+        schema_path: Schema of a line.
 
     Returns:
-        The samples by name, in the order of the sheet.
+        The samples by name, in their order.
 
     Raises:
         ConfigError: the sheet cannot be read, or a line is wrong; every wrong line is named.
     """
     schema = _load(schema_path)
+    name = name_of(samples)
+    rows = _lines(name, schema) if isinstance(samples, str | Path) else _listed(samples)
+    found: dict[str, Sample] = {}
+    seen: dict[str, str] = {}
+    problems = []
+    for where, given in rows:
+        if isinstance(given, str):
+            problems.append(f"{where}: {given}")
+            continue
+        row = _fill(given, schema)
+        wrong = [f"{where}: {problem}" for problem in dict.fromkeys(_problems(schema, row))]
+        if not wrong and row["sample"] in seen:
+            wrong = [f"{where}: sample '{row['sample']}' stands already in {seen[row['sample']]}"]
+        if not wrong:
+            seen[row["sample"]] = where
+            found[row["sample"]] = Sample(**row)
+        problems += wrong
+    if problems:
+        raise _several(f"{name} is not valid:", problems)
+    if not found:
+        raise ConfigError(f"{name}: holds no sample")
+    return found
+
+
+def _lines(sheet: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """Where each line of a sample sheet stands, with its cells by column, or with what is wrong with it."""
     columns = list(schema["properties"])
     try:
         text = documents.read_text(sheet, SHEET_LIMIT_BYTES)
@@ -77,29 +121,31 @@ def read_samples(sheet: str | Path, schema_path: str | Path) -> dict[str, Sample
             f"{sheet}, line 1: the columns must be {', '.join(columns)} (tab-separated, each once; "
             f"{' and '.join(schema['required'])} are required); found {', '.join(header) or 'nothing'}"
         )
-    samples: dict[str, Sample] = {}
-    seen: dict[str, int] = {}
-    problems = []
     for number, cells in enumerate(lines[1:], 2):
         if not any(cell.strip() for cell in cells) or cells[0].startswith("#"):
             continue
         if len(cells) > len(header):
-            problems.append(f"line {number}: {len(cells)} cells, but the header has {len(header)} columns")
-            continue
-        row = _fill({name: cell.strip() for name, cell in zip(header, cells, strict=False) if cell.strip()}, schema)
-        found = [f"line {number}: {problem}" for problem in dict.fromkeys(_problems(schema, row))]
-        if not found:
-            if row["sample"] in seen:
-                found = [f"line {number}: sample '{row['sample']}' stands already in line {seen[row['sample']]}"]
-            else:
-                seen[row["sample"]] = number
-                samples[row["sample"]] = Sample(**row)
-        problems += found
-    if problems:
-        raise _several(f"{sheet} is not valid:", problems)
-    if not samples:
-        raise ConfigError(f"{sheet}: holds no sample")
-    return samples
+            yield f"line {number}", f"{len(cells)} cells, but the header has {len(header)} columns"
+        else:
+            row = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if cell.strip()}
+            yield f"line {number}", row
+
+
+def _listed(entries: Sequence[object]) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """As :func:`_lines`, of a list in the config."""
+    for number, entry in enumerate(entries, 1):
+        row = dict(entry) if isinstance(entry, Mapping) else f"must hold keys and values, is {entry!r:.200}"
+        yield f"entry {number}", row
+
+
+def write_samples(samples: Iterable[Sample], sheet: Path) -> None:
+    """Write a sample sheet, unless it is there with just these lines."""
+    rows = [tuple(field.name for field in fields(Sample)), *map(astuple, samples)]
+    text = "".join("\t".join(row) + "\n" for row in rows)
+    if not sheet.exists() or sheet.read_text(encoding="utf-8", errors="surrogateescape") != text:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_text(sheet) as file:
+            file.write(text)
 
 
 def models_in_use(samples: Iterable[Sample]) -> list[str]:
@@ -115,8 +161,9 @@ def check(config: Mapping[str, Any], samples: Mapping[str, Sample]) -> None:
         ConfigError: names every sample concerned.
     """
     problems = []
+    name = name_of(config["samples"])
     for entry in samples.values():
-        where = f"{config['samples']}: sample '{entry.sample}'"
+        where = f"{name}: sample '{entry.sample}'"
         lacking = [model for model in KINDS[entry.kind].models if model not in config["models"]]
         if lacking:
             problems.append(f"{where} is of kind {entry.kind}, which needs models.{lacking[0]}.weights in the config")
@@ -130,14 +177,14 @@ def check(config: Mapping[str, Any], samples: Mapping[str, Sample]) -> None:
         problems.append(f"classifier: {classifier} is not a file (looked in {os.getcwd()})")
     if classifier is None and len(labels) == 1:
         problems.append(
-            f"{config['samples']}: every labelled sample is '{labels.pop()}'; training needs samples of both labels, "
+            f"{name}: every labelled sample is '{labels.pop()}'; training needs samples of both labels, "
             "virus and other (or set 'classifier' in the config, or remove the labels)"
         )
     if problems:
         raise _several("the config and the sample sheet do not fit:", problems)
 
 
-def check_files(sheet: str, samples: Mapping[str, Sample]) -> None:
+def check_files(name: str, samples: Mapping[str, Sample]) -> None:
     """Check that every sequence file is there.
 
     Raises:
@@ -147,7 +194,7 @@ def check_files(sheet: str, samples: Mapping[str, Sample]) -> None:
     if missing:
         lines = [f"sample '{entry.sample}': {entry.fasta} does not exist" for entry in missing]
         hint = f"correct the path (relative paths start at {os.getcwd()}) or remove the line"
-        raise _several(f"{sheet}: sequence files are missing; {hint}:", lines)
+        raise _several(f"{name}: sequence files are missing; {hint}:", lines)
 
 
 def _several(heading: str, problems: list[str]) -> ConfigError:

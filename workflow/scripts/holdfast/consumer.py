@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import receipt, status
+from . import manifest, receipt, status
 from .errors import HoldfastError, ResourceError
 from .files import temporary_path
 from .manifest import Manifest
@@ -99,11 +99,11 @@ def _nobody(spool: Spool, jobs: Sequence[Manifest], observer: status.Observer) -
     return ""
 
 
-def collect(receipt_path: Path, output: Path) -> None:
+def collect(receipt_path: Path, fasta: Path, output: Path) -> None:
     """Put the embeddings that a receipt names at ``output``: a hard link, or a copy from another file system.
 
     Raises:
-        HoldfastError: the job failed; the message is the sample's.
+        HoldfastError: the job failed, and the message is the sample's; or ``fasta`` is not the file that was embedded.
         ResourceError: the receipt or the embeddings are gone.
     """
     outcome = receipt.read(receipt_path)
@@ -111,6 +111,11 @@ def collect(receipt_path: Path, output: Path) -> None:
         raise ResourceError(f"{receipt_path}: is missing; run again")
     if outcome.state == "failed":
         raise HoldfastError(f"sample '{outcome.sample}': {outcome.error}")
+    if (outcome.size_bytes, outcome.mtime_ns) != manifest.fingerprint(fasta):
+        raise HoldfastError(
+            f"sample '{outcome.sample}': {fasta} was made anew or changed during this run, after the run had decided "
+            "what to embed; run the same command again"
+        )
     try:
         with temporary_path(output) as temporary:
             try:

@@ -74,15 +74,20 @@ def make(
 ) -> Manifest:
     """Make the manifest of a sample, looking at its file's size and time but not into it."""
     path = Path(fasta).absolute()
-    try:
-        status = os.stat(path)
-        size_bytes, mtime_ns = status.st_size, status.st_mtime_ns
-    except OSError:
-        size_bytes = mtime_ns = -1
+    size_bytes, mtime_ns = fingerprint(path)
     needed = {model: models[model] for model in KINDS[kind].models}
     if kind != "contigs":
         chunk_length = 0
     return Manifest(sample, kind, str(path), size_bytes, mtime_ns, chunk_length, needed, precision, store_dtype)
+
+
+def fingerprint(path: str | Path) -> tuple[int, int]:
+    """Size in bytes and modification time in ns of a file, by which it is known; -1 and -1 if it is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def parse(text: str, name: str) -> Manifest:

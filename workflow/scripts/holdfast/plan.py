@@ -4,7 +4,10 @@ A service's output is always missing, so Snakemake would run every consumer agai
 made for the samples without a valid receipt only. Each consumer has a batch of samples, a single one as long as there
 are few, and belongs to a lane, which is one pool with its consumers: one Snakemake group, one job on a cluster. Jobs
 that read the Snakefile anew on a cluster node must come to the same decision although some receipts exist by then: they
-read the plan, whose path travels in the environment.
+read the plan, which lies in a directory named after the main process; that names itself in the environment.
+
+Where a module is imported with a prefix, what the workflow makes lies below it. Functions that need such a path take
+``place``, which turns a path as the rules write it into the one it has.
 """
 
 import atexit
@@ -13,29 +16,32 @@ import heapq
 import json
 import os
 import shutil
-import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import manifest, prepared, receipt, status
-from .configuration import Sample, models_in_use
+from .configuration import Sample, models_in_use, write_samples
 from .errors import ConfigError, HoldfastError, ResourceError
 from .files import atomic_text
 from .manifest import Manifest
 from .models import KINDS
+from .receipt import Receipt
 from .settings import PoolSettings
 from .spool import Spool
+from .status import Identity
 
 CONSUMERS_A_LANE = 64
 """Scheduling a group is quadratic in its members: measured 8 s for 250, 153 s for 2,000 (Snakemake 9.27)."""
 DEFAULT_SPOOL = ".holdfast/spool"
+PLAN_FILE = "plan.json"
 SHOWN = 20
-PLAN_VARIABLE = "HOLDFAST_PLAN"
 PYTHON_VARIABLE = "HOLDFAST_PYTHON"
+
+Place = Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -60,17 +66,19 @@ class Plan:
         batches: The pending samples, each in one batch.
         gpu: GPUs of each lane; None for all that its job sees.
         threads: CPU threads of each lane's pool.
+        sheet: The sample sheet: the config's, or one that holds the samples that the config lists.
     """
 
     directory: str
     batches: list[Batch]
     gpu: int | None
     threads: int
+    sheet: str
 
     @property
     def path(self) -> str:
         """Path of the plan."""
-        return f"{self.directory}/plan.json"
+        return f"{self.directory}/{PLAN_FILE}"
 
     @property
     def pool_settings(self) -> str:
@@ -117,23 +125,28 @@ def use_this_python() -> None:
     os.environ.setdefault(PYTHON_VARIABLE, sys.executable)
 
 
-def directory_of(source: str, model: str) -> str:
+def directory_of(source: str, model: str, place: Place = str) -> str:
     """Where the prepared weights of a model are: ``source`` itself if it is prepared, otherwise below ``resources``."""
-    return source if os.path.exists(os.path.join(source, prepared.DESCRIPTION_FILE)) else f"resources/{model}"
+    return source if os.path.exists(os.path.join(source, prepared.DESCRIPTION_FILE)) else place(f"resources/{model}")
 
 
-def pending(config: Mapping[str, Any], samples: Iterable[Sample]) -> dict[str, int]:
+def pending(config: Mapping[str, Any], samples: Iterable[Sample], place: Place = str) -> dict[str, int]:
     """Samples whose receipt is absent, failed or made from something else, or whose embeddings are gone.
+
+    A sequence file that is gone has not changed: it may be a temporary file of the workflow around.
 
     Returns:
         Size of the file of each, in bytes; 0 if it is not there yet.
     """
-    digests = {model: _digest(entry, model) for model, entry in config["models"].items()}
+    digests = {model: _digest(entry, model, place) for model, entry in config["models"].items()}
     found = {}
     for sample in samples:
         known = {model: digests[model] or "" for model in KINDS[sample.kind].models}
         job = make_job(config, sample, known)
-        if not all(known.values()) or not _is_valid(sample.sample, job.job):
+        outcome = _done(sample.sample, place)
+        if outcome and job.mtime_ns < 0:
+            job = replace(job, size_bytes=outcome.size_bytes, mtime_ns=outcome.mtime_ns)
+        if not all(known.values()) or outcome is None or outcome.job != job.job:
             found[sample.sample] = max(0, job.size_bytes)
     return found
 
@@ -144,10 +157,10 @@ def make_job(config: Mapping[str, Any], sample: Sample, digests: Mapping[str, st
     return manifest.make(sample.sample, sample.kind, sample.fasta, *settings)
 
 
-def _digest(entry: Mapping[str, Any], model: str) -> str | None:
+def _digest(entry: Mapping[str, Any], model: str, place: Place) -> str | None:
     """Digest of the prepared weights that will be used; None if they are still to be prepared."""
     source = entry["weights"]
-    directory = directory_of(source, model)
+    directory = directory_of(source, model, place)
     try:
         description = prepared.read(directory)
     except HoldfastError:
@@ -159,16 +172,16 @@ def _digest(entry: Mapping[str, Any], model: str) -> str | None:
     return None if changed or other or wrong else description.weights_sha256
 
 
-def _is_valid(sample: str, job: str) -> bool:
+def _done(sample: str, place: Place) -> Receipt | None:
+    """The receipt of a sample that was done and whose embeddings are still there."""
     try:
-        outcome = receipt.read(f"results/{sample}/receipt.json")
+        outcome = receipt.read(place(f"results/{sample}/receipt.json"))
     except HoldfastError:
-        return False
-    return (
-        outcome is not None
-        and (outcome.job, outcome.state) == (job, "done")
-        and (os.path.exists(f"results/{sample}/embeddings.h5") or os.path.exists(outcome.embeddings))
-    )
+        return None
+    if outcome is None or outcome.state != "done":
+        return None
+    kept = (place(f"results/{sample}/embeddings.h5"), outcome.embeddings)
+    return outcome if any(map(os.path.exists, kept)) else None
 
 
 def check_prepared(config: Mapping[str, Any]) -> None:
@@ -191,7 +204,7 @@ def check_prepared(config: Mapping[str, Any]) -> None:
                 )
 
 
-def check_places(samples: Iterable[str], spool: Path) -> None:
+def check_places(samples: Iterable[str], spool: Path, place: Place = str) -> None:
     """Check that what is there of spool and results can be written: Snakemake would find out when all is under way.
 
     Raises:
@@ -199,21 +212,25 @@ def check_places(samples: Iterable[str], spool: Path) -> None:
     """
     if spool.exists():
         Spool(spool)
-    for directory in (Path("results"), *(Path("results", sample) for sample in samples)):
+    for name in ("summary.tsv", *(f"{sample}/receipt.json" for sample in samples)):
+        directory = Path(place(f"results/{name}")).parent
         if directory.exists() and not os.access(directory, os.W_OK):
             read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
             reason = os.strerror(errno.EROFS if read_only else errno.EACCES)
             raise ResourceError(f"{directory.absolute()}: {reason}; mend that, nothing has been started")
 
 
-def make(config: Mapping[str, Any], samples: Mapping[str, Sample], gpu: int | None, cores: int | None) -> Plan:
-    """Decide, in the main process; write the plan and name it to the jobs of this run.
+def make(
+    config: Mapping[str, Any], samples: Mapping[str, Sample], gpu: int | None, cores: int | None, place: Place = str
+) -> Plan:
+    """Decide, in the main process, and leave the plan to the jobs of this run.
 
     Args:
         config: The checked config.
         samples: The sample sheet.
         gpu: The N of ``--resources gpu=N``, shared by the lanes; None when nothing was said.
         cores: The N of ``--cores N``; None on a cluster.
+        place: Where a path of the workflow is.
 
     Raises:
         HoldfastError: a prepared model that does not fit, fewer GPUs than lanes, or places that cannot be written.
@@ -221,7 +238,7 @@ def make(config: Mapping[str, Any], samples: Mapping[str, Sample], gpu: int | No
     check_prepared(config)
     pool = dict(config["pool"])
     lanes, lifecycle, spool = pool.pop("lanes"), pool.pop("lifecycle"), pool.pop("spool")
-    check_places(samples, Path(spool or DEFAULT_SPOOL))
+    check_places(samples, Path(spool or place(DEFAULT_SPOOL)), place)
     if lifecycle == "external" and not spool:
         raise ConfigError("pool.lifecycle is external: name the spool that the pools serve in pool.spool")
     if gpu == 0:
@@ -232,24 +249,34 @@ def make(config: Mapping[str, Any], samples: Mapping[str, Sample], gpu: int | No
         raise ConfigError(f"--resources gpu={gpu} is less than pool.lanes, {lanes}: every lane needs a GPU")
     threads = min(pool.pop("threads"), cores or config["pool"]["threads"])
     gpu = gpu // lanes if gpu else None
-    directory = Path(f".holdfast/runs/{socket.gethostname()}-{os.getpid()}").absolute()
-    plan = Plan(str(directory), share_out(pending(config, samples.values()), lanes), gpu, threads)
+    launcher = Identity.own()
+    directory = _directory(launcher, place)
+    sheet = config["samples"]
+    if not isinstance(sheet, str):
+        sheet = place(".holdfast/samples.tsv")
+        write_samples(samples.values(), Path(sheet))
+    batches = share_out(pending(config, samples.values(), place), lanes)
+    plan = Plan(str(directory), batches, gpu, threads, sheet)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     atexit.register(_remove, directory)
-    for other in directory.parent.glob(f"{socket.gethostname()}-*"):
+    for other in directory.parent.glob(f"{launcher.host}-*"):
         if not os.path.exists(f"/proc/{other.name.rpartition('-')[2]}"):
             shutil.rmtree(other, ignore_errors=True)  # of a run that was killed
     sources = {model: config["models"][model]["weights"] for model in models_in_use(samples.values())}
-    models = {model: os.path.abspath(directory_of(source, model)) for model, source in sources.items()}
+    models = {model: os.path.abspath(directory_of(source, model, place)) for model, source in sources.items()}
     settings = PoolSettings(models=models, precision=config["precision"], gpu=gpu, threads=threads, **pool)
     settings.write(Path(plan.pool_settings))
     jobs = {name: asdict(sample) for name, sample in samples.items()}
     chosen = {key: config[key] for key in ("chunk_length", "precision", "store_dtype")}
     with atomic_text(plan.path) as file:
         json.dump({"plan": asdict(plan), "samples": jobs, "config": chosen}, file)
-    os.environ[PLAN_VARIABLE] = plan.path
-    os.environ[status.LAUNCHER_VARIABLE] = json.dumps(asdict(status.Identity.own()))
+    os.environ[status.LAUNCHER_VARIABLE] = json.dumps(asdict(launcher))
     return plan
+
+
+def _directory(launcher: Identity, place: Place) -> Path:
+    """Where the main process keeps the plan of its run."""
+    return Path(place(f".holdfast/runs/{launcher.host}-{launcher.pid}")).absolute()
 
 
 def _remove(directory: Path) -> None:
@@ -260,9 +287,20 @@ def _remove(directory: Path) -> None:
         directory.parents[1].rmdir()
 
 
-def read() -> Plan:
-    """Read the plan of the run that this process is a job of."""
-    content = json.loads(Path(os.environ[PLAN_VARIABLE]).read_text())["plan"]
+def read(place: Place = str) -> Plan:
+    """Read the plan of the run that this process is a job of.
+
+    Raises:
+        ResourceError: it is not there.
+    """
+    path = _directory(Identity.launcher(), place) / PLAN_FILE
+    try:
+        content = json.loads(path.read_text())["plan"]
+    except OSError as error:
+        raise ResourceError(
+            f"{path}: the plan of this run cannot be read: {error.strerror}; jobs must see the working directory of "
+            "the Snakemake that starts them, and that must still run"
+        ) from None
     return Plan(**{**content, "batches": [Batch(**batch) for batch in content["batches"]]})
 
 
@@ -279,18 +317,18 @@ def jobs_of(path: Path, batch: int, digests: Mapping[str, str]) -> list[Manifest
     return [make_job(content["config"], sample, digests) for sample in samples]
 
 
-def tell_failures(samples: Iterable[str]) -> None:
+def tell_failures(plan: Plan, samples: Iterable[str], place: Place = str) -> None:
     """Say at the end of a run what failed, and write ``results/failures.tsv``.
 
     The table has a row for every failed sample and every row given up; with nothing to tell there is no such file. What
     the pool or its consumers gave up with comes first.
     """
-    for trouble in _troubles():
+    for trouble in _troubles(Path(plan.path).stat().st_mtime, place):
         print(trouble, file=sys.stderr)
     rows = []
     for sample in samples:
         try:
-            outcome = receipt.read(f"results/{sample}/receipt.json")
+            outcome = receipt.read(place(f"results/{sample}/receipt.json"))
         except HoldfastError as error:
             rows.append((sample, "", str(error)))
             continue
@@ -298,7 +336,7 @@ def tell_failures(samples: Iterable[str]) -> None:
             rows.append((sample, "", outcome.error))
         elif outcome is not None:
             rows += [(sample, row, reason) for row, reason in outcome.failures.items()]
-    table = Path("results/failures.tsv")
+    table = Path(place("results/failures.tsv"))
     if not rows:
         table.unlink(missing_ok=True)
         return
@@ -320,12 +358,11 @@ def tell_failures(samples: Iterable[str]) -> None:
         print(f"  ... and {len(rows) - SHOWN} more", file=sys.stderr)
 
 
-def _troubles() -> list[str]:
-    """What the consumers of this run gave up with, or else its pools, by their logs; most often nothing."""
-    began = Path(os.environ[PLAN_VARIABLE]).stat().st_mtime
+def _troubles(began: float, place: Place) -> list[str]:
+    """What consumers gave up with since ``began`` (s), or else pools, by their logs; most often nothing."""
     for logs in ("embed/*.log", "pool.*.log"):
         told: dict[str, None] = {}
-        for log in sorted(Path("logs").glob(logs)):
+        for log in sorted(Path(place("logs/pool.0.log")).parent.glob(logs)):
             if log.stat().st_mtime >= began:
                 lines = log.read_text(errors="replace").splitlines()
                 told.update(dict.fromkeys(line for line in lines if line.startswith("holdfast: error: ")))

@@ -281,6 +281,8 @@ class Pool:
             },
             failures=failures or {},
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            size_bytes=job.manifest.size_bytes,
+            mtime_ns=job.manifest.mtime_ns,
         )
         self.spool.finish(self.name, outcome, job.directory)
         del self.jobs[job.number]

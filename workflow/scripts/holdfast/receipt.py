@@ -25,6 +25,8 @@ class Receipt:
         seconds: ``read_s``, ``device_s`` (this job's share of batches, by tokens) and ``total_s`` since the claim.
         failures: Rows that were given up while the sample went on: id and reason.
         finished: Time of writing, ISO 8601 in UTC.
+        size_bytes: Size of the sequence file when the job was made; -1 if it was not there.
+        mtime_ns: Its modification time (ns since the epoch); -1 if it was not there.
     """
 
     job: str
@@ -37,6 +39,8 @@ class Receipt:
     seconds: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     finished: str = ""
+    size_bytes: int = -1
+    mtime_ns: int = -1
 
     def write(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""

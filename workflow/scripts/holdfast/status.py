@@ -17,7 +17,7 @@ from pathlib import Path
 
 from . import documents
 from .documents import DocumentError
-from .errors import ConfigError
+from .errors import ConfigError, ResourceError
 from .files import atomic_text
 
 LEASE_S = 60.0
@@ -47,6 +47,21 @@ class Identity:
         return cls(
             socket.gethostname(), os.getpid(), _started(os.getpid()), f"{boot} {os.readlink('/proc/self/ns/pid')}"
         )
+
+    @classmethod
+    def launcher(cls) -> "Identity":
+        """The identity of the Snakemake that this process is a job of, which the main process leaves to its jobs.
+
+        Raises:
+            ResourceError: the environment does not hold it.
+        """
+        try:
+            return documents.fill(cls, documents.parse_json(os.environ[LAUNCHER_VARIABLE]))
+        except (KeyError, DocumentError):
+            raise ResourceError(
+                f"{LAUNCHER_VARIABLE} is not in this job's environment; jobs must get the environment of the Snakemake "
+                "that starts them (on Slurm, --export=ALL, the default)"
+            ) from None
 
     @property
     def pool(self) -> str:
@@ -144,8 +159,8 @@ class Launcher:
     def __init__(self) -> None:
         """Look at the ancestors as they are now, and at the main process, which names itself to its jobs."""
         self._chain: list[tuple[int, int]] = []
-        with suppress(KeyError, DocumentError):
-            main = documents.fill(Identity, documents.parse_json(os.environ[LAUNCHER_VARIABLE]))
+        with suppress(ResourceError):
+            main = Identity.launcher()
             if main.machine == Identity.own().machine:
                 self._chain = [(main.pid, main.started)]
         chain, pid = [], os.getppid()
