@@ -255,9 +255,8 @@ def test_every_wrong_entry_of_a_list_is_named() -> None:
 
 
 def test_a_config_that_is_none_is_named() -> None:
-    where = "the config given to the module 'm'"
-    with pytest.raises(ConfigError, match=r"^the config given to the module 'm' is not valid: it must hold keys"):
-        configuration.with_defaults("config.yaml", SCHEMAS / "config.schema.yaml", where)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^its config is not valid: it must hold keys and values, is 'con"):
+        configuration.with_defaults("config.yaml", SCHEMAS / "config.schema.yaml", "its config")  # type: ignore[arg-type]
 
 
 def samples(*rows: tuple[str, str, str]) -> dict[str, Sample]:

@@ -72,7 +72,7 @@ if not workflow.deployment_settings.deployment_method:
 
 
 MODIFIER = workflow.modifier
-WHERE = configuration.HERE if MODIFIER.is_main_snakefile() else f"the config given to the module '{MODIFIER.namespace}'"
+IS_MODULE = not MODIFIER.is_main_snakefile()
 
 
 def place(path):
@@ -99,16 +99,17 @@ def gpus():
 def decide():
     """Check config and samples; decide in the main process what is pending, read that decision in jobs."""
     try:
-        settings = configuration.with_defaults(config, source("schemas/config.schema.yaml"), WHERE)
+        where = "its config" if IS_MODULE else configuration.HERE
+        settings = configuration.with_defaults(config, source("schemas/config.schema.yaml"), where)
         samples = configuration.read_samples(settings["samples"], source("schemas/samples.schema.yaml"))
         configuration.check(settings, samples)
         if not workflow.is_main_process:
             return settings, samples, planning.read(place)
-        if MODIFIER.is_main_snakefile():  # in a module, files may be made by rules of the workflow around it
+        if not IS_MODULE:  # in a module, files may be made by rules of the workflow around it
             configuration.check_files(configuration.name_of(settings["samples"]), samples)
         return settings, samples, planning.make(settings, samples, gpus(), workflow.resource_settings.cores, place)
     except HoldfastError as error:
-        raise WorkflowError(str(error)) from None
+        raise WorkflowError(f"module '{MODIFIER.namespace}': {error}" if IS_MODULE else str(error)) from None
 
 
 config, SAMPLES, PLAN = decide()

@@ -112,6 +112,7 @@ def collect(receipt_path: Path, fasta: Path, output: Path) -> None:
     if outcome.state == "failed":
         raise HoldfastError(f"sample '{outcome.sample}': {outcome.error}")
     if (outcome.size_bytes, outcome.mtime_ns) != manifest.fingerprint(fasta):
+        receipt_path.unlink()  # or a temporary file that is gone by then would pass for unchanged
         raise HoldfastError(
             f"sample '{outcome.sample}': {fasta} was made anew or changed during this run, after the run had decided "
             "what to embed; run the same command again"

@@ -1,0 +1,231 @@
+"""Holdfast as a module of other workflows: the worked example, a module from a tag on GitHub, and mistakes."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from holdfast import embeddings
+
+from tests.workflow.conftest import DEMO, REPOSITORY, Project, fasta
+
+EXAMPLE = REPOSITORY / "examples" / "module"
+RULES = ("collect", "embed_0", "pool", "summarize")
+GITHUB = 'github("OWNER/holdfast", path="workflow/Snakefile", tag="v0.1.0")'
+NOTHING = "Nothing to be done"
+
+# Two modules with the same sample's name and different models; the sequence files are temporary. A rule with `run` is a
+# job that reads the Snakefile anew, as jobs on a cluster do, and finds the plans of both modules.
+TWO = """
+module first:
+    snakefile:
+        {source}
+    config:
+        {first}
+    prefix:
+        "first"
+
+module second:
+    snakefile:
+        {source}
+    config:
+        {second}
+    prefix:
+        "second"
+
+use rule * from first as first_*
+use rule * from second exclude all as second_*
+
+rule all:
+    default_target: True
+    input:
+        rules.first_all.input,
+        rules.second_summarize.output,
+
+rule make:
+    input:
+        "data/{{name}}",
+    output:
+        temp("made/{{name}}"),
+    run:
+        import shutil
+
+        assert not workflow.is_main_process
+        assert [len(first.PLAN.batches), len(second.PLAN.batches)] == [1, 1]
+        shutil.copy(input[0], output[0])
+
+onerror:
+    first.onerror()
+    second.onerror()
+"""
+
+
+def lengths(path: Path) -> dict[str, int]:
+    """Length of each record of a FASTA file, by id."""
+    records = [record.split("\n", 1) for record in path.read_text().split(">")[1:]]
+    return {head.split()[0]: len(letters.replace("\n", "")) for head, letters in records}
+
+
+def test_the_example_embeds_what_its_own_rule_filters_and_notices_what_that_makes_anew(
+    tmp_path: Path, models: Path
+) -> None:
+    for name in ("workflow", "envs", "demo"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    some = Project(tmp_path / "examples" / "module", models)
+    shutil.copytree(EXAMPLE, some.directory, dirs_exist_ok=True)
+    prepared = json.dumps({"models": some.models})
+    arguments = ("-s", str(some.path("Snakefile")), "--config", f"holdfast={prepared}")
+    run = some.run(*arguments)
+    assert run.returncode == 0, run.text
+    assert run.jobs == sorted(
+        ["all", "holdfast_pool", "holdfast_embed_0", "holdfast_embed_1", "holdfast_summarize"]
+        + [f"holdfast_collect {name}" for name in ("long_pieces", "long_proteins")]
+        + [f"filter {name}" for name in ("pieces.fna", "proteins.faa")]
+    )
+    proteins = embeddings.read(some.path("holdfast/results/long_proteins/embeddings.h5"))
+    wanted = [name for name, length in lengths(DEMO / "data/phage_proteins.faa").items() if length >= 150]
+    assert 0 < len(wanted) < 20
+    assert (proteins.ids, list(proteins.matrices)) == (wanted, ["esm2"])
+    pieces = embeddings.read(some.path("holdfast/results/long_pieces/embeddings.h5"))
+    assert (pieces.ids, list(pieces.matrices)) == (list(lengths(DEMO / "data/bacterium_heldout.fna")), ["dnabert_s"])
+    summary = some.read("holdfast/results/summary.tsv").splitlines()
+    assert [line.split("\t")[:2] for line in summary[1:]] == [["long_proteins", "proteins"], ["long_pieces", "dna"]]
+    for name in ("results", "logs/pool.0.log", "benchmarks", ".holdfast"):
+        assert not some.path(name).exists()
+    for name in ("logs/pool.0.log", "logs/embed/1.log", ".holdfast/spool/done"):
+        assert some.path(f"holdfast/{name}").exists()
+    assert not some.path("holdfast/.holdfast/runs").exists()
+
+    run = some.run(*arguments)
+    assert NOTHING in run.text
+    assert (run.returncode, run.jobs) == (0, [])
+
+    text = some.read("config.yaml")
+    assert text.count("shortest: 150") == 1
+    some.write("config.yaml", text.replace("shortest: 150", "shortest: 500"))
+    run = some.run(*arguments)
+    assert run.returncode != 0
+    assert run.jobs == ["filter proteins.faa"]
+    assert "sample 'long_proteins': filtered/proteins.faa was made anew or changed during this run" in run.text
+    run = some.run(*arguments)
+    assert run.returncode == 0, run.text
+    assert run.jobs == [
+        "all",
+        "holdfast_collect long_proteins",
+        "holdfast_embed_0",
+        "holdfast_pool",
+        "holdfast_summarize",
+    ]
+    again = embeddings.read(some.path("holdfast/results/long_proteins/embeddings.h5"))
+    assert 0 < len(again.ids) < len(wanted)
+    assert set(again.ids) < set(wanted)
+    np.testing.assert_array_equal(again.matrices["esm2"][0], proteins.matrices["esm2"][wanted.index(again.ids[0])])
+    assert some.processes_left() == []
+
+
+@pytest.fixture
+def two(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """A workflow with two modules, and a repository on GitHub as git finds it: elsewhere."""
+    source = tmp_path / "source"
+    for name in ("workflow", "envs"):
+        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.file://{tmp_path}/holdfast.git.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://github.com/OWNER/holdfast")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("GITHUB_TOKEN", raising=False)
+    author = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    for command in (
+        ("init", "--quiet", "-b", "main"),
+        ("add", "."),
+        (*author, "commit", "--quiet", "-m", "All"),
+        ("tag", "v0.1.0"),
+        ("clone", "--quiet", "--bare", ".", str(tmp_path / "holdfast.git")),
+    ):
+        subprocess.run(["git", *command], cwd=source, check=True)
+    some = Project(tmp_path / "project", models)
+    some.write("data/p.faa", fasta({"p1": "MKVLAAGGIVA", "p2": "MKV"}))
+    some.write("data/d.fna", fasta({"d1": "ACGTNACGT"}))
+    yield some
+    assert some.processes_left() == []
+
+
+def write_two(some: Project, source: str, second_fasta: str = "made/d.fna") -> None:
+    """Write the Snakefile with the two modules."""
+    first = {"sample": "s", "fasta": "made/p.faa", "kind": "proteins"}
+    second = {"sample": "s", "fasta": second_fasta, "kind": "dna"}
+    configs = {
+        name: repr({"models": {model: some.models[model]}, "samples": [row], "precision": "fp32"})
+        for name, model, row in (("first", "esm2", first), ("second", "dnabert_s", second))
+    }
+    some.write("Snakefile", TWO.format(source=source, **configs))
+
+
+def test_two_modules_from_github_with_models_of_their_own(two: Project, tmp_path: Path) -> None:
+    write_two(two, GITHUB)
+    arguments = ("-s", str(two.path("Snakefile")))
+    run = two.run(*arguments)
+    assert run.returncode == 0, run.text
+    each = [f"{name}_{rule}" for name in ("first", "second") for rule in RULES]
+    each = [f"{job} s" if job.endswith("collect") else job for job in each]
+    assert run.jobs == sorted([*each, "all", "make d.fna", "make p.faa"])
+    for name, model, ids in (("first", "esm2", ["p1", "p2"]), ("second", "dnabert_s", ["d1"])):
+        found = embeddings.read(two.path(f"{name}/results/s/embeddings.h5"))
+        assert (found.ids, list(found.matrices)) == (ids, [model])
+        assert f"loading {model} on cpu" in two.read(f"{name}/logs/pool.0.log")
+    assert not two.path("made").exists()
+
+    # Nothing runs again: from the cache, from another cache, from a clone in another place.
+    shutil.rmtree(tmp_path / "cache")
+    run = two.run(*arguments)
+    assert NOTHING in run.text, run.text
+    write_two(two, f'"{tmp_path}/source/workflow/Snakefile"')
+    run = two.run(*arguments)
+    assert NOTHING in run.text, run.text
+
+    # A source that changes runs its own module alone: one run to notice, the next to embed; what fails is told below
+    # the prefix.
+    two.write("data/p.faa", fasta({"p1": "MKVLAAGGIVA", "p3": "MK1"}))
+    run = two.run(*arguments)
+    assert run.returncode != 0
+    assert run.jobs == ["make p.faa"]
+    assert "made/p.faa was made anew or changed during this run" in run.text
+    run = two.run(*arguments)
+    assert run.returncode != 0
+    assert run.jobs == ["first_embed_0", "first_pool"]
+    assert "line 4, record 'p3': '1' in column 3" in two.read("first/results/failures.tsv")
+    assert not two.path("second/results/failures.tsv").exists()
+
+
+def test_mistakes_are_told_with_the_name_of_the_module(two: Project, tmp_path: Path) -> None:
+    source = f'"{tmp_path}/source/workflow/Snakefile"'
+    arguments = ("-s", str(two.path("Snakefile")))
+    write_two(two, source, "nowhere/d.fna")
+    run = two.run(*arguments)
+    assert (run.returncode, run.jobs) == (1, [])
+    assert "MissingInputException in rule second_" in run.text
+    assert "affected files:\n        nowhere/d.fna" in run.text
+
+    text = two.read("Snakefile")
+    for old, new, message in (
+        (
+            "'kind': 'dna'",
+            "'kind': 'DNA'",
+            "module 'second': the list 'samples' of the config is not valid:\n  entry 1: ",
+        ),
+        (
+            "'precision'",
+            "'precisoin'",
+            "module 'first': its config is not valid:\n  unknown key 'precisoin'; did you mean",
+        ),
+    ):
+        two.write("Snakefile", text.replace(old, new))
+        run = two.run(*arguments)
+        assert (run.returncode, run.jobs) == (1, [])
+        assert message in run.text, run.text
+        assert "Traceback" not in run.text
