@@ -19,13 +19,13 @@ lint: .venv/installed
 	$(BIN)/ruff check --quiet $(SOURCES)
 	$(BIN)/ruff format --quiet --check $(SOURCES)
 	$(BIN)/mypy workflow/scripts
-	$(BIN)/snakefmt --check workflow
+	$(BIN)/snakefmt --check workflow examples
 	$(BIN)/snakemake -s workflow/Snakefile -d demo --lint
 
 format: .venv/installed
 	$(BIN)/ruff check --quiet --fix $(SOURCES)
 	$(BIN)/ruff format --quiet $(SOURCES)
-	$(BIN)/snakefmt workflow
+	$(BIN)/snakefmt workflow examples
 
 # The pages of docs/ as HTML, in docs/_build.
 docs: .venv/installed

@@ -55,7 +55,7 @@ rule make:
         import shutil
 
         assert not workflow.is_main_process
-        assert [len(first.PLAN.batches), len(second.PLAN.batches)] == [1, 1]
+        assert "/first/" in first.PLAN.path and "/second/" in second.PLAN.path
         shutil.copy(input[0], output[0])
 
 onerror:
