@@ -197,23 +197,33 @@ def proteins(count: int, length_aa: int, seed: int) -> dict[str, str]:
 
 
 class RunningPool:
-    """``serve_pool.py`` in a process of its own, with a spool and an endpoint file in ``directory``."""
+    """``serve_pool.py`` in a process of its own; its files are in ``directory``, the spool, too, if none is named."""
 
-    def __init__(self, directory: Path, models: Path, environment: Mapping[str, str], **changed: Any) -> None:
-        """Start it; ``changed`` are settings."""
+    def __init__(
+        self,
+        directory: Path,
+        models: Path,
+        environment: Mapping[str, str],
+        spool: Path | None = None,
+        endpoint: str = "endpoint.json",
+        command: Callable[[list[str]], list[str]] = lambda usual: usual,
+        **changed: Any,
+    ) -> None:
+        """Start it; ``command`` may make another command of the usual one, ``changed`` are settings."""
         directory.mkdir(exist_ok=True)
         self.directory = directory
         self.models = models
-        self.endpoint = directory / "endpoint.json"
+        self.root = spool or directory / "spool"
+        self.endpoint = directory / endpoint
         self.endpoint.unlink(missing_ok=True)
         self.log = directory / "pool.log"
         told: dict[str, Any] = {"device": "cpu", "threads": 1, **changed}
         names = {model: str(models / model) for model in ("esm2", "dnabert_s")}
         PoolSettings(models=names, **told).write(directory / "pool.yaml")
-        arguments = ["--config", directory / "pool.yaml", "--spool", directory / "spool", "--endpoint", self.endpoint]
+        arguments = ["--config", directory / "pool.yaml", "--spool", self.root, "--endpoint", self.endpoint]
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, SCRIPTS / "serve_pool.py", *map(str, arguments)],
+                command([sys.executable, str(SCRIPTS / "serve_pool.py"), *map(str, arguments)]),
                 env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
                 stdout=log,
                 stderr=log,
@@ -224,14 +234,14 @@ class RunningPool:
     @property
     def spool(self) -> Spool:
         """Its spool."""
-        return Spool(self.directory / "spool")
+        return Spool(self.root)
 
     @property
     def state(self) -> PoolState:
         """What it says of itself."""
         announced = status.read(self.endpoint)
         assert announced is not None
-        return status.read(status.state_path(announced.spool, announced.identity.pool)) or announced
+        return status.read(status.state_path(self.root, announced.identity.pool)) or announced
 
     def wait_until_ready(self) -> None:
         """Wait for the models to be loaded."""

@@ -30,7 +30,14 @@ CONFIG: dict[str, Any] = {
     "models": {model: {"weights": source} for model, source in MODELS.items()},
     "precision": "auto",
     "store_dtype": "float16",
-    "pool": {"threads": 8, "tokens_per_batch": 4096, "lanes": 1, "lifecycle": "service", "spool": None},
+    "pool": {
+        "threads": 8,
+        "tokens_per_batch": 4096,
+        "lanes": 1,
+        "lifecycle": "service",
+        "spool": None,
+        "patience_s": None,
+    },
 }
 
 
@@ -243,6 +250,20 @@ def test_a_plan_that_is_not_there_is_named(project: Path, monkeypatch: pytest.Mo
     os.remove(made.path)
     with pytest.raises(ResourceError, match=r"plan\.json: the plan of this run cannot be read: No such file"):
         plan.read()
+
+
+@pytest.mark.parametrize(("cores", "consumers"), [(2, 2), (100, 64), (None, 64)])
+def test_no_consumer_of_external_pools_waits_for_a_core_before_it_hands_in(
+    project: Path, cores: int | None, consumers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = {**CONFIG["pool"], "lifecycle": "external", "spool": "spool", "lanes": 3}
+    samples = {f"s{number}": Sample(f"s{number}", "a.faa", "proteins", "") for number in range(70)}
+    made = plan.make({**CONFIG, "pool": pool}, samples, gpu=None, cores=cores)
+    assert len(made.batches) == consumers
+    assert {batch.lane for batch in made.batches} == {0}
+    assert sum(len(batch.samples) for batch in made.batches) == len(samples)
+    assert "holdfast: no pool serves spool now" in capsys.readouterr().err
+    assert not Path("spool").exists()
 
 
 @given(st.lists(st.integers(0, 10**9), max_size=300), st.integers(1, 5))

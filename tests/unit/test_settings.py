@@ -12,6 +12,7 @@ from holdfast.settings import PoolSettings
 
 SCHEMA = Path(__file__).parents[2] / "workflow/schemas/config.schema.yaml"
 MODELS = {"esm2": "/models/esm2", "dnabert_s": "/models/dnabert_s"}
+CONSUMERS = ("lanes", "lifecycle", "spool", "patience_s")  # keys that no pool reads
 
 
 def read(tmp_path: Path, **content: Any) -> PoolSettings:
@@ -25,7 +26,7 @@ def test_keys_and_defaults_are_those_of_the_config() -> None:
     elsewhere = {"models", "precision", "gpu"}
     defaults = {field.name: field.default for field in dataclasses.fields(PoolSettings)}
     assert {key: default for key, default in defaults.items() if key not in elsewhere} == {
-        key: entry["default"] for key, entry in pool.items() if key not in ("lanes", "lifecycle", "spool")
+        key: entry["default"] for key, entry in pool.items() if key not in CONSUMERS
     }
     assert defaults["precision"] == yaml.safe_load(SCHEMA.read_text())["properties"]["precision"]["default"]
 
@@ -46,6 +47,7 @@ def test_defaults_are_filled_in_and_values_kept(tmp_path: Path) -> None:
         "batch_timeout_s": 12.5,
         "max_tasks_per_worker": 9,
         "idle_timeout_s": 0.5,
+        "lease_s": 10,
     }
     assert read(tmp_path, **changed) == PoolSettings(**changed)
     assert changed.keys() == {field.name for field in dataclasses.fields(PoolSettings)}

@@ -1,5 +1,6 @@
 """The spool under several processes and against what others may put into it."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -29,6 +30,7 @@ CLAIMER = """
 import json, sys
 from holdfast.spool import Spool
 spool = Spool(sys.argv[1])
+spool.enroll(sys.argv[2])
 for _ in sys.stdin:
     print(json.dumps([manifest.job for manifest in spool.claim(sys.argv[2], lambda _: True)]), flush=True)
 """
@@ -46,6 +48,14 @@ def job(sample: str = "s", **changed: Any) -> Manifest:
         "store_dtype": "float16",
     }
     return Manifest(sample=sample, **{**fields, **changed})
+
+
+def enrolled(root: Path, *pools: str) -> Spool:
+    """A spool in which pools may claim, ``pool`` unless told otherwise."""
+    spool = Spool(root)
+    for pool in pools or ("pool",):
+        spool.enroll(pool)
+    return spool
 
 
 def python(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -107,7 +117,7 @@ def test_two_claimers_never_get_the_same_manifest(tmp_path: Path) -> None:
 
 
 def test_a_half_written_manifest_is_never_seen(tmp_path: Path) -> None:
-    spool, manifest = Spool(tmp_path), job()
+    spool, manifest = enrolled(tmp_path), job()
     code = """
 import sys, time
 from holdfast.files import atomic_text
@@ -137,7 +147,7 @@ with atomic_text(sys.argv[1]) as file:
 
 
 def test_writers_killed_at_any_moment_leave_whole_manifests(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
+    spool = enrolled(tmp_path)
     code = """
 import dataclasses, sys
 from holdfast import manifest
@@ -212,7 +222,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_no_manifest_is_failed_and_the_others_are_claimed(name: str, tmp_path: Path) -> None:
     put, message = HOSTILE[name]
-    spool = Spool(tmp_path)
+    spool = enrolled(tmp_path)
     put(tmp_path / "incoming")
     spool.submit(SAFE)
     with python(CLAIMER, tmp_path, "pool") as claimer:
@@ -231,7 +241,7 @@ def test_what_is_no_manifest_is_failed_and_the_others_are_claimed(name: str, tmp
 
 
 def test_the_target_of_a_link_is_left_alone(tmp_path: Path) -> None:
-    spool, target = Spool(tmp_path / "spool"), tmp_path / "target"
+    spool, target = enrolled(tmp_path / "spool"), tmp_path / "target"
     target.write_text(UNSAFE.dump())
     (spool.root / "incoming" / NAME).symlink_to(target)
     assert list(spool.claim("pool", lambda _: True)) == []
@@ -239,7 +249,7 @@ def test_the_target_of_a_link_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_refused_job_can_be_handed_in_again(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
+    spool = enrolled(tmp_path)
     text("{")(tmp_path / "incoming")
     assert list(spool.claim("pool", lambda _: True)) == []
     assert UNSAFE.job in failures(spool)
@@ -251,7 +261,7 @@ def test_a_refused_job_can_be_handed_in_again(tmp_path: Path) -> None:
 def test_a_spool_is_private(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        spool = Spool(tmp_path / "a" / "spool")
+        spool = enrolled(tmp_path / "a" / "spool")
         list(spool.claim("pool", lambda _: True))
         spool.work_directory("pool", "job")
     finally:
@@ -304,7 +314,7 @@ def test_messages_name_only_keys_that_the_config_has(tmp_path: Path) -> None:
 
 
 def test_the_oldest_job_is_claimed_first_and_keeps_its_place(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
+    spool = enrolled(tmp_path)
     jobs = [job(name) for name in "cab"]
     for age, manifest in enumerate(jobs):
         spool.submit(manifest)
@@ -316,7 +326,7 @@ def test_the_oldest_job_is_claimed_first_and_keeps_its_place(tmp_path: Path) -> 
 
 
 def test_claims_are_given_back_in_their_old_order(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
+    spool = enrolled(tmp_path, "dead", "next")
     jobs = [job(name) for name in "cab"]
     for age, manifest in enumerate(jobs):
         spool.submit(manifest)
@@ -331,7 +341,7 @@ def test_claims_are_given_back_in_their_old_order(tmp_path: Path) -> None:
 
 
 def test_only_as_much_is_claimed_as_is_asked_for(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
+    spool = enrolled(tmp_path)
     for name in "abc":
         spool.submit(job(name))
     for _ in spool.claim("pool", lambda _: True):
@@ -340,17 +350,70 @@ def test_only_as_much_is_claimed_as_is_asked_for(tmp_path: Path) -> None:
     assert len(os.listdir(tmp_path / "claimed" / "pool")) == 1
 
 
-def test_a_job_in_work_is_not_handed_in_twice(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
+@pytest.mark.parametrize("claimed", [False, True])
+def test_a_job_on_its_way_is_not_handed_in_twice_and_its_old_failure_is_forgotten(
+    tmp_path: Path, claimed: bool
+) -> None:
+    spool = enrolled(tmp_path)
     spool.submit(job())
-    assert list(spool.claim("pool", lambda _: True)) == [job()]
+    if claimed:
+        assert list(spool.claim("pool", lambda _: True)) == [job()]
+    (tmp_path / "failed" / job().job).mkdir()
+    Receipt(job().job, "s", "failed", error="long ago").write(tmp_path / "failed" / job().job / "receipt.json")
     spool.submit(job())
-    assert spool.waiting() == []
+    assert spool.waiting() == ([] if claimed else [f"{job().job}.yaml"])
+    assert spool.receipt(job().job) is None
+
+
+def test_a_pool_that_was_taken_for_dead_finishes_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    spool = enrolled(tmp_path, "slow", "other")
+    first, second = job("a"), job("b")
+    spool.submit(first)
+    assert list(spool.claim("slow", lambda _: True)) == [first]
+    work = spool.work_directory("slow", first.job)
+    spool.check_claims("slow", first.job)
+    assert spool.give_back("slow") == 1
+    assert list(spool.claim("other", lambda _: True)) == [first]
+    spool.submit(second)
+    assert list(spool.claim("slow", lambda _: True)) == []
+    for what in ("", first.job):
+        with pytest.raises(
+            ResourceError, match="pool slow has lost its claims: it stood still for longer than lease_s"
+        ):
+            spool.check_claims("slow", what)
+    work.mkdir(parents=True)
+    with pytest.raises(ResourceError, match="has lost its claims"):
+        spool.finish("slow", Receipt(first.job, "a", "failed", error="late"), work)
+    assert spool.receipt(first.job) is None
+    assert spool.waiting() == [f"{second.job}.yaml"]
+    spool.check_claims("other", first.job)
+
+
+def test_a_receipt_names_the_embeddings_where_this_host_sees_them(tmp_path: Path) -> None:
+    spool = enrolled(tmp_path / "here")
+    spool.submit(job())
+    list(spool.claim("pool", lambda _: True))
+    work = spool.work_directory("pool", job().job)
+    (work / "embeddings.h5").touch()
+    there = Receipt(job().job, "s", "done", embeddings=f"/there/done/{job().job}/embeddings.h5")
+    spool.finish("pool", there, work)
+    here = tmp_path / "here" / "done" / job().job / "embeddings.h5"
+    assert here.exists()
+    assert spool.receipt(job().job) == dataclasses.replace(there, embeddings=str(here))
+
+
+def test_a_spool_of_another_format_is_refused(tmp_path: Path) -> None:
+    Spool(tmp_path)
+    (tmp_path / "format").write_text("2\n")
+    with pytest.raises(
+        ResourceError, match=r"a spool of format 2, made by another version of Holdfast; this one uses .* 1"
+    ):
+        Spool(tmp_path)
 
 
 @pytest.mark.parametrize("state", ["done", "failed"])
 def test_a_finished_job_has_a_receipt_and_no_claim(tmp_path: Path, state: str) -> None:
-    spool, manifest = Spool(tmp_path), job()
+    spool, manifest = enrolled(tmp_path), job()
     spool.submit(manifest)
     list(spool.claim("pool", lambda _: True))
     work = spool.work_directory("pool", manifest.job)

@@ -115,6 +115,7 @@ def decide():
 config, SAMPLES, PLAN = decide()
 SERVICE = config["pool"]["lifecycle"] == "service"
 SPOOL = config["pool"]["spool"] or place(planning.DEFAULT_SPOOL)
+PATIENCE = "" if config["pool"]["patience_s"] is None else f"--patience-s {config['pool']['patience_s']}"
 MODELS = {model: config["models"][model] for model in configuration.models_in_use(SAMPLES.values())}
 CONTIG_SAMPLES = [entry.sample for entry in SAMPLES.values() if entry.kind == "contigs"]
 LABELLED = {entry.sample: entry.label for entry in SAMPLES.values() if entry.label}

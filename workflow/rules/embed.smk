@@ -1,5 +1,6 @@
 # A lane is a pool and its consumers. They form one group, in which one failure ends all: consumers are light and never
-# fail because of a sample; `collect`, outside the group, raises a sample's error.
+# fail because of a sample; `collect`, outside the group, raises a sample's error. Consumers of external pools are jobs
+# like any other; what they say is on the terminal, too, since they may have to wait for somebody.
 
 
 rule pool:
@@ -46,11 +47,12 @@ for number, batch in enumerate(PLAN.batches):
             plan=PLAN.path,
             batch=number,
             spool=SPOOL,
-            endpoint=lambda wildcards, input: f"--endpoint {shlex.quote(input.endpoint)}" if input.endpoint else "",
+            pool=lambda wildcards, input: f"--endpoint {shlex.quote(input.endpoint)}" if input.endpoint else PATIENCE,
         shell:
-            'exec "${{HOLDFAST_PYTHON:-python}}" {input.script:q} {params.plan:q} --batch {params.batch}'
-            " --models {input.models:q} --spool {params.spool:q} {params.endpoint} --receipts {output.receipts:q}"
-            " > {log:q} 2>&1"
+            ("exec " if SERVICE else "")
+            + '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {params.plan:q} --batch {params.batch}'
+            " --models {input.models:q} --spool {params.spool:q} {params.pool} --receipts {output.receipts:q}"
+            + (" > {log:q} 2>&1" if SERVICE else " 2>&1 | tee {log:q}")
 
 
 rule collect:

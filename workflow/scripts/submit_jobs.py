@@ -16,12 +16,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", type=Path, required=True, metavar="model.json", help="prepared models")
     parser.add_argument("--spool", type=Path, required=True, help="where to hand the jobs in")
     parser.add_argument("--endpoint", type=Path, help="endpoint file of the pool that was started for them")
+    parser.add_argument("--patience-s", type=float, metavar="S", help="give up when no pool there could do them for S")
     parser.add_argument("--receipts", nargs="+", type=Path, required=True, help="where to write the receipts, in order")
     arguments = parser.parse_args()
     descriptions = [prepared.read(path.parent) for path in arguments.models]
     digests = {description.model: description.weights_sha256 for description in descriptions}
     jobs = plan.jobs_of(arguments.plan, arguments.batch, digests)
-    for outcome in consumer.submit(jobs, Spool(arguments.spool), arguments.endpoint, arguments.receipts):
+    told = (arguments.endpoint, arguments.receipts, arguments.patience_s)
+    for outcome in consumer.submit(jobs, Spool(arguments.spool), *told):
         print(f"{outcome.sample}: {outcome.state}{': ' if outcome.error else ''}{outcome.error}")
 
 

@@ -2,7 +2,8 @@
 
 Hundreds of consumers start at once, so nothing here is heavy. Submitting never fails because of a sample: a failed
 job is a receipt like any other, and :func:`collect`, outside the pool's group, raises it. It does fail when the pool
-has, since then no receipt will ever come.
+that was started for it has, since then no receipt will ever come. Where pools come and go by themselves it waits, and
+says so while there is none for it.
 """
 
 import os
@@ -22,10 +23,17 @@ from .spool import Spool
 FIRST_POLL_S = 0.01
 LAST_POLL_S = 0.5
 LOOK_AT_POOL_S = 2.0
-TELL_S = 60.0
+HAND_IN_AGAIN_S = 60.0
+TELL_S = 600.0
 
 
-def submit(jobs: Sequence[Manifest], spool: Spool, endpoint: Path | None, outputs: Sequence[Path]) -> list[Receipt]:
+def submit(
+    jobs: Sequence[Manifest],
+    spool: Spool,
+    endpoint: Path | None,
+    outputs: Sequence[Path],
+    patience_s: float | None = None,
+) -> list[Receipt]:
     """Submit jobs, wait, and write each receipt as it comes.
 
     Args:
@@ -33,12 +41,14 @@ def submit(jobs: Sequence[Manifest], spool: Spool, endpoint: Path | None, output
         spool: Where to hand them in.
         endpoint: The endpoint file of the pool that was started for them; None where pools come and go by themselves.
         outputs: Where the receipts go, one for each job.
+        patience_s: Seconds to wait while no pool there can do the jobs; None for as long as it takes. Without meaning
+            where there is an endpoint.
 
     Returns:
         The receipts, in the order of the jobs.
 
     Raises:
-        ResourceError: the pool failed, ended or died before every job had a receipt.
+        ResourceError: the pool failed, ended or died before every job had a receipt; or nobody waits for them.
     """
     pool = status.read(endpoint) if endpoint else None
     if endpoint and pool is None:
@@ -52,16 +62,18 @@ def submit(jobs: Sequence[Manifest], spool: Spool, endpoint: Path | None, output
         if outcome is None or outcome.state == "failed" or outcome.failures or not Path(outcome.embeddings).exists():
             shutil.rmtree(spool.root / "done" / job.job, ignore_errors=True)
             spool.submit(job)
-    observer = status.Observer()
-    pause_s, looked, told = FIRST_POLL_S, 0.0, 0.0
+    watch = _Watch(spool, pool, patience_s)
+    pause_s, looked, handed_in = FIRST_POLL_S, 0.0, time.monotonic()
     while waiting:
         trouble = ""
         if time.monotonic() - looked > LOOK_AT_POOL_S:
             looked = time.monotonic()
-            trouble = (pool.now().trouble(observer) if pool else "") or _nobody(spool, jobs, observer)
-            if not pool and looked - told > TELL_S and not _living(spool, observer):
-                told = looked
-                print(f"no pool serves {spool.root} now; waiting for one", file=sys.stderr, flush=True)
+            trouble = watch.trouble([job for job, _ in waiting.values()])
+        if time.monotonic() - handed_in > HAND_IN_AGAIN_S:  # whoever lost it, say by cleaning the spool
+            handed_in = time.monotonic()
+            for job, _ in waiting.values():
+                if spool.receipt(job.job) is None:
+                    spool.submit(job)
         for name, (_, output) in list(waiting.items()):
             outcome = spool.receipt(name)
             if outcome is not None:
@@ -83,20 +95,54 @@ def _keep(outcome: Receipt, output: Path) -> None:
         raise ResourceError(f"{output}: cannot be written: {error.strerror}; mend that and run again") from None
 
 
-def _living(spool: Spool, observer: status.Observer) -> list[status.PoolState]:
-    return [state for state in spool.states() if state.state in ("starting", "ready") and not observer.is_dead(state)]
+class _Watch:
+    """Looks after the pools that jobs wait for, and after who waits for the jobs."""
+
+    def __init__(self, spool: Spool, pool: status.PoolState | None, patience_s: float | None) -> None:
+        """Watch one pool, or with None whatever pools there are."""
+        self._spool, self._pool, self._patience_s = spool, pool, patience_s
+        self._observer, self._launcher = status.Observer(), status.Launcher()
+        self._lack, self._since, self._told = "", 0.0, 0.0
+
+    def trouble(self, waiting: Sequence[Manifest]) -> str:
+        """Why there is no sense in waiting any longer, or nothing."""
+        if self._launcher.is_gone():
+            return "the Snakemake that started this consumer is gone"
+        if self._pool:
+            return self._pool.now().trouble(self._observer) or self._nobody(waiting)
+        return self._wait(waiting)
+
+    def _nobody(self, waiting: Sequence[Manifest]) -> str:
+        """Which of the jobs no pool that lives now will ever take, or nothing; without pools there is hope for one."""
+        living = self._spool.living(self._observer)
+        for job in waiting:
+            if living and not any(state.serves(job.models, job.precision) for state in living):
+                return (
+                    f"sample '{job.sample}' needs {' and '.join(job.models)} in {job.precision}, with the weights of "
+                    f"this config; the {len(living)} pool(s) on {self._spool.root} hold other weights or compute "
+                    "otherwise"
+                )
+        return ""
+
+    def _wait(self, waiting: Sequence[Manifest]) -> str:
+        """Say so while no pool can do a job, and again when one can; give up when patience ends."""
+        now = time.monotonic()
+        lack = self._nobody(waiting) if self._spool.living(self._observer) else f"no pool serves {self._spool.root} now"
+        if lack and not self._lack:
+            self._since = now
+        if lack and (lack != self._lack or now - self._told > TELL_S):
+            self._told = now
+            _say(f"{len(waiting)} sample(s) from '{waiting[0].sample}' on wait: {lack}; start one with serve_pool.py")
+        elif self._lack and not lack:
+            _say(f"a pool serves {self._spool.root} now")
+        self._lack = lack
+        if lack and self._patience_s is not None and now - self._since > self._patience_s:
+            return f"{lack}, and none came for {self._patience_s:g} s (pool.patience_s); start one and run again"
+        return ""
 
 
-def _nobody(spool: Spool, jobs: Sequence[Manifest], observer: status.Observer) -> str:
-    """Why no pool that lives now will ever take these jobs, or nothing; without pools there is hope for one."""
-    living = _living(spool, observer)
-    for job in jobs:
-        if living and not any(state.serves(job.models, job.precision) for state in living):
-            return (
-                f"sample '{job.sample}' needs {' and '.join(job.models)} in {job.precision}, with the weights of "
-                f"this config; the {len(living)} pool(s) on {spool.root} hold other weights or compute otherwise"
-            )
-    return ""
+def _say(line: str) -> None:
+    print(f"holdfast: {line}", file=sys.stderr, flush=True)
 
 
 def collect(receipt_path: Path, fasta: Path, output: Path) -> None:

@@ -4,14 +4,12 @@ Everything the workflow leaves for another process to read goes through here, so
 never sees half a file, and a power cut leaves either the old file or the new one.
 """
 
-import itertools
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
-
-_numbers = itertools.count()
 
 
 def sync_directory(directory: Path) -> None:
@@ -27,10 +25,11 @@ def sync_directory(directory: Path) -> None:
 def temporary_path(path: str | Path) -> Iterator[Path]:
     """Give a name beside ``path`` to write to; at the end fsync that file and rename it to ``path``.
 
-    On an exception the temporary file is removed and ``path`` stays as it was.
+    On an exception the temporary file is removed and ``path`` stays as it was. The name is random: processes on
+    several hosts, or in several containers, may write to one directory and have the same id.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}-{next(_numbers)}.partial")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
         yield temporary
         handle = os.open(temporary, os.O_RDONLY)

@@ -86,7 +86,7 @@ class Plan:
         return f"{self.directory}/pool.yaml"
 
 
-def share_out(sizes: Mapping[str, int], lanes: int) -> list[Batch]:
+def share_out(sizes: Mapping[str, int], lanes: int, consumers: int = CONSUMERS_A_LANE) -> list[Batch]:
     """Share samples out to lanes and consumers.
 
     The largest sample first, each to the lane and then to the batch with least so far: no schedule is more than 4/3 of
@@ -95,13 +95,14 @@ def share_out(sizes: Mapping[str, int], lanes: int) -> list[Batch]:
     Args:
         sizes: Size of each sample's file in bytes.
         lanes: Number of lanes.
+        consumers: Most consumers in a lane.
     """
     members: list[list[str]] = [[] for _ in range(lanes)]
     for name, lane in _balance(sizes, lanes):
         members[lane].append(name)
     batches = []
     for lane, names in enumerate(members):
-        parts: list[list[str]] = [[] for _ in range(min(len(names), CONSUMERS_A_LANE))]
+        parts: list[list[str]] = [[] for _ in range(min(len(names), consumers))]
         for name, part in _balance({name: sizes[name] for name in names}, len(parts)):
             parts[part].append(name)
         batches += [Batch(lane, part) for part in parts]
@@ -220,6 +221,12 @@ def check_places(samples: Iterable[str], spool: Path, place: Place = str) -> Non
             raise ResourceError(f"{directory.absolute()}: {reason}; mend that, nothing has been started")
 
 
+def tell_absence(spool: Path) -> None:
+    """Say before a run that waits for external pools that there is none now."""
+    if not spool.exists() or not Spool(spool).living(status.Observer()):
+        print(f"holdfast: no pool serves {spool} now; samples wait until one is started", file=sys.stderr)
+
+
 def make(
     config: Mapping[str, Any], samples: Mapping[str, Sample], gpu: int | None, cores: int | None, place: Place = str
 ) -> Plan:
@@ -237,7 +244,10 @@ def make(
     """
     check_prepared(config)
     pool = dict(config["pool"])
-    lanes, lifecycle, spool = pool.pop("lanes"), pool.pop("lifecycle"), pool.pop("spool")
+    lanes, lifecycle, spool, _ = (pool.pop(key) for key in ("lanes", "lifecycle", "spool", "patience_s"))
+    consumers = CONSUMERS_A_LANE
+    if lifecycle == "external":  # consumers that take a core each: no more of them than run at once, so that none waits
+        lanes, consumers = 1, min(consumers, cores or consumers)
     check_places(samples, Path(spool or place(DEFAULT_SPOOL)), place)
     if lifecycle == "external" and not spool:
         raise ConfigError("pool.lifecycle is external: name the spool that the pools serve in pool.spool")
@@ -255,8 +265,10 @@ def make(
     if not isinstance(sheet, str):
         sheet = place(".holdfast/samples.tsv")
         write_samples(samples.values(), Path(sheet))
-    batches = share_out(pending(config, samples.values(), place), lanes)
+    batches = share_out(pending(config, samples.values(), place), lanes, consumers)
     plan = Plan(str(directory), batches, gpu, threads, sheet)
+    if lifecycle == "external" and plan.batches:
+        tell_absence(Path(spool))
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     atexit.register(_remove, directory)
     for other in directory.parent.glob(f"{launcher.host}-*"):

@@ -36,7 +36,7 @@ from .worker import Ready
 
 POLL_S = 0.02
 BEAT_S = 1.0
-TAKE_OVER_S = 10.0
+TAKE_OVER_S = 2.0
 DRAIN_S = 7.0
 NOT_THE_SAMPLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 
@@ -60,6 +60,7 @@ class Pool:
         self.models = {model: prepared.read(directory) for model, directory in told.models.items()}
         state.models = {model: description.weights_sha256 for model, description in self.models.items()}
         state.precision = told.precision
+        state.lease_s = told.lease_s
         self.directories = {model: Path(directory).absolute() for model, directory in told.models.items()}
         self.fleet = Fleet(told, self.directories, self._when, self._open_ledger, self._write)
         self.readers = Readers(1 if told.device == "cpu" else max(1, told.threads - 1), self._when)
@@ -77,9 +78,12 @@ class Pool:
     def run(self) -> None:
         """Serve until told to end; claims that are not finished by then go back to ``incoming/``."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda received, _: self._stop(signal.Signals(received).name))
+            signal.signal(number, self._signalled)
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # under nohup it is to be ignored
+            signal.signal(signal.SIGHUP, self._signalled)
         try:
             self._publish()
+            self.spool.enroll(self.name)
             self._take_over()
             self.readers.start()
             self.fleet.start()
@@ -91,6 +95,9 @@ class Pool:
             self._drain()
         finally:
             self._leave()
+
+    def _signalled(self, number: int, _: object) -> None:
+        self._stop(signal.Signals(number).name)
 
     def _stop(self, reason: str) -> None:
         self.stop_reason = self.stop_reason or reason
@@ -156,8 +163,8 @@ class Pool:
         """Handle what has completed, in the order in which it was begun, or wait a little for it."""
         if not self.futures:
             time.sleep(POLL_S)
-            return
-        done = wait(self.futures, POLL_S, FIRST_COMPLETED).done
+        done = wait(self.futures, POLL_S, FIRST_COMPLETED).done if self.futures else set()
+        self.spool.check_claims(self.name)
         for future in [future for future in self.futures if future in done]:
             then, what = self.futures.pop(future, (None, ()))
             if then is not None:

@@ -7,6 +7,7 @@ file.
 
 import hashlib
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -110,10 +111,13 @@ def _blocks(items: Iterable[Item], letters: Callable[[Item], int]) -> Iterator[l
 
 def _check_unchanged(manifest: Manifest) -> None:
     """Refuse a file that is not the one the job was made for: its result would carry the wrong name."""
-    try:
-        status = os.stat(manifest.fasta)
+    try:  # opened, not looked at: NFS answers a look from memory, which may be of the file before it was mended
+        handle = os.open(manifest.fasta, os.O_RDONLY | os.O_NONBLOCK)
+        status = os.fstat(handle)
+        os.close(handle)
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", manifest.fasta) from None
+        where = f"(by the pool on {socket.gethostname()})"
+        raise InputError(f"cannot be read: {error.strerror} {where}", manifest.fasta) from None
     if (status.st_size, status.st_mtime_ns) != (manifest.size_bytes, manifest.mtime_ns):
         raise InputError("was changed after the job was submitted; run again", manifest.fasta)
 

@@ -54,7 +54,7 @@ class Readers:
         self._generation += 1
 
     def stop(self) -> None:
-        """End the processes after what they have at hand."""
+        """Close the set, whose processes have ended or been killed."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     @property

@@ -16,6 +16,7 @@ from .errors import ConfigError
 from .files import atomic_text
 from .manifest import PRECISIONS
 from .models import MODELS
+from .status import LEASE_S
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class PoolSettings:
         batch_timeout_s: Seconds a full batch, or the load, may take before the worker counts as hung.
         max_tasks_per_worker: Batches after which a worker is renewed; None never.
         idle_timeout_s: Seconds without work after which the pool ends; None never.
+        lease_s: Seconds for which its beat may stand still before another host takes it for dead.
     """
 
     models: dict[str, str]
@@ -51,6 +53,7 @@ class PoolSettings:
     batch_timeout_s: float = 1800.0
     max_tasks_per_worker: int | None = None
     idle_timeout_s: float | None = 600.0
+    lease_s: float = LEASE_S
 
     def write(self, path: Path) -> None:
         """Write as YAML, whole or not at all."""
@@ -71,6 +74,7 @@ _RULES = {
     "batch_timeout_s": (lambda value: _number(value) and value > 0, "seconds above 0"),
     "max_tasks_per_worker": (lambda value: value is None or _whole(value, 1), "a whole number from 1, or null"),
     "idle_timeout_s": (lambda value: value is None or (_number(value) and value > 0), "seconds above 0, or null"),
+    "lease_s": (lambda value: _number(value) and value >= 10, "seconds from 10"),
 }
 
 

@@ -3,7 +3,8 @@
 ``incoming/JOB.yaml`` is a submitted manifest; ``claimed/POOL/JOB.yaml`` one that a pool took, by rename, so that no
 two pools ever take the same; ``done/JOB/`` holds the embeddings and the receipt of a finished job, ``failed/JOB/``
 the receipt of a failed one. ``work/POOL/`` and ``blocks/POOL/`` are a pool's own, ``pools/POOL.json`` its state (see
-``status.py``). Nothing outside the spool is ever written because of a manifest.
+``status.py``). ``format`` says for which versions of this package the spool is. Nothing outside the spool is ever
+written because of a manifest, and every host may see the spool at a path of its own.
 """
 
 import os
@@ -12,6 +13,7 @@ import stat as modes
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from . import manifest, receipt, status
@@ -19,9 +21,10 @@ from .errors import ResourceError
 from .files import atomic_text, sync_directory
 from .manifest import Manifest, ManifestError
 from .receipt import Receipt
-from .status import PoolState
+from .status import Observer, PoolState
 
 DIRECTORIES = ("incoming", "claimed", "done", "failed", "work", "blocks", "pools")
+FORMAT_FILE = "format"
 
 
 class Spool:
@@ -31,20 +34,37 @@ class Spool:
         """Open the spool at ``root``, creating it (mode 0700) if it is not there.
 
         Raises:
-            ResourceError: it belongs to another user, others may write to it, or it cannot be created.
+            ResourceError: it belongs to another user, others may write to it, it cannot be created, or another version
+                of this package made it that does not understand this one.
         """
         self.root = Path(root).absolute()
-        for directory in (self.root, *(self.root / name for name in DIRECTORIES)):
-            _make_own(directory)
+        _make_own(self.root)
+        self._check_format()
+        for name in DIRECTORIES:
+            _make_own(self.root / name)
         self._foreign: set[str] = set()
         self._listed: deque[str] = deque()
 
+    def _check_format(self) -> None:
+        path = self.root / FORMAT_FILE
+        try:
+            found = path.read_text(errors="replace").strip()
+        except FileNotFoundError:
+            found = str(manifest.FORMAT_VERSION)
+            with atomic_text(path) as file:
+                file.write(f"{found}\n")
+        if found != str(manifest.FORMAT_VERSION):
+            raise ResourceError(
+                f"{self.root}: a spool of format {found:.20}, made by another version of Holdfast; this one uses "
+                f"format {manifest.FORMAT_VERSION}; name another directory, or use one version for pools and workflows"
+            )
+
     def submit(self, job: Manifest) -> None:
-        """Hand a manifest in; a job of the same name that waits or is in work is left as it is."""
+        """Hand a manifest in, forgetting that it failed before; one that waits or is in work keeps its place."""
         name = f"{job.job}.yaml"
+        shutil.rmtree(self.root / "failed" / job.job, ignore_errors=True)
         if (self.root / "incoming" / name).exists() or any(self.root.glob(f"claimed/*/{name}")):
             return
-        shutil.rmtree(self.root / "failed" / job.job, ignore_errors=True)
         with atomic_text(self.root / "incoming" / name) as file:
             file.write(job.dump())
 
@@ -60,18 +80,37 @@ class Spool:
                         continue
         return [name for _, name in sorted(found)]
 
+    def enroll(self, pool: str) -> None:
+        """Let a pool claim, until another takes it for dead."""
+        (self.root / "claimed" / pool).mkdir(mode=0o700, exist_ok=True)
+
+    def check_claims(self, pool: str, job: str = "") -> None:
+        """Check that a pool still has its claims, or its claim on one job.
+
+        Raises:
+            ResourceError: another pool has taken it for dead, and has the jobs now.
+        """
+        try:  # opened, not looked at: NFS answers an open from the server, a look from memory
+            os.close(os.open(self.root / "claimed" / pool / (f"{job}.yaml" if job else ""), os.O_RDONLY))
+        except FileNotFoundError:
+            raise ResourceError(
+                f"pool {pool} has lost its claims: it stood still for longer than lease_s and others took its jobs, or "
+                "somebody emptied the spool; start it again"
+            ) from None
+
     def claim(self, pool: str, accepts: Callable[[Manifest], bool]) -> Iterator[Manifest]:
         """Take what waits, oldest first.
 
         A manifest that cannot be read is failed with a receipt, and one that is not accepted goes back for others.
 
         Args:
-            pool: Who claims.
+            pool: Who claims; enrolled.
             accepts: Whether the pool can do a job.
         """
-        (self.root / "claimed" / pool).mkdir(mode=0o700, exist_ok=True)
         if not self._listed:
-            self._listed = deque(name for name in self.waiting() if name not in self._foreign)
+            waiting = self.waiting()
+            self._foreign.intersection_update(waiting)
+            self._listed = deque(name for name in waiting if name not in self._foreign)
         while self._listed:
             name = self._listed.popleft()
             mine = self.root / "claimed" / pool / name
@@ -114,7 +153,12 @@ class Spool:
         os.replace(path, directory / "manifest.yaml")
 
     def finish(self, pool: str, outcome: Receipt, work: Path) -> None:
-        """Put the receipt into a job's work directory, move that to ``done/`` or ``failed/`` and end the claim."""
+        """Put the receipt into a job's work directory, move that to ``done/`` or ``failed/`` and end the claim.
+
+        Raises:
+            ResourceError: the claim is not the pool's any more; nothing is written.
+        """
+        self.check_claims(pool, outcome.job)
         outcome.write(work / "receipt.json")
         target = self.root / outcome.state / outcome.job
         shutil.rmtree(target, ignore_errors=True)
@@ -129,7 +173,8 @@ class Spool:
             with suppress(FileNotFoundError):  # another pool takes over the same dead pool
                 os.rename(path, self.root / "incoming" / path.name)
                 returned += 1
-        shutil.rmtree(self.root / "claimed" / pool, ignore_errors=True)
+        with suppress(OSError):  # not empty: the pool is not dead, and has just claimed one more
+            (self.root / "claimed" / pool).rmdir()
         shutil.rmtree(self.root / "work" / pool, ignore_errors=True)
         return returned
 
@@ -138,10 +183,11 @@ class Spool:
         named = {path.stem for path in (self.root / "pools").glob("*.json")}
         return named | {path.name for place in ("claimed", "work", "blocks") for path in (self.root / place).iterdir()}
 
-    def states(self) -> list[PoolState]:
-        """The states that pools have published here."""
+    def living(self, observer: Observer) -> list[PoolState]:
+        """The states of the pools that serve here, as far as ``observer`` knows."""
         found = [status.read(path) for path in (self.root / "pools").glob("*.json")]
-        return [state for state in found if state is not None]
+        known = [state for state in found if state is not None and state.state in ("starting", "ready")]
+        return [state for state in known if not observer.is_dead(state)]
 
     def adopt_blocks(self, dead: str, mine: Path) -> int:
         """Move the blocks of a dead pool to the directory of another; their number."""
@@ -167,10 +213,12 @@ class Spool:
         return directory
 
     def receipt(self, job: str) -> Receipt | None:
-        """The receipt of a job, if it has one."""
-        return receipt.read(self.root / "done" / job / "receipt.json") or receipt.read(
-            self.root / "failed" / job / "receipt.json"
-        )
+        """The receipt of a job, if it has one; its embeddings are where this host sees them."""
+        outcome = receipt.read(self.root / "done" / job / "receipt.json")
+        if outcome is not None and outcome.embeddings:
+            here = self.root / "done" / job / Path(outcome.embeddings).name
+            return replace(outcome, embeddings=str(here))
+        return outcome or receipt.read(self.root / "failed" / job / "receipt.json")
 
     def forget(self, jobs: Mapping[str, str]) -> None:
         """Remove finished jobs of these samples other than the ones named: results of earlier inputs or settings."""

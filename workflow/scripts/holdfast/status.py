@@ -2,8 +2,8 @@
 
 The supervisor writes ``pools/POOL.json`` in the spool about once a second; consumers, other pools and
 ``pool_status.py`` read it. A pool of this machine is dead when its process is gone. A pool of another machine is dead
-when its beat, a counter, has stood still for :data:`LEASE_S` by the reader's own clock, so clocks that differ between
-hosts do no harm.
+when its beat, a counter, has stood still for the lease that the pool itself names, by the clock of the reader and while
+that could look, so neither clocks that differ between hosts nor a file system that stood still do harm.
 """
 
 import json
@@ -21,6 +21,7 @@ from .errors import ConfigError, ResourceError
 from .files import atomic_text
 
 LEASE_S = 60.0
+"""Unless a pool is told otherwise: more than an NFS client keeps attributes for (``acregmax``, 60 s by default)."""
 LAUNCHER_VARIABLE = "HOLDFAST_LAUNCHER"
 
 
@@ -82,6 +83,7 @@ class PoolState:
         state: ``starting``, ``ready``, ``failed`` or ``ended``.
         reason: Why it failed or ended.
         beat: Counter that grows while the pool lives.
+        lease_s: Seconds for which it may stand still before another host takes the pool for dead.
         progress: Numbers for people: jobs, sequences, tokens, devices.
     """
 
@@ -92,6 +94,7 @@ class PoolState:
     state: str = "starting"
     reason: str = ""
     beat: int = 0
+    lease_s: float = LEASE_S
     progress: dict[str, str | float] = field(default_factory=dict)
 
     def write(self) -> None:
@@ -167,8 +170,8 @@ class Launcher:
         while pid > 1:
             try:
                 chain.append((pid, _started(pid)))
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if any(os.path.basename(word) == b"snakemake" for word in words[:3]):
+                program, *words = map(os.path.basename, Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:3])
+                if program == b"snakemake" or (b"python" in program and b"snakemake" in words):
                     self._chain += chain
                     break
                 pid = int(_stat(pid)[1])
@@ -192,18 +195,19 @@ class Observer:
 
     def __init__(self) -> None:
         self._own = Identity.own()
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._seen: dict[str, tuple[int, float, float]] = {}
 
     def is_dead(self, state: PoolState) -> bool:
         """Whether the pool of this state, read just now, is known to be dead."""
         who = state.identity
         if who.machine == self._own.machine:
             return not _lives(who.pid, who.started)
-        beat, since = self._seen.get(who.pool, (-1, 0.0))
-        if state.beat != beat:
-            self._seen[who.pool] = (state.beat, time.monotonic())
-            return False
-        return time.monotonic() - since > LEASE_S
+        beat, since, looked = self._seen.get(who.pool, (-1, 0.0, 0.0))
+        now = time.monotonic()
+        if state.beat != beat or now - looked > state.lease_s / 2:
+            since = now  # it lives; or this process or the file system stood still, and the pool cannot be blamed
+        self._seen[who.pool] = (state.beat, since, now)
+        return now - since > state.lease_s
 
 
 def describe(spool: Path) -> list[str]:

@@ -138,6 +138,7 @@ def guard() -> None:
     """Initialise a process of the pool: signals are the supervisor's business, and its end is the process's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     end_with_parent()
 
 
