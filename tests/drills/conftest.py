@@ -303,7 +303,7 @@ def serve(tmp_path: Path, models: Path) -> Iterator[Serve]:
         environment = changed.pop("environment", {})
         if faults:
             environment |= Injection(tmp_path / f"{name}-faults-{len(pools)}", *faults).environment
-        pools.append(RunningPool(tmp_path / name, models, environment, **changed))
+        pools.append(RunningPool(tmp_path / name, changed.pop("models", models), environment, **changed))
         return pools[-1]
 
     yield start

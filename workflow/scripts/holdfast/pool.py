@@ -176,7 +176,7 @@ class Pool:
         now = time.monotonic()
         if now - self.beaten > BEAT_S:
             self._publish()
-        if now - self.looked > TAKE_OVER_S:
+        if now - self.looked > TAKE_OVER_S and not self.stop_reason:
             self._take_over()
 
     def _publish(self) -> None:
