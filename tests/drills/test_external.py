@@ -36,7 +36,6 @@ from tests.drills.conftest import (
     Injection,
     Launch,
     RunningPool,
-    RunningSnakemake,
     Serve,
     blocks,
     check_equal,

@@ -20,7 +20,10 @@ DIGEST_BYTES = 32
 
 
 class BlockStore:
-    """The blocks of one model in one pool; a block lives as long as an open job uses a vector of it."""
+    """The blocks of one model in one pool.
+
+    A block lives as long as an open job uses a vector of it; one that was found or adopted, until the pool has no work.
+    """
 
     def __init__(self, directory: Path, width: int, prefix: str) -> None:
         """Open the store in ``directory``, with the blocks that lie there.
@@ -98,11 +101,18 @@ class BlockStore:
         return [self._paths[int(number)] for number in numbers], places
 
     def release(self, digests: Iterable[bytes]) -> None:
-        """End one use of each of these vectors; blocks that nobody uses any more are removed."""
+        """End one use of each of these vectors; blocks of theirs that nobody uses any more are removed."""
+        ended = Counter(self._places[digest][0] for digest in digests if digest in self._places)
+        self._uses.subtract(ended)
+        self._remove([number for number in ended if self._uses[number] <= 0])
+
+    def sweep(self) -> None:
+        """Remove all blocks that nobody uses, those too whose jobs have not come."""
+        self._remove([number for number, uses in self._uses.items() if uses <= 0])
+
+    def _remove(self, numbers: list[int]) -> None:
         places = self._places
-        self._uses.subtract(places[digest][0] for digest in digests if digest in places)
-        unused = [number for number, uses in self._uses.items() if uses <= 0]
-        for number in unused:
+        for number in numbers:
             path = self._paths.pop(number)
             for digest in np.load(path, mmap_mode="r")["digest"]:
                 if places.get(digest.tobytes(), (-1, 0))[0] == number:

@@ -151,6 +151,11 @@ class Ledger:
             for model, sequences in job.sequences.items():
                 self.stores[model].release(sequences.digests)
 
+    def sweep(self) -> None:
+        """Remove blocks that no open job uses."""
+        for store in self.stores.values():
+            store.sweep()
+
     def refresh(self) -> None:
         """Take in blocks that were moved here from a dead pool."""
         for store in self.stores.values():

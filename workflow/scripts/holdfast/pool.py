@@ -295,6 +295,8 @@ class Pool:
         del self.jobs[job.number]
         if self.fleet.ledger:
             self.fleet.ledger.close(job)
+            if not self.jobs and not self.spool.waiting():  # the jobs of adopted blocks have gone elsewhere
+                self.fleet.ledger.sweep()
         self.outcomes["failed" if error else "done"] += 1
         if error:
             log.error("%s: failed: %s", sample, error)
