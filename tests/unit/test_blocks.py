@@ -38,6 +38,8 @@ def fetched(store: BlockStore, numbers: list[int], rows: list[int], slab_rows: i
 class PoolLife(RuleBasedStateMachine):
     """Jobs of a pool come, wait for vectors, are written and go, as the supervisor has it."""
 
+    dead = 0
+
     @initialize()
     def _start(self) -> None:
         self.directory = Path(tempfile.mkdtemp())
@@ -75,6 +77,8 @@ class PoolLife(RuleBasedStateMachine):
         job = self._complete()[place]
         self.store.release([digest(number) for number in sorted(job)])
         self.jobs = [other for other in self.jobs if other is not job]
+        if self.dead and not self.jobs:
+            self.store.sweep()
 
     @invariant()
     def _complete_jobs_can_be_written(self) -> None:
@@ -93,8 +97,6 @@ class PoolLife(RuleBasedStateMachine):
 
 class PoolLifeWithTakeOvers(PoolLife):
     """The same while blocks of dead pools are moved in, which may hold what this pool has or computes just now."""
-
-    dead = 0
 
     @rule(numbers=NUMBERS)
     def _take_over(self, numbers: set[int]) -> None:
@@ -162,7 +164,22 @@ def test_a_vector_taken_over_while_it_is_computed_stays_for_all_who_use_it(tmp_p
     store.release([digest(1)])
     assert np.array_equal(fetched(store, [1], [0]), vectors([1]))
     store.release([digest(1)])
+    store.sweep()
     assert list(tmp_path.glob("mine-*")) == []
+
+
+def test_adopted_blocks_wait_for_their_jobs_while_others_end(tmp_path: Path) -> None:
+    store = BlockStore(tmp_path, WIDTH, "mine")
+    store.add([digest(1)], vectors([1]), uses=[1])
+    BlockStore(tmp_path, WIDTH, "dead").add([digest(2)], vectors([2]), uses=[1])
+    store.refresh()
+    store.release([digest(1)])
+    assert not store.use(digest(1))
+    assert store.use(digest(2))
+    store.sweep()
+    assert np.array_equal(fetched(store, [2], [0]), vectors([2]))
+    store.release([digest(2)])
+    assert list(tmp_path.glob("*.npy")) == []
 
 
 def test_a_block_has_no_second_name_while_it_is_written(tmp_path: Path) -> None:
