@@ -405,10 +405,12 @@ def test_a_waiting_consumer_hands_in_anew_what_was_lost(tmp_path: Path, monkeypa
 
 
 @pytest.mark.skipif(shutil.which("sbatch") is None, reason="no Slurm here")
-def test_slurm_knows_what_the_script_asks_for() -> None:
+def test_slurm_knows_what_the_script_asks_for(tmp_path: Path) -> None:
+    (tmp_path / "slurm.conf").write_text("ClusterName=none\nSlurmctldHost=localhost\n")
+    environment = {**os.environ, "SLURM_CONF": str(tmp_path / "slurm.conf")}
     lines = (EXAMPLES / "pool.sbatch").read_text().splitlines()
     asked = [line.removeprefix("#SBATCH ").partition("=")[0] for line in lines if line.startswith("#SBATCH ")]
-    known = subprocess.run(["sbatch", "--help"], capture_output=True, text=True, check=True).stdout
+    known = subprocess.run(["sbatch", "--help"], env=environment, capture_output=True, text=True, check=True).stdout
     assert len(asked) == 7
     assert [option for option in asked if option not in known] == []
 

@@ -111,7 +111,7 @@ def _blocks(items: Iterable[Item], letters: Callable[[Item], int]) -> Iterator[l
 
 def _check_unchanged(manifest: Manifest) -> None:
     """Refuse a file that is not the one the job was made for: its result would carry the wrong name."""
-    try:  # opened, not looked at: NFS answers a look from memory, which may be of the file before it was mended
+    try:  # opened, not looked at: NFS would answer from memory, which may be of the file before it was mended
         handle = os.open(manifest.fasta, os.O_RDONLY | os.O_NONBLOCK)
         status = os.fstat(handle)
         os.close(handle)

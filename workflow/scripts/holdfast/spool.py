@@ -90,7 +90,7 @@ class Spool:
         Raises:
             ResourceError: another pool has taken it for dead, and has the jobs now.
         """
-        try:  # opened, not looked at: NFS answers an open from the server, a look from memory
+        try:  # opened, not looked at: NFS asks the server about what is opened
             os.close(os.open(self.root / "claimed" / pool / (f"{job}.yaml" if job else ""), os.O_RDONLY))
         except FileNotFoundError:
             raise ResourceError(
