@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -334,12 +335,12 @@ for attempt, path in ((Spool, ""), (os.listdir, "/"), (os.mkdir, "/incoming/x"))
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_another_user_can_do_nothing_with_a_spool(tmp_path: Path) -> None:
-    for directory in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        directory.chmod(0o755)
-    root = Spool(tmp_path / "spool").root
-    command = [sys.executable, "-c", ANOTHER_USER, str(root)]
-    tried = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(SCRIPTS)}, capture_output=True, text=True)
+def test_another_user_can_do_nothing_with_a_spool() -> None:
+    with tempfile.TemporaryDirectory() as open_to_all:
+        Path(open_to_all).chmod(0o755)
+        root = Spool(Path(open_to_all, "spool")).root
+        command = [sys.executable, "-c", ANOTHER_USER, str(root)]
+        tried = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(SCRIPTS)}, capture_output=True, text=True)
     opened, listed, made = tried.stdout.splitlines()
     assert opened == f"ResourceError {root}: the spool belongs to another user, uid 0; use one of yours"
     assert listed.startswith("PermissionError")
