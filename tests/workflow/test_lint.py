@@ -17,6 +17,10 @@ def test_snakemake_lint_has_nothing_to_say(project: NewProject) -> None:
 
 
 def test_the_workflow_is_formatted() -> None:
-    command = [str(Path(sys.executable).with_name("snakefmt")), "--check", str(REPOSITORY / "workflow")]
+    command = [
+        str(Path(sys.executable).with_name("snakefmt")),
+        "--check",
+        *(str(REPOSITORY / name) for name in ("workflow", "examples")),
+    ]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert result.returncode == 0, result.stderr

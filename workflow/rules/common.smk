@@ -140,6 +140,11 @@ def local_source(wildcards):
     return local(weights) if os.path.exists(weights) else []
 
 
+def file_made_outside(wildcards):
+    """In a module the sample's file, so that Snakemake notices a rule around that makes it anew; otherwise nothing."""
+    return local(SAMPLES[wildcards.sample].fasta) if IS_MODULE else []
+
+
 def embeddings_of(label):
     return [f"results/{name}/embeddings.h5" for name, known in LABELLED.items() if known == label]
 

@@ -59,7 +59,7 @@ rule collect:
     input:
         script=script("collect_embeddings"),
         receipt="results/{sample}/receipt.json",
-        fasta=lambda wildcards: local(SAMPLES[wildcards.sample].fasta),
+        made=file_made_outside,
     output:
         embeddings="results/{sample}/embeddings.h5",
     log:
@@ -67,6 +67,8 @@ rule collect:
     localrule: True
     conda:
         "../../envs/tables.yaml"
+    params:
+        fasta=lambda wildcards: SAMPLES[wildcards.sample].fasta,
     shell:
-        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.receipt:q} --fasta {input.fasta:q}'
+        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.receipt:q} --fasta {params.fasta:q}'
         " --output {output.embeddings:q} 2>&1 | tee {log:q}"

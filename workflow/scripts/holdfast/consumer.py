@@ -149,7 +149,7 @@ def collect(receipt_path: Path, fasta: Path, output: Path) -> None:
     """Put the embeddings that a receipt names at ``output``: a hard link, or a copy from another file system.
 
     Raises:
-        HoldfastError: the job failed, and the message is the sample's; or ``fasta`` is not the file that was embedded.
+        HoldfastError: the job failed, and the message is the sample's; or ``fasta`` has changed since it was embedded.
         ResourceError: the receipt or the embeddings are gone.
     """
     outcome = receipt.read(receipt_path)
@@ -157,7 +157,7 @@ def collect(receipt_path: Path, fasta: Path, output: Path) -> None:
         raise ResourceError(f"{receipt_path}: is missing; run again")
     if outcome.state == "failed":
         raise HoldfastError(f"sample '{outcome.sample}': {outcome.error}")
-    if (outcome.size_bytes, outcome.mtime_ns) != manifest.fingerprint(fasta):
+    if fasta.exists() and manifest.fingerprint(fasta) != (outcome.size_bytes, outcome.mtime_ns):
         receipt_path.unlink()  # or a temporary file that is gone by then would pass for unchanged
         raise HoldfastError(
             f"sample '{outcome.sample}': {fasta} was made anew or changed during this run, after the run had decided "
