@@ -286,7 +286,15 @@ def test_every_sample_is_in_one_batch_and_lanes_are_even(sizes: list[int], lanes
 @pytest.mark.parametrize(
     ("pool", "gpu", "problem"),
     [
-        ({"lanes": 4}, 3, "--resources gpu=3 is less than pool.lanes, 4: every lane needs a GPU"),
+        *(
+            (
+                {"lanes": 4},
+                gpu,
+                f"--resources gpu={gpu} is no multiple of pool.lanes, 4: all lanes take the same number of GPUs, so "
+                f"say gpu={better}, or change pool.lanes",
+            )
+            for gpu, better in ((3, 4), (11, 8))
+        ),
         (
             {"lifecycle": "external"},
             None,
@@ -305,7 +313,7 @@ def test_lanes_and_pools_that_do_not_fit_are_named(
 def test_the_gpus_are_shared_by_the_lanes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(status.LAUNCHER_VARIABLE, "")
     pool = {**CONFIG["pool"], "lanes": 3}
-    assert plan.make({**CONFIG, "pool": pool}, {}, gpu=7, cores=2).gpu == 2
+    assert plan.make({**CONFIG, "pool": pool}, {}, gpu=6, cores=2).gpu == 2
 
 
 def test_failures_are_told_and_listed(

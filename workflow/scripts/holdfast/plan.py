@@ -240,7 +240,7 @@ def make(
         place: Where a path of the workflow is.
 
     Raises:
-        HoldfastError: a prepared model that does not fit, fewer GPUs than lanes, or places that cannot be written.
+        HoldfastError: a prepared model that does not fit, GPUs that the lanes cannot share, or places that cannot be written.
     """
     check_prepared(config)
     pool = dict(config["pool"])
@@ -255,8 +255,11 @@ def make(
         if pool["device"] == "cuda":
             raise ConfigError("pool.device is cuda, but --resources gpu=0 allows no GPU")
         pool["device"], gpu = "cpu", None
-    if gpu is not None and gpu < lanes:
-        raise ConfigError(f"--resources gpu={gpu} is less than pool.lanes, {lanes}: every lane needs a GPU")
+    if gpu is not None and gpu % lanes:
+        raise ConfigError(
+            f"--resources gpu={gpu} is no multiple of pool.lanes, {lanes}: all lanes take the same number of GPUs, so "
+            f"say gpu={max(1, gpu // lanes) * lanes}, or change pool.lanes"
+        )
     threads = min(pool.pop("threads"), cores or config["pool"]["threads"])
     gpu = gpu // lanes if gpu else None
     launcher = Identity.own()
