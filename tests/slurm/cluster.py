@@ -64,7 +64,7 @@ def missing() -> str:
         return f"no {', '.join(lacking)} (Debian: munge slurmctld slurmd slurm-client)"
     if os.geteuid():
         return "only root can start a Slurm"
-    if (CONFIGURATION / "slurm.conf").exists():
+    if os.path.lexists(CONFIGURATION / "slurm.conf"):
         return f"{CONFIGURATION}/slurm.conf is there: this machine is part of a cluster, or a test is under way"
     return ""
 
@@ -147,6 +147,7 @@ def main() -> None:
     """Run a command with a cluster."""
     if problem := missing():
         raise SystemExit(problem)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with running():
         raise SystemExit(subprocess.run(sys.argv[1:]).returncode)
 

@@ -1,6 +1,7 @@
 """Submit a batch of samples to the pool, wait for them, and write their receipts."""
 
 import argparse
+import signal
 from pathlib import Path
 
 from holdfast import consumer, plan, prepared
@@ -19,6 +20,8 @@ def main() -> None:
     parser.add_argument("--patience-s", type=float, metavar="S", help="give up when no pool there could do them for S")
     parser.add_argument("--receipts", nargs="+", type=Path, required=True, help="where to write the receipts, in order")
     arguments = parser.parse_args()
+    if arguments.endpoint:  # a scheduler signals all of a job; the pool then needs its time, and says when it has ended
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     descriptions = [prepared.read(path.parent) for path in arguments.models]
     digests = {description.model: description.weights_sha256 for description in descriptions}
     jobs = plan.jobs_of(arguments.plan, arguments.batch, digests)
