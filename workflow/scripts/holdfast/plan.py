@@ -240,7 +240,8 @@ def make(
         place: Where a path of the workflow is.
 
     Raises:
-        HoldfastError: a prepared model that does not fit, GPUs that the lanes cannot share, places that cannot be written.
+        HoldfastError: a prepared model that does not fit, GPUs that the lanes cannot share, or places that cannot be
+            written.
     """
     check_prepared(config)
     pool = dict(config["pool"])
