@@ -25,6 +25,8 @@ LAST_POLL_S = 0.5
 LOOK_AT_POOL_S = 2.0
 HAND_IN_AGAIN_S = 60.0
 TELL_S = 600.0
+ENDING_S = 10.0
+"""Longer than a pool may take to end after SIGTERM (``pool.DRAIN_S`` and a little)."""
 
 
 def submit(
@@ -52,7 +54,8 @@ def submit(
     """
     pool = status.read(endpoint) if endpoint else None
     if endpoint and pool is None:
-        raise ResourceError(f"{endpoint}: no pool has written this endpoint file; start the pool first")
+        time.sleep(ENDING_S)  # the group is being ended; were this consumer to fail now, Snakemake would kill the pool
+        raise ResourceError(f"{endpoint}: there is no such pool (any more); run again, finished work is kept")
     found: dict[str, Receipt] = {}
     waiting = {job.job: (job, output) for job, output in zip(jobs, outputs, strict=True)}
     if endpoint:  # a spool that others share may hold their results of a sample of the same name
