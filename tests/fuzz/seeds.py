@@ -127,8 +127,21 @@ def _manifest() -> bytes:
 def _receipt(directory: Path) -> bytes:
     path = directory / "receipt.json"
     counts, seconds = {"records": 3, "esm2_tokens": 9}, {"read_s": 0.5, "device_s": 1.0, "total_s": 2.0}
-    pool: dict[str, str | float] = {"id": "h-1-2", "devices": "cpu", "precision": "fp32", "load_s": 1.5}
-    Receipt("s-1", "s", "done", "", "/spool/a.h5", counts, pool, seconds, {"r": "lost"}, "2025-01-01").write(path)
+    pool: dict[str, str | float] = {"id": "h-1-2", "devices": "cpu", "precision": "fp32", "load_s": 1.5, "ready_s": 2.0}
+    Receipt(
+        job="s-1",
+        sample="s",
+        state="done",
+        embeddings="/spool/a.h5",
+        run="20250101T000000Z-h-1",
+        input_sha256="0" * 64,
+        counts=counts,
+        pool=pool,
+        software={"torch": "2"},
+        seconds=seconds,
+        failures={"r": "lost"},
+        finished="2025-01-01",
+    ).write(path)
     return path.read_bytes()
 
 

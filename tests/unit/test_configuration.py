@@ -54,6 +54,7 @@ def test_every_key_but_samples_and_models_has_a_default() -> None:
         "seed": 1,
         "precision": "auto",
         "store_dtype": "float16",
+        "export": None,
     }
     assert filled["pool"]["tokens_per_batch"] == 16384
     assert filled["pool"]["max_tasks_per_worker"] is None

@@ -40,13 +40,14 @@ def create(path: Path, rows: int = len(IDS), block_rows: int = 3) -> dict[str, n
         "frame": np.arange(rows, dtype=np.uint8) % 6,
     }
     statuses = ["ok"] * 4 + ["too_short", "too_long", "failed"]
-    with embeddings.Writer.create(path, "sample ä", "contigs", 500) as writer:
+    with embeddings.Writer.create(path, "sample ä", "contigs", 500, job="s-1") as writer:
         writer.append_records(IDS[:2], [10, 3_000_000_000], statuses[:2])
         writer.append_records(IDS[2:], [1, 2, 3, 4, 5], statuses[2:])
         for start in range(0, rows, block_rows):
             part = slice(start, start + block_rows)
             numbers = (columns[name][part] for name in ("record", "chunk", "frame"))
             writer.append_rows(names[part].tolist(), columns["length"][part], digests[part], *numbers)
+        writer.name_input("ef" * 32)
     return columns
 
 
@@ -76,6 +77,8 @@ def test_everything_written_is_read_back(tmp_path: Path) -> None:
         "sample": "sample ä",
         "kind": "contigs",
         "chunk_length_bp": 500,
+        "job": "s-1",
+        "input_sha256": "ef" * 32,
         "complete": True,
         "software": SOFTWARE,
         "models": {

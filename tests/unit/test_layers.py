@@ -39,6 +39,7 @@ ORDER = [
         "tokens",
         "manifest",
         "receipt",
+        "provenance",
         "arrays",
         "sequences",
         "embeddings",
@@ -62,7 +63,7 @@ ORDER = [
     # the pool: torch only inside the functions of a worker
     *("worker", "device", "readers", "ledger", "fleet", "pool", "embedder"),
     # what is made of embeddings
-    *("calls", "pth", "classifier", "summary"),
+    *("uniprot", "calls", "pth", "classifier", "summary"),
 ]
 
 

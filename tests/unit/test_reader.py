@@ -52,7 +52,7 @@ def test_contigs_become_chunks_frames_and_tokens(
     name: str, chunk_length: int, models: dict[str, Path], directory: Path
 ) -> None:
     submitted = job(models, DATA / name, "contigs", chunk_length)
-    counts = reader.read_sample(submitted, directory, models)
+    counts, _ = reader.read_sample(submitted, directory, models)
     records = list(fasta.read(DATA / name, Alphabet.NUCLEOTIDE))
     found = [
         (number, record.id, frame)
@@ -95,7 +95,7 @@ def test_a_record_is_a_row_where_the_kind_says_so(
     name: str, kind: str, model: str, models: dict[str, Path], directory: Path
 ) -> None:
     submitted = job(models, DATA / name, kind, dtype="float16")
-    counts = reader.read_sample(submitted, directory, models)
+    counts, _ = reader.read_sample(submitted, directory, models)
     alphabet = Alphabet.PROTEIN if kind == "proteins" else Alphabet.NUCLEOTIDE
     records = list(fasta.read(DATA / name, alphabet))
     assert counts == {"records": len(records), "too_short": 0, "too_long": 0, "rows": len(records)}
@@ -122,7 +122,7 @@ def test_a_record_that_cannot_be_used_has_a_status_and_no_row(
     path = directory.parent / "s.fna"
     path.write_text("".join(f">r{number}\n{text}\n" for number, text in enumerate(sequences)))
     submitted = job(models, path, kind)
-    counts = reader.read_sample(submitted, directory, models)
+    counts, _ = reader.read_sample(submitted, directory, models)
     assert (counts["records"], counts["rows"]) == (len(sequences), len(rows))
     assert [counts["too_short"], counts["too_long"]] == [statuses.count("too_short"), statuses.count("too_long")]
     finish(submitted, directory, models)
@@ -147,7 +147,9 @@ def test_an_empty_file_is_a_sample_without_rows(models: dict[str, Path], directo
     path = directory.parent / "s.fna"
     path.touch()
     submitted = job(models, path, "contigs")
-    assert reader.read_sample(submitted, directory, models) == {"records": 0, "too_short": 0, "too_long": 0, "rows": 0}
+    counts, sha256 = reader.read_sample(submitted, directory, models)
+    assert counts == {"records": 0, "too_short": 0, "too_long": 0, "rows": 0}
+    assert sha256 == hashlib.sha256().hexdigest()
     finish(submitted, directory, models)
     file = embeddings.read(directory / "embeddings.h5")
     assert (file.ids, file.records.ids) == ([], [])
@@ -161,7 +163,7 @@ def test_many_records_keep_their_order_across_blocks(models: dict[str, Path], di
     path = directory.parent / "s.faa"
     path.write_text("".join(f">p{number}\nM{'AC'[number % 2]}{'*' * (number % 3 == 0)}\n" for number in range(count)))
     submitted = job(models, path, "proteins")
-    assert reader.read_sample(submitted, directory, models)["rows"] == count
+    assert reader.read_sample(submitted, directory, models).counts["rows"] == count
     assert len(Sequences(directory, "esm2").digests) == 2
     wanted = finish(submitted, directory, models)
     file = embeddings.read(directory / "embeddings.h5")

@@ -42,6 +42,7 @@ PACKAGE = [
         "plan",
         "pool",
         "prepared",
+        "provenance",
         "pth",
         "reader",
         "readers",
@@ -55,6 +56,7 @@ PACKAGE = [
         "summary",
         "synthetic",
         "tokens",
+        "uniprot",
         "weights",
         "worker",
     )
@@ -64,7 +66,7 @@ for imported in [name for name in sys.modules if name.partition(".")[0] == "hold
     del sys.modules[imported]  # of a module beside this one, which may be of another version
 sys.path.insert(0, str(Path(PACKAGE[0]).parents[1]))
 
-from holdfast import configuration, models, plan as planning  # noqa: E402
+from holdfast import configuration, models, plan as planning, provenance  # noqa: E402
 from holdfast.errors import HoldfastError  # noqa: E402
 
 if not workflow.deployment_settings.deployment_method:
@@ -107,7 +109,9 @@ def decide():
             return settings, samples, planning.read(place)
         if not IS_MODULE:  # in a module, files may be made by rules of the workflow around it
             configuration.check_files(configuration.name_of(settings["samples"]), samples)
-        return settings, samples, planning.make(settings, samples, gpus(), workflow.resource_settings.cores, place)
+        plan = planning.make(settings, samples, gpus(), workflow.resource_settings.cores, place)
+        provenance.at_exit(plan.directory, lambda: workflow.scheduler and not (workflow.dryrun or workflow.touch))
+        return settings, samples, plan
     except HoldfastError as error:
         raise WorkflowError(f"module '{MODIFIER.namespace}': {error}" if IS_MODULE else str(error)) from None
 
@@ -162,6 +166,12 @@ def virnucpro_files(pattern):
 def targets(wildcards):
     """What `rule all` asks for."""
     wanted = [f"results/{name}/embeddings.h5" for name in SAMPLES]
+    if config["export"]:
+        wanted += [
+            f"results/{entry.sample}/{config['export']}/{model}.h5"
+            for entry in SAMPLES.values()
+            for model in models.KINDS[entry.kind].models
+        ]
     for name in CALLED:
         wanted += [f"results/{name}/{table}.tsv" for table in ("frames", "chunks", "contigs")]
     return [*wanted, "results/summary.tsv"]

@@ -72,3 +72,18 @@ rule collect:
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.receipt:q} --fasta {params.fasta:q}'
         " --output {output.embeddings:q} 2>&1 | tee {log:q}"
+
+
+rule export:
+    input:
+        script=script("export_embeddings"),
+        embeddings="results/{sample}/embeddings.h5",
+    output:
+        embeddings="results/{sample}/uniprot/{model}.h5",
+    log:
+        "logs/export/{sample}.{model}.log",
+    conda:
+        "../../envs/tables.yaml"
+    shell:
+        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.embeddings:q} --model {wildcards.model}'
+        " --output {output.embeddings:q} 2>&1 | tee {log:q}"

@@ -4,7 +4,7 @@ import argparse
 import signal
 from pathlib import Path
 
-from holdfast import consumer, plan, prepared
+from holdfast import consumer, plan, prepared, provenance
 from holdfast.errors import run
 from holdfast.spool import Spool
 
@@ -25,7 +25,8 @@ def main() -> None:
     descriptions = [prepared.read(path.parent) for path in arguments.models]
     digests = {description.model: description.weights_sha256 for description in descriptions}
     jobs = plan.jobs_of(arguments.plan, arguments.batch, digests)
-    told = (arguments.endpoint, arguments.receipts, arguments.patience_s)
+    run = provenance.run_of(arguments.plan.parent)
+    told = (arguments.endpoint, arguments.receipts, arguments.patience_s, run)
     for outcome in consumer.submit(jobs, Spool(arguments.spool), *told):
         print(f"{outcome.sample}: {outcome.state}{': ' if outcome.error else ''}{outcome.error}")
 

@@ -88,6 +88,10 @@ class BlockStore:
         self._uses[place[0]] += 1
         return True
 
+    def inherited(self, digest: bytes) -> bool:
+        """Whether the vector of a sequence that is here was computed by another pool, which has died."""
+        return not self._paths[self._places[digest][0]].name.startswith(f"{self.prefix}-")
+
     def locate(self, digests: Iterable[bytes]) -> tuple[list[Path], np.ndarray]:
         """Where the vectors of these sequences are.
 

@@ -19,7 +19,7 @@ from .models import KINDS, MODELS
 
 SHEET_LIMIT_BYTES = 2**24
 SHOWN = 20
-TAKEN = ("classifier", "failures.tsv", "summary.tsv")
+TAKEN = ("classifier", "failures.tsv", "run.json", "runs", "summary.tsv")
 HERE = "the config (config/config.yaml, --config)"
 LISTED = "the list 'samples' of the config"
 

@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from . import manifest, receipt, status
@@ -35,6 +36,7 @@ def submit(
     endpoint: Path | None,
     outputs: Sequence[Path],
     patience_s: float | None = None,
+    run: str = "",
 ) -> list[Receipt]:
     """Submit jobs, wait, and write each receipt as it comes.
 
@@ -45,6 +47,7 @@ def submit(
         outputs: Where the receipts go, one for each job.
         patience_s: Seconds to wait while no pool there can do the jobs; None for as long as it takes. Without meaning
             where there is an endpoint.
+        run: Run of the workflow that the receipts of jobs that are not done yet will name.
 
     Returns:
         The receipts, in the order of the jobs.
@@ -60,11 +63,13 @@ def submit(
     waiting = {job.job: (job, output) for job, output in zip(jobs, outputs, strict=True)}
     if endpoint:  # a spool that others share may hold their results of a sample of the same name
         spool.forget({job.sample: job.job for job in jobs})
+    submitted = set()
     for job, _ in waiting.values():
         outcome = spool.receipt(job.job)
         if outcome is None or outcome.state == "failed" or outcome.failures or not Path(outcome.embeddings).exists():
             shutil.rmtree(spool.root / "done" / job.job, ignore_errors=True)
             spool.submit(job)
+            submitted.add(job.job)
     watch = _Watch(spool, pool, patience_s)
     pause_s, looked, handed_in = FIRST_POLL_S, 0.0, time.monotonic()
     while waiting:
@@ -80,7 +85,7 @@ def submit(
         for name, (_, output) in list(waiting.items()):
             outcome = spool.receipt(name)
             if outcome is not None:
-                _keep(outcome, output)
+                _keep(replace(outcome, run=run) if name in submitted else outcome, output)
                 found[name] = outcome
                 del waiting[name]
         if waiting and trouble:

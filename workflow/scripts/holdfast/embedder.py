@@ -52,7 +52,7 @@ def embed_file(
         tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".embed-") as work,
         tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".embed-") as blocks,
     ):
-        counts = reader.read_sample(job, Path(work), {model: directory})
+        counts, _ = reader.read_sample(job, Path(work), {model: directory})
         sequences = Sequences(Path(work), model)
         settings = worker.WorkerSettings(
             name="cuda:0" if device == "cuda" else "cpu:0",

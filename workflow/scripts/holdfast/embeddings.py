@@ -21,9 +21,10 @@ Layout (M records in the input, N rows, D columns of a model):
 ========================== ============= ====================================================================
 
 Attributes of the root: ``format``, ``format_version``, ``sample``, ``kind``, ``chunk_length_bp`` (0 but for kind
-``contigs``), ``software`` (JSON: name to version), ``complete``. Attributes of a matrix: ``width``, ``source``,
-``source_sha256``, ``weights_sha256``, ``synthetic``, ``layer``, ``pooling``, ``precision``. One plain matrix is the
-layout measured fastest: 1.0 s for 200,000 x 2560 in float16, 16 s as one dataset per id.
+``contigs``), ``job`` (its name, by which receipts and records of runs know the file), ``input_sha256`` (of the
+FASTA or FASTQ file), ``software`` (JSON: name to version), ``complete``. Attributes of a matrix: ``width``,
+``source``, ``source_sha256``, ``weights_sha256``, ``synthetic``, ``layer``, ``pooling``, ``precision``. One plain
+matrix is the layout measured fastest: 1.0 s for 200,000 x 2560 in float16, 16 s as one dataset per id.
 """
 
 import json
@@ -127,6 +128,8 @@ class _Root:
     sample: str
     kind: str
     chunk_length_bp: int
+    job: str
+    input_sha256: str
     software: str
     complete: bool
 
@@ -154,7 +157,9 @@ class Writer:
 
     @classmethod
     @contextmanager
-    def create(cls, path: str | Path, sample: str, kind: str, chunk_length_bp: int = 0) -> Iterator[Self]:
+    def create(
+        cls, path: str | Path, sample: str, kind: str, chunk_length_bp: int = 0, job: str = ""
+    ) -> Iterator[Self]:
         """Give a writer for records and rows; afterwards the file is there, not yet complete.
 
         Args:
@@ -162,12 +167,14 @@ class Writer:
             sample: Name of the sample.
             kind: One of :data:`.models.KINDS`.
             chunk_length_bp: For kind ``contigs``; 0 otherwise.
+            job: Name of the job; empty where there is none.
         """
         if kind not in KINDS or (kind == "contigs") != (chunk_length_bp > 0):
             raise ValueError(f"kind {kind!r} with chunk length {chunk_length_bp}")
         attributes = {"format": FORMAT, "format_version": FORMAT_VERSION, "sample": sample, "kind": kind}
+        attributes |= {"chunk_length_bp": chunk_length_bp, "job": job, "input_sha256": "", "complete": False}
         with temporary_path(path) as temporary, h5py.File(temporary, "w") as file:
-            file.attrs.update({**attributes, "chunk_length_bp": chunk_length_bp, "complete": False})
+            file.attrs.update(attributes)
             for name, dtype in RECORD_COLUMNS.items():
                 _create_column(file, f"records/{name}", dtype)
             for name, dtype in ROW_COLUMNS.items():
@@ -188,6 +195,10 @@ class Writer:
             with h5py.File(temporary, "r+") as file:
                 yield cls(file)
                 file.attrs.update({"software": json.dumps(dict(software)), "complete": True})
+
+    def name_input(self, sha256: str) -> None:
+        """Note the digest of the file that the records came from, once it is known (hex)."""
+        self._file.attrs["input_sha256"] = sha256
 
     def append_records(self, ids: Sequence[str], lengths: Sequence[int], statuses: Sequence[str]) -> None:
         """Append records of the input, in its order: every record, whether rows follow from it or not."""
@@ -308,6 +319,7 @@ class Reader:
         sample: Name of the sample.
         kind: One of :data:`.models.KINDS`.
         chunk_length_bp: 0 but for kind ``contigs``.
+        job: Name of the job that made it.
         software: Name to version of the programs that computed it.
         models: Model to the attributes of its matrix.
         row_count: N.
@@ -352,6 +364,7 @@ class Reader:
         if root.kind not in KINDS or (root.kind == "contigs") != (root.chunk_length_bp > 0):
             raise ValueError(f"kind {root.kind} with chunk length {root.chunk_length_bp}")
         self.sample, self.kind, self.chunk_length_bp = root.sample, root.kind, root.chunk_length_bp
+        self.job = root.job
         self.software: dict[str, str] = documents.parse_json(root.software)
         self.row_count = len(self._file["ids"])
         self.record_count = len(self._file["records/ids"])

@@ -16,11 +16,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
-from io import BufferedReader, RawIOBase, TextIOWrapper
+from io import BufferedReader, FileIO, RawIOBase, TextIOWrapper
 from os import PathLike
 from pathlib import Path
 from string import whitespace
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn, Protocol
 
 from dnaio.exceptions import FileFormatError
 from dnaio.readers import FastaReader, FastqReader
@@ -33,6 +33,13 @@ LONGEST_ID = 4096  # letters; every frame of a record carries its id
 _UNKNOWN = b"?"
 _BUFFER_BYTES = 128 * 1024
 _DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+
+
+class Digest(Protocol):
+    """What takes bytes in, such as ``hashlib.sha256()``."""
+
+    def update(self, data: memoryview, /) -> None:
+        """Take in some more."""
 
 
 class Record(NamedTuple):
@@ -63,19 +70,24 @@ class _Utf8FastaReader(FastaReader):
         self._file.reconfigure(encoding="utf-8-sig")
 
 
-def read(path: str | PathLike[str], alphabet: Alphabet) -> Iterator[Record]:
+def read(path: str | PathLike[str], alphabet: Alphabet, digest: Digest | None = None) -> Iterator[Record]:
     """Yield the records of a FASTA or FASTQ file in their order; the content, not the name, says which it is.
 
     White space inside a sequence is dropped, and so are descriptions, qualities, and lines of FASTA that
     start with ``#``. U is read as T in nucleotides. An empty file yields nothing. FASTQ has four lines a
     record and ASCII names, FASTA may have names in any script.
 
+    Args:
+        path: The file.
+        alphabet: The letters that its sequences may hold.
+        digest: Takes in every byte of the file as it lies on disk, compressed or not; complete after the last record.
+
     Raises:
         InputError: the file is missing, unreadable, damaged or of another format, an id is empty or
             repeated, or a letter is not of the alphabet; it names file, line and record.
     """
     try:
-        yield from _records(path, alphabet)
+        yield from _records(path, alphabet, digest)
     except FileNotFoundError:
         raise InputError("no such file; check the path", path) from None
     except IsADirectoryError:
@@ -86,20 +98,20 @@ def read(path: str | PathLike[str], alphabet: Alphabet) -> Iterator[Record]:
         raise InputError(f"cannot be read ({error.strerror or error}); check the file", path) from None
 
 
-def _records(path: str | PathLike[str], alphabet: Alphabet) -> Iterator[Record]:
+def _records(path: str | PathLike[str], alphabet: Alphabet, digest: Digest | None) -> Iterator[Record]:
     """Yield the records of :func:`read`, which speaks for the errors of the file as a whole."""
     table = _table(alphabet)
     seen: set[bytes] = set()
     try:
-        with _open(path) as file:
+        with _open(path, digest) as file:
             is_fastq = file.peek(1).lstrip().startswith(b"@")
             entries = FastqReader(file, sequence_class=_Entry) if is_fastq else _Utf8FastaReader(file)
             for entry in entries:
                 identifier = _identifier(entry.name)
-                digest = blake2b(identifier.encode(), digest_size=16).digest()
-                if not 0 < len(identifier) <= LONGEST_ID or "\0" in identifier or digest in seen:
+                known_by = blake2b(identifier.encode(), digest_size=16).digest()
+                if not 0 < len(identifier) <= LONGEST_ID or "\0" in identifier or known_by in seen:
                     _refuse_id(path, is_fastq, identifier)
-                seen.add(digest)
+                seen.add(known_by)
                 sequence = entry.sequence.encode("ascii", "replace").translate(table, whitespace.encode())
                 if _UNKNOWN in sequence:
                     _refuse_letter(path, is_fastq, identifier, alphabet)
@@ -116,12 +128,33 @@ def _records(path: str | PathLike[str], alphabet: Alphabet) -> Iterator[Record]:
 
 
 @contextmanager
-def _open(path: str | PathLike[str]) -> Iterator[BufferedReader]:
+def _open(path: str | PathLike[str], digest: Digest | None = None) -> Iterator[BufferedReader]:
     """Open a file and, where its first bytes are those of a compressed one, decompress it on the way."""
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as raw, BufferedReader(_Digested(raw, digest), _BUFFER_BYTES) as file:
         magic = file.peek(6)
         opener = next((opener for mark, opener in _DECOMPRESSORS.items() if magic.startswith(mark)), None)
         yield BufferedReader(_Text(opener(file) if opener else file, path), _BUFFER_BYTES)
+        while digest is not None and file.read(_BUFFER_BYTES):  # what follows the end of a compressed stream
+            pass
+
+
+class _Digested(RawIOBase):
+    """The bytes of a file, taken in by a digest as they are read."""
+
+    def __init__(self, file: FileIO, digest: Digest | None) -> None:
+        self._file = file
+        self._digest = digest
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer, as a raw file does."""
+        count = self._file.readinto(buffer)
+        if self._digest is not None:
+            self._digest.update(memoryview(buffer)[:count])
+        return count
 
 
 class _Text(RawIOBase):

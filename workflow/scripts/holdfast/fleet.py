@@ -36,7 +36,8 @@ class Fleet:
         devices: In use or retired.
         ledger: Where batches come from and vectors go; None until the first worker is ready.
         report: What the first worker that became ready said; None until then.
-        totals: Batches, sequences, tokens and seconds of device work so far, and batches that had to be repeated.
+        totals: Batches, sequences, tokens and seconds of device work so far, seconds in which devices were ready while
+            a job was open, and batches that had to be repeated.
     """
 
     def __init__(

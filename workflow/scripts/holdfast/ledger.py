@@ -30,8 +30,11 @@ class Job:
         sequences: Its distinct sequences by model, once it is read.
         missing: Sequences that it still waits for.
         failures: By model, sequences that were given up, with the reason.
+        input_sha256: Digest of its file (hex), once it is read.
+        inherited: Vectors that it needed and found in blocks that a dead pool had left.
         read_s: Seconds to read it.
         device_s: Its share of the seconds of its batches, by tokens.
+        computed_tokens: Tokens in that share.
     """
 
     number: int
@@ -42,8 +45,11 @@ class Job:
     sequences: dict[str, Sequences] = field(default_factory=dict)
     missing: int = 0
     failures: dict[str, dict[int, str]] = field(default_factory=dict)
+    input_sha256: str = ""
+    inherited: int = 0
     read_s: float = 0.0
     device_s: float = 0.0
+    computed_tokens: int = 0
 
 
 class Ledger:
@@ -82,6 +88,7 @@ class Ledger:
             fresh = []
             for number, digest in enumerate(sequences.digests):
                 if store.use(digest):
+                    job.inherited += store.inherited(digest)
                     continue
                 job.missing += 1
                 if digest in waiters:
@@ -129,6 +136,7 @@ class Ledger:
         self.stores[batch.model].add(digests, vectors, uses=[len(waiters[digest]) for digest in digests])
         for (job, _), length in zip(entries, batch.lengths.tolist(), strict=True):
             job.device_s += seconds * length / batch.tokens
+            job.computed_tokens += length
         return [job for digest in digests for job in self._served(batch.model, digest)]
 
     def give_up(self, batch: Batch, reason: str) -> list[Job]:

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import manifest, prepared, receipt, status
+from . import manifest, prepared, provenance, receipt, status
 from .configuration import Sample, models_in_use, write_samples
 from .errors import ConfigError, HoldfastError, ResourceError
 from .files import atomic_text
@@ -269,19 +269,22 @@ def make(
     if not isinstance(sheet, str):
         sheet = place(".holdfast/samples.tsv")
         write_samples(samples.values(), Path(sheet))
-    batches = share_out(pending(config, samples.values(), place), lanes, consumers)
-    plan = Plan(str(directory), batches, gpu, threads, sheet)
+    sizes = pending(config, samples.values(), place)
+    plan = Plan(str(directory), share_out(sizes, lanes, consumers), gpu, threads, sheet)
     if lifecycle == "external" and plan.batches:
         tell_absence(Path(spool))
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     atexit.register(_remove, directory)
     for other in directory.parent.glob(f"{launcher.host}-*"):
         if not os.path.exists(f"/proc/{other.name.rpartition('-')[2]}"):
-            shutil.rmtree(other, ignore_errors=True)  # of a run that was killed
+            provenance.finish(other, ended=False)  # of a run that was killed
+            shutil.rmtree(other, ignore_errors=True)
     sources = {model: config["models"][model]["weights"] for model in models_in_use(samples.values())}
     models = {model: os.path.abspath(directory_of(source, model, place)) for model, source in sources.items()}
     settings = PoolSettings(models=models, precision=config["precision"], gpu=gpu, threads=threads, **pool)
     settings.write(Path(plan.pool_settings))
+    results = Path(place("results/run.json")).parent
+    provenance.begin(directory, results, config, samples, sizes, models)
     jobs = {name: asdict(sample) for name, sample in samples.items()}
     chosen = {key: config[key] for key in ("chunk_length", "precision", "store_dtype")}
     with atomic_text(plan.path) as file:

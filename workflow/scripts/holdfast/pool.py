@@ -26,6 +26,7 @@ from .batching import WINDOW_BATCHES
 from .errors import HoldfastError, ResourceError
 from .fleet import Fleet
 from .ledger import Job, Ledger
+from .reader import Contents
 from .readers import Readers
 from .receipt import Receipt
 from .sequences import Sequences
@@ -74,6 +75,7 @@ class Pool:
         self.number = 0
         self.last_work = time.monotonic()
         self.beaten = self.looked = 0.0
+        self.counted = time.monotonic()
 
     def run(self) -> None:
         """Serve until told to end; claims that are not finished by then go back to ``incoming/``."""
@@ -170,6 +172,14 @@ class Pool:
             if then is not None:
                 then(future, *what)
         self.fleet.check()
+        self._count()
+
+    def _count(self) -> None:
+        """Count the seconds in which devices could have worked: ready, with a job open."""
+        now = time.monotonic()
+        if self.jobs:
+            self.fleet.totals["ready_s"] += (now - self.counted) * sum(bool(each.ready) for each in self.fleet.devices)
+        self.counted = now
 
     def _beat(self) -> None:
         """Publish the state about once a second, and look for dead pools now and then."""
@@ -216,8 +226,8 @@ class Pool:
         arguments = (job.manifest, job.directory, self.directories)
         self.readers.send(reader.read_sample, arguments, partial(self._has_read, job), partial(self._failed, job))
 
-    def _has_read(self, job: Job, counts: dict[str, int], seconds: float) -> None:
-        job.counts, job.read_s = counts, seconds
+    def _has_read(self, job: Job, found: Contents, seconds: float) -> None:
+        job.counts, job.input_sha256, job.read_s = found.counts, found.sha256, seconds
         job.sequences = {model: Sequences(job.directory, model) for model in job.manifest.models}
         for model, sequences in job.sequences.items():
             job.counts[f"{model}_sequences"] = len(sequences.digests)
@@ -273,14 +283,18 @@ class Pool:
         """Leave the receipt of a job; an empty ``error`` means done."""
         sample = job.manifest.sample
         target = self.spool.root / "done" / job.manifest.job / reader.EMBEDDINGS_FILE
+        job.counts |= {"computed_tokens": job.computed_tokens, "inherited": job.inherited}
+        report = self.fleet.report
         outcome = Receipt(
             job=job.manifest.job,
             sample=sample,
             state="failed" if error else "done",
             error=error,
             embeddings="" if error else str(target),
+            input_sha256=job.input_sha256,
             counts=job.counts,
             pool=self._description(),
+            software=report.software if report else {},
             seconds={
                 "read_s": round(job.read_s, 3),
                 "device_s": round(job.device_s, 3),
@@ -310,9 +324,11 @@ class Pool:
         report = self.fleet.report
         return {
             "id": self.name,
+            "host": self.state.identity.host,
             "devices": ", ".join(each.device_name for each in ready),
             "precision": report.precision if report else "",
             "load_s": round(report.load_s, 3) if report else 0.0,
+            **{name: round(self.fleet.totals.get(name, 0.0), 3) for name in ("device_s", "ready_s")},
         }
 
 

@@ -33,6 +33,13 @@ MAX_DNA_BP = 100_000
 Item = TypeVar("Item")
 
 
+class Contents(NamedTuple):
+    """What was found in a file: counts (``records``, ``too_short``, ``too_long``, ``rows``), and its SHA-256 (hex)."""
+
+    counts: dict[str, int]
+    sha256: str
+
+
 class Row(NamedTuple):
     """One row of the embeddings file before it is embedded: its place, and the text for each model."""
 
@@ -43,7 +50,7 @@ class Row(NamedTuple):
     texts: dict[str, str]
 
 
-def read_sample(manifest: Manifest, directory: Path, models: dict[str, Path]) -> dict[str, int]:
+def read_sample(manifest: Manifest, directory: Path, models: dict[str, Path]) -> Contents:
     """Read a sample into ``directory``.
 
     Args:
@@ -51,14 +58,12 @@ def read_sample(manifest: Manifest, directory: Path, models: dict[str, Path]) ->
         directory: Its work directory.
         models: Prepared model directories by model.
 
-    Returns:
-        Counts: ``records``, ``too_short``, ``too_long``, ``rows``.
-
     Raises:
         InputError: the file cannot be read, or is not the one that was submitted.
     """
     _check_unchanged(manifest)
     alphabet, needed = KINDS[manifest.kind]
+    digest = hashlib.sha256()
     counts = {"records": 0, "too_short": 0, "too_long": 0, "rows": 0}
     with ExitStack() as stack:
         writers = {
@@ -66,9 +71,11 @@ def read_sample(manifest: Manifest, directory: Path, models: dict[str, Path]) ->
             for model in needed
         }
         path = directory / EMBEDDINGS_FILE
-        created = embeddings.Writer.create(path, manifest.sample, manifest.kind, manifest.chunk_length)
+        created = embeddings.Writer.create(
+            path, manifest.sample, manifest.kind, manifest.chunk_length, job=manifest.job
+        )
         file = stack.enter_context(created)
-        numbered = enumerate(fasta.read(manifest.fasta, alphabet))
+        numbered = enumerate(fasta.read(manifest.fasta, alphabet, digest))
         for records in _blocks(numbered, lambda entry: len(entry[1].sequence)):
             lengths = [len(record.sequence) for _, record in records]
             statuses = [_status(manifest.kind, record.sequence) for _, record in records]
@@ -91,8 +98,9 @@ def read_sample(manifest: Manifest, directory: Path, models: dict[str, Path]) ->
                 for model, writer in writers.items():
                     writer.add([row.texts[model] for row in rows])
                 counts["rows"] += len(rows)
+        file.name_input(digest.hexdigest())
     _check_unchanged(manifest)
-    return counts
+    return Contents(counts, digest.hexdigest())
 
 
 def _blocks(items: Iterable[Item], letters: Callable[[Item], int]) -> Iterator[list[Item]]:

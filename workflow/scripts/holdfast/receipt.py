@@ -20,8 +20,13 @@ class Receipt:
         state: ``done`` or ``failed``.
         error: Why it failed, in one message; empty when done.
         embeddings: Absolute path of the embeddings in the spool; empty when failed.
-        counts: Records, rows, distinct sequences and tokens of the sample.
-        pool: Pool that did the work: id, devices, precision and seconds of load.
+        run: Run of the workflow that submitted the job; empty in the spool, and where the result was there already.
+        input_sha256: Digest of the sample's file as the pool read it (hex); empty if it could not be read to its end.
+        counts: Records, rows, distinct sequences and tokens of the sample; ``computed_tokens``, those in its share of
+            batches; ``inherited``, vectors found in blocks that a dead pool had left.
+        pool: Pool that did the work: id, host, devices, precision, ``load_s`` to load its models and, until this
+            receipt, ``device_s`` that its devices worked and ``ready_s`` that they were ready while a job was open.
+        software: Name to version of what the pool ran on, and the digest of its code.
         seconds: ``read_s``, ``device_s`` (this job's share of batches, by tokens) and ``total_s`` since the claim.
         failures: Rows that were given up while the sample went on: id and reason.
         finished: Time of writing, ISO 8601 in UTC.
@@ -34,8 +39,11 @@ class Receipt:
     state: str
     error: str = ""
     embeddings: str = ""
+    run: str = ""
+    input_sha256: str = ""
     counts: dict[str, int] = field(default_factory=dict)
     pool: dict[str, str | float] = field(default_factory=dict)
+    software: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     finished: str = ""

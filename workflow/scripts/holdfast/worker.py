@@ -7,7 +7,6 @@ torch.
 
 import multiprocessing
 import os
-import platform
 import signal
 import threading
 import time
@@ -18,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__
+from . import provenance
 from .errors import ResourceError
 from .models import encoder
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+PACKAGES = ("dnaio", "h5py", "numpy", "safetensors", "tokenizers")
 SELF_TEST_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
 
 
@@ -98,7 +98,9 @@ class Worker:
         }
         for model in self.models:
             self._self_test(model, precision)
-        software = {"holdfast": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+        software = {**provenance.software(PACKAGES), "torch": str(torch.__version__)}
+        if self.device.type == "cuda":
+            software["cuda"] = str(torch.version.cuda)
         self.ready = Ready(time.perf_counter() - began, precision, name, software)
 
     def _self_test(self, model: str, precision: str) -> None:
