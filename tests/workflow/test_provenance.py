@@ -1,0 +1,232 @@
+"""Where results come from, and how others read them: two runs, of which the first fails over one sample.
+
+The blocks of code in docs/embeddings.md are executed as they stand there, in the directory of these runs.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from holdfast import embeddings, prepared, provenance, receipt, uniprot
+
+from tests.workflow.conftest import DEMO, REPOSITORY, TIMEOUT_S, Project, fasta
+
+PAGE = (REPOSITORY / "docs/embeddings.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+ODD_IDS = ["a/b", "a%2Fb", "..", ".", "ä|b"]
+SHEET = [
+    ("phage_proteins", "data/phage_proteins.faa", "proteins"),
+    ("bacterium_heldout", "data/bacterium_heldout.fna"),
+    ("odd", "data/odd.faa", "proteins"),
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, models: Path, classifiers: Path) -> Iterator[Project]:
+    """A project after a run in which sample ``odd`` was broken, and one after its repair."""
+    some = Project(tmp_path_factory.mktemp("provenance") / "project", models)
+    some.configure(classifier=str(classifiers / "500_model.safetensors"), export="uniprot")
+    for name in ("phage_proteins.faa", "bacterium_heldout.fna"):
+        shutil.copy(DEMO / "data" / name, some.path("data"))
+    some.write("data/odd.faa", ">a\nMK!\n")
+    some.write_sheet(*SHEET)
+    assert some.run("--keep-going").returncode != 0
+    shutil.copy(some.path("results/run.json"), some.path("first.json"))
+    some.write("data/odd.faa", fasta({name: "MKVLAAGGIVA"[: 4 + number] for number, name in enumerate(ODD_IDS)}))
+    mended = some.run()
+    assert mended.returncode == 0, mended.text
+    yield some
+    assert some.processes_left() == []
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def record(some: Project, name: str = "results/run.json") -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(some.read(name))
+    return content
+
+
+def test_a_record_says_what_ran_where_on_what_and_with_what(runs: Project) -> None:
+    first = record(runs, "first.json")
+    assert first["format"] == "holdfast-run"
+    assert (first["host"], first["directory"]) == (os.uname().nodename, str(runs.directory))
+    assert first["command"].endswith(f"-d {runs.directory} --cores 2 --keep-going")
+    assert first["began"] < first["ended"]
+    assert first["seconds"] > 0
+    assert first["config"]["store_dtype"] == "float16"
+    assert first["classifier_sha256"] == sha256(Path(first["config"]["classifier"]))
+    assert first["synthetic_weights"] == ["dnabert_s", "esm2"]
+    for known in first["models"].values():
+        assert known["weights_sha256"] == prepared.read(known["directory"]).weights_sha256
+    code = b"".join(path.read_bytes() for path in sorted((REPOSITORY / "workflow/scripts/holdfast").glob("*.py")))
+    assert first["software"]["holdfast_sha256"] == hashlib.sha256(code).hexdigest()
+    (pool,) = first["pools"].values()
+    assert pool["software"]["holdfast_sha256"] == first["software"]["holdfast_sha256"]
+    assert {"python", "torch", "numpy"} <= pool["software"].keys()
+    assert (pool["host"], pool["precision"], pool["devices"]) == (first["host"], "fp32", "CPU, 2 threads")
+    assert 0 < pool["device_busy"] <= 1
+    assert 0 < pool["device_s"] <= pool["ready_s"] < first["seconds"]
+    states = {name: sample["state"] for name, sample in first["samples"].items()}
+    assert states == {"phage_proteins": "done", "bacterium_heldout": "done", "odd": "failed"}
+    assert "odd.faa, line 2, record 'a'" in first["samples"]["odd"]["error"]
+    assert first["reused"] == {"samples": 0, "vectors": 0}
+    assert "results/failures.tsv" in first["outputs"]
+    assert "results/summary.tsv" not in first["outputs"]
+
+
+def test_the_next_record_says_what_it_took_over_and_none_is_forgotten(runs: Project) -> None:
+    first, second = record(runs, "first.json"), record(runs)
+    kept = {path.name for path in runs.path("results/runs").iterdir()}
+    assert kept == {f"{each['run']}.json" for each in (first, second)}
+    assert record(runs, f"results/runs/{first['run']}.json") == first
+    states = {name: sample["state"] for name, sample in second["samples"].items()}
+    assert states == {"phage_proteins": "reused", "bacterium_heldout": "reused", "odd": "done"}
+    assert second["reused"] == {"samples": 2, "vectors": 0}
+    assert second["samples"]["bacterium_heldout"]["run"] == first["run"]
+    assert runs.run().jobs == []
+    assert {path.name for path in runs.path("results/runs").iterdir()} == kept
+
+
+def test_every_file_leads_to_its_record(runs: Project) -> None:
+    first, second = record(runs, "first.json"), record(runs)
+    for name, of in (
+        ("bacterium_heldout/contigs.tsv", first),
+        ("bacterium_heldout/frames.tsv", first),
+        ("summary.tsv", second),
+    ):
+        assert of["outputs"][f"results/{name}"] == sha256(runs.path(f"results/{name}"))
+    summary = runs.table("summary.tsv").set_index("sample")
+    for name, path, *_ in SHEET:
+        of = second if name == "odd" else first
+        outcome = receipt.read(runs.path(f"results/{name}/receipt.json"))
+        assert outcome is not None
+        assert outcome.run == of["run"] == summary.loc[name, "run"]
+        assert outcome.input_sha256 == of["samples"][name]["input_sha256"] == sha256(runs.path(path))
+        attributes = embeddings.read(runs.path(f"results/{name}/embeddings.h5")).attributes
+        assert attributes["job"] == outcome.job == of["samples"][name]["job"]
+        assert attributes["input_sha256"] == outcome.input_sha256
+        assert attributes["software"] == next(iter(of["pools"].values()))["software"]
+
+
+def test_the_summary_shares_the_load_out_and_says_how_busy_the_device_was(runs: Project) -> None:
+    summary = runs.table("summary.tsv").set_index("sample")
+    members = summary.loc[["phage_proteins", "bacterium_heldout"]]
+    costs = members[["load_s", "load_share_s", "device_s"]].astype(float)
+    assert costs["load_share_s"].sum() == pytest.approx(costs["load_s"].iloc[0], abs=2e-3)
+    assert costs["load_share_s"].idxmax() == costs["device_s"].idxmax()
+    assert summary.loc["odd", "load_share_s"] == summary.loc["odd", "load_s"]
+    for run, names in ((record(runs, "first.json"), members.index), (record(runs), ["odd"])):
+        (pool,) = run["pools"].values()
+        assert {float(busy) for busy in summary.loc[list(names), "device_busy"]} == {pool["device_busy"]}
+    for name, row in summary.iterrows():
+        outcome = receipt.read(runs.path(f"results/{name}/receipt.json"))
+        assert outcome is not None
+        assert outcome.counts["computed_tokens"] == int(row["tokens"])
+        assert float(row["tokens_per_s"]) == round(int(row["tokens"]) / outcome.seconds["device_s"])
+
+
+def test_the_export_has_one_dataset_an_id(runs: Project) -> None:
+    assert uniprot.name("a/b") == "a%2Fb"
+    for sample, model in (("odd", "esm2"), ("bacterium_heldout", "esm2"), ("bacterium_heldout", "dnabert_s")):
+        found = embeddings.read(runs.path(f"results/{sample}/embeddings.h5"))
+        with h5py.File(runs.path(f"results/{sample}/uniprot/{model}.h5")) as file:
+            assert len(file) == len(found.ids) > 0
+            assert bool(file.attrs["synthetic"])
+            assert (file.attrs["model"], file.attrs["job"]) == (model, found.attributes["job"])
+            for identifier, vector in zip(found.ids, found.matrices[model], strict=True):
+                dataset = file[uniprot.name(identifier)]
+                assert dataset.attrs["original_id"] == identifier
+                assert dataset.dtype == np.float16
+                np.testing.assert_array_equal(dataset[:], vector)
+    with h5py.File(runs.path("results/odd/uniprot/esm2.h5")) as file:
+        assert set(file) == {"a%2Fb", "a%252Fb", "..", "%2E", "ä|b"}
+
+
+@pytest.mark.parametrize("block", [code for language, code in BLOCKS if language == "python"])
+def test_the_python_of_the_page_works_as_it_stands_there(runs: Project, block: str) -> None:
+    if "import anndata" in block and importlib.util.find_spec("anndata") is None:
+        pytest.skip("anndata is not installed; it is no dependency, since it asks for an older pandas")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", block],
+        cwd=runs.directory,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"```text\n{done.stdout}```" in PAGE
+
+
+@pytest.mark.parametrize("block", [code for language, code in BLOCKS if language == "r"])
+def test_the_r_of_the_page_works_as_it_stands_there(runs: Project, block: str) -> None:
+    library = re.search(r"library\((\w+)\)", block)
+    assert library is not None
+    rscript = shutil.which("Rscript")
+    if rscript is None or subprocess.run([rscript, "-e", library[0]], capture_output=True, check=False).returncode:
+        pytest.skip(f"no R with {library[1]} here")
+    done = subprocess.run(
+        [rscript, "-e", block], cwd=runs.directory, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"```text\n{done.stdout}```" in PAGE
+
+
+def test_the_page_has_all_it_promises() -> None:
+    code = [text for language, text in BLOCKS if language in ("python", "r")]
+    for wanted in ("import h5py", "import pandas", "import anndata", "library(rhdf5)", "library(hdf5r)", "sklearn"):
+        assert any(wanted in text for text in code), wanted
+
+
+def test_the_record_of_a_killed_run_is_written_by_the_next(runs: Project, tmp_path: Path) -> None:
+    second = record(runs)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    killed = runs.path(f".holdfast/runs/20260101T000000Z-{os.uname().nodename}-{dead.pid}")
+    killed.mkdir(parents=True)
+    start = {name: second[name] for name in ("format", "format_version", "host", "directory", "began", "config")}
+    start |= {"run": killed.name, "models": {}, "samples": {"odd": {}}, "pending": ["odd"], "ended": None}
+    (killed / "start.json").write_text(json.dumps(start))
+    of_odd = runs.path("results/odd/receipt.json")
+    outcome, before = receipt.read(of_odd), of_odd.read_bytes()
+    assert outcome is not None
+    of_odd.write_text(json.dumps({**json.loads(before), "run": killed.name}))
+    assert runs.run("--dry-run").returncode == 0
+    assert not killed.exists()
+    left = record(runs, f"results/runs/{killed.name}.json")
+    assert (left["ended"], left["samples"]["odd"]["state"], left["samples"]["odd"]["job"]) == (
+        None,
+        "done",
+        outcome.job,
+    )
+    of_odd.write_bytes(before)
+
+
+def test_a_record_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    provenance.begin(tmp_path, {}, {}, [], {})
+    (tmp_path / "results").mkdir()
+    provenance.finish(tmp_path, ended=True)
+    assert list((tmp_path / "results").iterdir()) == []
+    (tmp_path / "results/summary.tsv").write_text("sample\n")
+    (tmp_path / "results/runs").write_text("in the way")
+    provenance.finish(tmp_path, ended=True)
+    assert re.fullmatch(
+        r"holdfast: error: the record of this run cannot be written: .*runs.*\n", capsys.readouterr().err
+    )
+    provenance.finish(tmp_path / "nowhere", ended=False)
+    assert capsys.readouterr().err == ""
