@@ -135,7 +135,9 @@ def test_sigterm_lets_the_pool_finish_its_batch_and_hand_back_the_rest(serve: Se
     assert list(pool.spool.root.glob("claimed/*")) == list(pool.spool.root.glob("work/*")) == []
     assert (pool.state.state, pool.state.reason) == ("ended", "SIGTERM")
     again = serve(tokens_per_batch=64)
-    assert again.embed(job)["a"].state == "done"
+    counts = again.embed(job)["a"].counts
+    assert counts["inherited"] == finished
+    assert counts["computed_tokens"] == counts["esm2_tokens"] * (6 - finished) // 6
     assert f"{finished} vectors of esm2 are there from an earlier run" in again.log.read_text()
     eventually(lambda: again.progress("sequences") == 6 - finished)
 

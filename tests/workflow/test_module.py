@@ -178,6 +178,10 @@ def test_two_modules_from_github_with_models_of_their_own(two: Project, tmp_path
         found = embeddings.read(two.path(f"{name}/results/s/embeddings.h5"))
         assert (found.ids, list(found.matrices)) == (ids, [model])
         assert f"loading {model} on cpu" in two.read(f"{name}/logs/pool.0.log")
+        record = json.loads(two.read(f"{name}/results/run.json"))
+        assert (record["results"], list(record["models"])) == (f"{name}/results", [model])
+        assert list(record["outputs"]) == [f"{name}/results/summary.tsv"]
+        assert record["samples"]["s"]["run"] == record["run"]
     assert not two.path("made").exists()
 
     # Nothing runs again: from the cache, from another cache, from a clone in another place.
@@ -199,6 +203,8 @@ def test_two_modules_from_github_with_models_of_their_own(two: Project, tmp_path
     assert run.returncode != 0
     assert run.jobs == ["first_embed_0", "first_pool"]
     assert "line 4, record 'p3': '1' in column 3" in two.read("first/results/failures.tsv")
+    records = {name: len(list(two.path(f"{name}/results/runs").iterdir())) for name in ("first", "second")}
+    assert records == {"first": 2, "second": 1}, "a run leaves a record where it did something"
     assert not two.path("second/results/failures.tsv").exists()
 
 

@@ -194,9 +194,10 @@ def test_the_record_of_a_killed_run_is_written_by_the_next(runs: Project, tmp_pa
     second = record(runs)
     dead = subprocess.Popen(["true"])
     dead.wait()
-    killed = runs.path(f".holdfast/runs/20260101T000000Z-{os.uname().nodename}-{dead.pid}")
+    killed = runs.path(f".holdfast/runs/{os.uname().nodename}-{dead.pid}")
     killed.mkdir(parents=True)
-    start = {name: second[name] for name in ("format", "format_version", "host", "directory", "began", "config")}
+    names = ("format", "format_version", "host", "directory", "results", "began", "config")
+    start = {name: second[name] for name in names}
     start |= {"run": killed.name, "models": {}, "samples": {"odd": {}}, "pending": ["odd"], "ended": None}
     (killed / "start.json").write_text(json.dumps(start))
     of_odd = runs.path("results/odd/receipt.json")
@@ -218,7 +219,7 @@ def test_a_record_that_cannot_be_written_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    provenance.begin(tmp_path, {}, {}, [], {})
+    provenance.begin(tmp_path, Path("results"), {}, {}, [], {})
     (tmp_path / "results").mkdir()
     provenance.finish(tmp_path, ended=True)
     assert list((tmp_path / "results").iterdir()) == []
