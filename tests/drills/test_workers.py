@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
-from holdfast import embeddings, fasta, frames
+from holdfast import embeddings, fasta, frames, provenance
 from holdfast.embeddings import Embeddings
 from holdfast.errors import ResourceError
 from holdfast.models import Alphabet
@@ -189,6 +189,7 @@ def test_with_no_device_left_pool_and_consumers_end_with_the_reason(
     config = {"chunk_length": 500, "precision": "auto", "store_dtype": "float32"}
     batches = [{"lane": 0, "samples": ["two"]}]
     plan.write_text(json.dumps({"plan": {"batches": batches}, "samples": {"two": sample}, "config": config}))
+    provenance.begin(plan.parent, plan.parent / "results", config, {}, ["two"], {})
     arguments = [SCRIPTS / "submit_jobs.py", plan, "--batch", "0", "--models", *names, "--spool", pool.spool.root]
     arguments += ["--endpoint", pool.endpoint, "--receipts", pool.directory / "two.json"]
     told = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=LONG_S)

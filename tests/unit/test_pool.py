@@ -16,7 +16,19 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from holdfast import consumer, dnabert_s, embeddings, esm2, fasta, frames, manifest, prepared, status, tokens
+from holdfast import (
+    consumer,
+    dnabert_s,
+    embeddings,
+    esm2,
+    fasta,
+    frames,
+    manifest,
+    prepared,
+    provenance,
+    status,
+    tokens,
+)
 from holdfast.errors import ResourceError
 from holdfast.manifest import Manifest
 from holdfast.models import KINDS, Alphabet
@@ -403,6 +415,7 @@ def run_consumer(pool: ServedPool, models: dict[str, Path]) -> "subprocess.Compl
     config = {"chunk_length": 500, "precision": "auto", "store_dtype": "float16"}
     batches = [{"lane": 0, "samples": ["s"]}]
     plan.write_text(json.dumps({"plan": {"batches": batches}, "samples": {"s": sample}, "config": config}))
+    provenance.begin(plan.parent, plan.parent / "results", config, {}, ["s"], {})
     arguments: list[Any] = [plan, "--batch", "0", "--models", *names, "--spool", pool.spool_path]
     arguments += ["--endpoint", pool.endpoint, "--receipts", pool.spool_path.parent / "s.json"]
     command = [sys.executable, SCRIPTS / "submit_jobs.py", *arguments]
