@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from holdfast import calls, classifier, embeddings, esm2, packed, synthetic
-from holdfast.classifier import Classifier
 from holdfast.frames import frame_id
 from holdfast.layout import FAIR_ESM, HUGGING_FACE_ESM, Layout
 from holdfast.manifest import Manifest
@@ -28,6 +27,7 @@ from holdfast.prepared import Prepared
 from holdfast.receipt import Receipt
 from holdfast.settings import PoolSettings
 from holdfast.status import Identity, PoolState
+from holdfast.training import Network
 from safetensors.torch import save
 from torch import Tensor
 
@@ -200,7 +200,7 @@ def _pth(directory: Path) -> list[bytes]:
 def _classifier(directory: Path) -> bytes:
     path = directory / "classifier.safetensors"
     models = {name: {"width": width, "source": "x", "synthetic": True} for name, width in WIDTHS.items()}
-    Classifier(sum(WIDTHS.values()), models, "synthetic", 4).save(path)
+    Network(sum(WIDTHS.values()), 4).classifier(models, "synthetic").save(path)
     assert classifier.load(path).models == models
     return path.read_bytes()
 

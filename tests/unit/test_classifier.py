@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from holdfast import classifier, pth
-from holdfast.classifier import Classifier
+from holdfast import classifier, pth, training
 from holdfast.embeddings import Reader, Writer
 from holdfast.errors import ConfigError, HoldfastError, InputError, WeightsError
 from holdfast.frames import frame_id
 from holdfast.prepared import Prepared
+from holdfast.training import Network
 
 SCRIPTS = Path(classifier.__file__).parents[1]
 DNABERT_S_WIDTH, ESM2_WIDTH = 6, 10
@@ -277,8 +277,8 @@ def test_a_genuine_pth_that_is_cut_or_changed_is_refused(published: Path, tmp_pa
 
 def test_a_trained_classifier_separates_what_can_be_separated(tmp_path: Path) -> None:
     files = labelled(tmp_path, shift=1.5)
-    training = classifier.train(files, seed=1, epochs=10)
-    metrics = training.metrics
+    trained = training.train(files, seed=1, epochs=10)
+    metrics = trained.metrics
     assert metrics["held_out"] == {label: {"contigs": 16, "frames": 80} for label in ("other", "virus")}
     assert metrics["train"] == {label: {"contigs": 64, "frames": 320} for label in ("other", "virus")}
     assert metrics["accuracy"] > 0.97
@@ -287,15 +287,15 @@ def test_a_trained_classifier_separates_what_can_be_separated(tmp_path: Path) ->
     confusion = metrics["confusion"]
     assert sum(confusion[label][label] for label in ("other", "virus")) / 160 == metrics["accuracy"]
     assert sum(confusion["virus"].values()) == sum(confusion["other"].values()) == 80
-    assert [epoch["epoch"] for epoch in training.history] == list(range(1, 11))
-    assert training.history[-1]["loss"] < training.history[0]["loss"] / 2
-    assert training.history[-1]["held_out_accuracy"] == metrics["accuracy"]
+    assert [epoch["epoch"] for epoch in trained.history] == list(range(1, 11))
+    assert trained.history[-1]["loss"] < trained.history[0]["loss"] / 2
+    assert trained.history[-1]["held_out_accuracy"] == metrics["accuracy"]
     assert metrics["synthetic"] is False
-    assert "synthetic" not in training.summary()
+    assert "synthetic" not in trained.summary()
 
 
 def test_labels_without_information_are_not_learned(tmp_path: Path) -> None:
-    metrics = classifier.train(labelled(tmp_path, shift=0.0), seed=1, epochs=5).metrics
+    metrics = training.train(labelled(tmp_path, shift=0.0), seed=1, epochs=5).metrics
     assert 0.35 < metrics["auc"] < 0.65
 
 
@@ -308,9 +308,9 @@ def test_frames_of_a_contig_stay_on_one_side(tmp_path: Path) -> None:
         records = np.repeat(np.arange(60), 6)
         features = centres[records] + random.normal(size=(360, FEATURE_WIDTH)) * 0.01
         files.append((write_sample(tmp_path / f"{label}.h5", features.astype(np.float32), records.tolist()), label))
-    training = classifier.train(files, seed=1, epochs=20)
-    assert training.history[-1]["loss"] < 0.3
-    assert 0.2 < training.metrics["accuracy"] < 0.8
+    trained = training.train(files, seed=1, epochs=20)
+    assert trained.history[-1]["loss"] < 0.3
+    assert 0.2 < trained.metrics["accuracy"] < 0.8
 
 
 def test_equal_seeds_give_equal_files_whatever_the_threads_and_other_seeds_do_not(tmp_path: Path) -> None:
@@ -321,14 +321,14 @@ def test_equal_seeds_give_equal_files_whatever_the_threads_and_other_seeds_do_no
         torch.manual_seed(len(written))
         torch.set_num_threads(busy)
         before = torch.get_rng_state()
-        training = classifier.train(files, seed=seed, epochs=3)
+        trained = training.train(files, seed=seed, epochs=3)
         assert torch.equal(torch.get_rng_state(), before)
         assert torch.get_num_threads() == busy
         outputs = [tmp_path / name for name in ("c.safetensors", "metrics.json", "history.tsv", "confusion.tsv")]
-        training.classifier.save(outputs[0])
-        training.write_metrics(outputs[1])
-        training.write_history(outputs[2])
-        training.write_confusion(outputs[3])
+        trained.classifier.save(outputs[0])
+        trained.write_metrics(outputs[1])
+        trained.write_history(outputs[2])
+        trained.write_confusion(outputs[3])
         written.append([path.read_bytes() for path in outputs])
     torch.set_num_threads(threads)
     assert written[0] == written[1]
@@ -366,16 +366,18 @@ def test_a_saved_classifier_is_the_same_and_trained_and_classified_by_the_script
     assert len(predictions) == 50
     assert predictions.count("virus") > 45
 
-    trained = classifier.train([(path, path.split("/")[-1][:5]) for path in files], seed=1, epochs=8).classifier
+    trained = training.train([(path, path.split("/")[-1][:5]) for path in files], seed=1, epochs=8).classifier
     loaded = classifier.load(tmp_path / "c.safetensors")
     assert loaded.models == trained.models
-    for name, tensor in trained.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor)
+    for name, array in trained.state.items():
+        np.testing.assert_array_equal(loaded.state[name], array)
 
 
 def test_blocks_do_not_change_the_classification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    network = Classifier(FEATURE_WIDTH, {}, "random")
+    learning = Network(FEATURE_WIDTH)
+    learning(torch.randn(64, FEATURE_WIDTH) * 3 + 1)  # so that bn1 has statistics
+    network = learning.classifier({}, "random")
     features = np.random.default_rng(0).normal(size=(100, FEATURE_WIDTH)).astype(np.float32)
     with Reader(write_sample(tmp_path / "s.h5", features, list(range(100)))) as reader:
         ((_, whole),) = classifier.classify(reader, network)
@@ -384,10 +386,8 @@ def test_blocks_do_not_change_the_classification(tmp_path: Path, monkeypatch: py
         parts = list(classifier.classify(reader, network))
     assert len(parts) == 15
     np.testing.assert_allclose(np.concatenate([part for _, part in parts]), whole, atol=1e-6)
-    with torch.inference_mode():
-        hidden = torch.from_numpy(features) @ network.hidden_layer.weight.T + network.hidden_layer.bias
-        logits = (hidden / np.sqrt(1 + 1e-5)).clamp(min=0) @ network.output_layer.weight.T + network.output_layer.bias
-    np.testing.assert_allclose(whole, logits.softmax(1).numpy(), atol=1e-6)
+    expected = learning.predict(torch.from_numpy(features)).softmax(1)
+    np.testing.assert_allclose(whole, expected.numpy(), atol=1e-6)
 
 
 def test_area_under_the_curve_equals_scikit_learns() -> None:
@@ -397,8 +397,8 @@ def test_area_under_the_curve_equals_scikit_learns() -> None:
     for decimals in (0, 1, 2, 8):
         label = random.integers(0, 2, 500)
         score = np.round(random.random(500) * 0.7 + label * 0.3, decimals).astype(np.float32)
-        assert classifier.area_under_curve(score, label) == pytest.approx(roc_auc_score(label, score), abs=1e-12)
-    assert classifier.area_under_curve(np.array([0.1, 0.2, 0.2, 0.9]), np.array([0, 0, 1, 1])) == 0.875
+        assert training.area_under_curve(score, label) == pytest.approx(roc_auc_score(label, score), abs=1e-12)
+    assert training.area_under_curve(np.array([0.1, 0.2, 0.2, 0.9]), np.array([0, 0, 1, 1])) == 0.875
 
 
 def test_metrics_on_frames_and_contigs_equal_a_recomputation(tmp_path: Path) -> None:
@@ -411,14 +411,14 @@ def test_metrics_on_frames_and_contigs_equal_a_recomputation(tmp_path: Path) -> 
         records, chunks = np.repeat(np.arange(30), 4), np.tile([1, 1, 1, 2], 30)
         features = (random.normal(size=(120, FEATURE_WIDTH)) + shift).astype(np.float32)
         files.append((write_sample(tmp_path / f"{label}.h5", features, records.tolist(), chunks.tolist()), label))
-    training = classifier.train(files, seed=3, epochs=2)
-    data = classifier._load_frames(files, 240, FEATURE_WIDTH)
-    held = np.isin(data.contig, classifier._held_out_contigs(data, 3))
-    network = training.classifier
-    probabilities = network.predict(torch.from_numpy(data.features[held])).softmax(1).numpy()
+    trained = training.train(files, seed=3, epochs=2)
+    data = training._load_frames(files, 240, FEATURE_WIDTH)
+    held = np.isin(data.contig, training._held_out_contigs(data, 3))
+    network = trained.classifier
+    probabilities = network.predict(data.features[held])
     actual = data.label[held]
-    assert training.metrics["auc"] == pytest.approx(roc_auc_score(actual, probabilities[:, 1]), abs=1e-12)
-    found = [list(training.metrics["confusion"][name].values()) for name in ("other", "virus")]
+    assert trained.metrics["auc"] == pytest.approx(roc_auc_score(actual, probabilities[:, 1]), abs=1e-12)
+    found = [list(trained.metrics["confusion"][name].values()) for name in ("other", "virus")]
     assert found == confusion_matrix(actual, probabilities.argmax(1)).tolist()
     correct = []
     for first in range(0, len(actual), 4):
@@ -427,9 +427,9 @@ def test_metrics_on_frames_and_contigs_equal_a_recomputation(tmp_path: Path) -> 
             for part in (probabilities[first : first + 3], probabilities[first + 3 : first + 4])
         ]
         correct.append((np.mean(scores) >= 0.5) == actual[first])
-    assert training.metrics["contig_accuracy"] == np.mean(correct)
-    assert 0 < training.metrics["contig_accuracy"] < 1
-    assert 0 < training.metrics["accuracy"] < 1
+    assert trained.metrics["contig_accuracy"] == np.mean(correct)
+    assert 0 < trained.metrics["contig_accuracy"] < 1
+    assert 0 < trained.metrics["accuracy"] < 1
 
 
 def test_rare_classes_are_weighed_alike(tmp_path: Path) -> None:
@@ -440,7 +440,7 @@ def test_rare_classes_are_weighed_alike(tmp_path: Path) -> None:
         files.append(
             (write_sample(tmp_path / f"{label}.h5", features, np.repeat(np.arange(contigs), 2).tolist()), label)
         )
-    metrics = classifier.train(files, seed=1, epochs=5).metrics
+    metrics = training.train(files, seed=1, epochs=5).metrics
     assert metrics["held_out"]["virus"] == {"contigs": 2, "frames": 4}
     assert metrics["confusion"]["virus"]["virus"] >= 3
 
@@ -461,12 +461,12 @@ def test_training_needs_both_classes_and_contigs_to_hold_out(tmp_path: Path) -> 
     ]
     for files, problem in cases:
         with pytest.raises(ConfigError, match=problem):
-            classifier.train(files, seed=1)
+            training.train(files, seed=1)
 
 
 def test_embeddings_of_other_models_are_refused(tmp_path: Path) -> None:
     files = labelled(tmp_path, shift=1.0, contigs=5)
-    network = classifier.train(files, seed=1, epochs=1).classifier
+    network = training.train(files, seed=1, epochs=1).classifier
     wide = np.zeros((2, FEATURE_WIDTH + 3), np.float32)
     wider = write_sample(tmp_path / "wide.h5", wide, [0, 1], esm2_width=ESM2_WIDTH + 3)
     synthetic = write_sample(tmp_path / "syn.h5", wide[:, :-3], [0, 1], source="synthetic:x", synthetic=True)
@@ -478,7 +478,7 @@ def test_embeddings_of_other_models_are_refused(tmp_path: Path) -> None:
         with Reader(path) as reader, pytest.raises(kind, match=problem):
             next(classifier.classify(reader, network))
         with pytest.raises(WeightsError, match="different models"):
-            classifier.train([*files, (path, "virus")], seed=1)
+            training.train([*files, (path, "virus")], seed=1)
     proteins = tmp_path / "proteins.h5"
     with Writer.create(proteins, "p", "proteins"):
         pass
@@ -501,13 +501,13 @@ def test_synthetic_models_are_named_in_the_summary(tmp_path: Path) -> None:
         (write_sample(tmp_path / f"{label}.h5", features, list(range(20)), source="synthetic:x", synthetic=True), label)
         for label in ("virus", "other")
     ]
-    training = classifier.train(files, seed=1, epochs=1)
-    assert training.metrics["synthetic"] is True
-    assert "synthetic weights" in training.summary()
+    trained = training.train(files, seed=1, epochs=1)
+    assert trained.metrics["synthetic"] is True
+    assert "synthetic weights" in trained.summary()
 
 
 def test_a_sample_without_frames_is_classified_as_nothing(tmp_path: Path) -> None:
-    network = Classifier(FEATURE_WIDTH, {}, "random")
+    network = Network(FEATURE_WIDTH).classifier({}, "random")
     with Reader(write_sample(tmp_path / "s.h5", np.zeros((0, FEATURE_WIDTH), np.float32), [])) as reader:
         assert list(classifier.classify(reader, network)) == []
 
@@ -518,13 +518,13 @@ def test_files_that_hold_no_classifier_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     (tmp_path / "text.safetensors").write_text("hello")
     (tmp_path / "model.onnx").write_text("hello")
-    network = Classifier(FEATURE_WIDTH, {}, "random")
+    network = Network(FEATURE_WIDTH).classifier({}, "random")
     header = {
         classifier.HEADER_KEY: json.dumps(
             {"format_version": 1, "classes": ["other", "virus"], "models": {}, "source": ""}
         )
     }
-    state = network.state_dict()
+    state = {name: torch.from_numpy(array) for name, array in network.state.items()}
     save_file({**state, "extra.weight": torch.zeros(1)}, tmp_path / "extra.safetensors", metadata=header)
     save_file({name: state[name] for name in list(state)[1:]}, tmp_path / "missing.safetensors", metadata=header)
     save_file({**state, "bn1.bias": torch.zeros(3)}, tmp_path / "shape.safetensors", metadata=header)

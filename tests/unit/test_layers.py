@@ -24,7 +24,7 @@ TORCH = {
     "synthetic",
     "weights",
     "pth",
-    "classifier",
+    "training",
 }
 ORDER = [
     # what the Snakefile, consumers and the supervisor share: no torch
@@ -63,7 +63,7 @@ ORDER = [
     # the pool: torch only inside the functions of a worker
     *("worker", "device", "readers", "ledger", "fleet", "pool", "embedder"),
     # what is made of embeddings
-    *("uniprot", "calls", "pth", "classifier", "summary"),
+    *("uniprot", "calls", "pth", "classifier", "training", "summary"),
 ]
 
 
@@ -114,14 +114,16 @@ def test_the_package_itself_imports_nothing() -> None:
 def test_torch_is_imported_only_where_models_are(module: str) -> None:
     assert ("torch" in imports(module, everywhere=False)) <= (module in TORCH)
     if module not in TORCH | {"worker", "embedder"}:
-        assert not {"torch", "transformers", "esm", "safetensors"} & imports(module, everywhere=True)
+        assert not {"torch", "transformers", "esm"} & imports(module, everywhere=True)
+    if module not in TORCH | {"worker", "embedder", "classifier"}:
+        assert "safetensors" not in imports(module, everywhere=True)
 
 
-@pytest.mark.parametrize("module", ["pool", "reader", "calls", "summary"])
-def test_supervisor_and_readers_run_without_torch(module: str) -> None:
+@pytest.mark.parametrize("module", ["pool", "reader", "calls", "classifier", "summary"])
+def test_supervisor_readers_and_calls_run_without_torch(module: str) -> None:
     found = loaded(module)
     assert "numpy" in found
-    assert not {"torch", "transformers", "safetensors"} & found
+    assert not {"torch", "transformers"} & found
 
 
 @pytest.mark.parametrize("module", ["consumer", "plan", "configuration", "status", "spool"])

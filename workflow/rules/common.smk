@@ -56,6 +56,7 @@ PACKAGE = [
         "summary",
         "synthetic",
         "tokens",
+        "training",
         "uniprot",
         "weights",
         "worker",

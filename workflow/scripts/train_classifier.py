@@ -2,7 +2,7 @@
 
 import argparse
 
-from holdfast import classifier
+from holdfast import training
 from holdfast.calls import THRESHOLD
 from holdfast.errors import run
 
@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("--virus", nargs="+", default=[], metavar="H5", help="embeddings of samples labelled virus")
     parser.add_argument("--other", nargs="+", default=[], metavar="H5", help="embeddings of samples labelled other")
     parser.add_argument("--seed", type=int, default=1, help="of split, weights, order and dropout (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=classifier.EPOCHS, help="passes over the data (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=training.EPOCHS, help="passes over the data (%(default)s)")
     parser.add_argument(
         "--threshold", type=float, default=THRESHOLD, help="mean score from which a contig is a virus (%(default)s)"
     )
@@ -23,12 +23,12 @@ def main() -> None:
     parser.add_argument("--confusion", required=True, help="held-out frames by label and prediction, TSV")
     arguments = parser.parse_args()
     files = [(path, "virus") for path in arguments.virus] + [(path, "other") for path in arguments.other]
-    training = classifier.train(files, arguments.seed, arguments.epochs, arguments.threshold)
-    training.classifier.save(arguments.output)
-    training.write_metrics(arguments.metrics)
-    training.write_history(arguments.history)
-    training.write_confusion(arguments.confusion)
-    print(training.summary())
+    trained = training.train(files, arguments.seed, arguments.epochs, arguments.threshold)
+    trained.classifier.save(arguments.output)
+    trained.write_metrics(arguments.metrics)
+    trained.write_history(arguments.history)
+    trained.write_confusion(arguments.confusion)
+    print(trained.summary())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,11 +37,11 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _BATCH_NORM_EPSILON = 1e-5
 
 
-def read(path: Path) -> tuple[str, dict[str, Tensor]]:
+def read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     """Read the module, saved by torch since 1.6 (a zip) or before; nothing in the file is executed.
 
     Returns:
-        The digest of the file, sha256 in hex, and the tensors by name.
+        The digest of the file, sha256 in hex, and the arrays by name.
 
     Raises:
         WeightsError: not such a file, damaged, or asking for anything else than this module.
@@ -53,7 +54,7 @@ def read(path: Path) -> tuple[str, dict[str, Tensor]]:
         module = pickled.read(path, NAMES) if content.startswith(_ZIP_MAGIC) else _read_legacy(file)
         layers = module.state["_modules"]
         state = {
-            f"{name}.{key}": tensor.clone()
+            f"{name}.{key}": tensor.numpy().copy()
             for name, layer in layers.items()
             for key, tensor in (layer.state["_parameters"] | layer.state["_buffers"]).items()
         }
