@@ -24,7 +24,7 @@ def test_a_given_classifier_calls_all_contigs_and_trains_nothing(project: NewPro
     )
     run = some.run()
     assert run.returncode == 0, run.text
-    assert run.jobs == jobs("a", "b", "p", called=("a", "b"))
+    assert run.jobs == jobs("a", "b", "p", called=("a", "b"), once=["convert_classifier"])
     assert not some.path("results/classifier").exists()
     assert not some.path("results/p/frames.tsv").exists()
 

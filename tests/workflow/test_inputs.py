@@ -28,7 +28,7 @@ def test_samples_without_anything_to_embed_are_finished_samples(
     project: NewProject, classifiers: os.PathLike[str]
 ) -> None:
     some = project()
-    some.configure(classifier=f"{classifiers}/500_model.pth")
+    some.configure(classifier=f"{classifiers}/500_model.safetensors")
     closed = fasta({"c1": closed_sequence(1200), "c2": closed_sequence(100)})
     for name, content in (("empty", ""), ("closed", closed), ("tiny", TINY), ("zipped", gzip.compress(b""))):
         some.write(f"data/{name}.fa", content)

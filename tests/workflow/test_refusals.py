@@ -156,7 +156,7 @@ def test_a_file_that_is_no_classifier_is_refused(project: NewProject) -> None:
     run = some.run()
     assert run.returncode != 0
     assert "Traceback" not in run.text
-    assert run.jobs == ["collect a", "embed a", "pool"]
+    assert "classify a" not in run.jobs
     (line,) = {line for line in run.text.splitlines() if line.startswith("holdfast: error: ")}
     assert "data/500_model.pth" in line
-    assert line in some.read("logs/classify/a.log")
+    assert line in some.read("logs/convert_classifier.log")

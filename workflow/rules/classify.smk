@@ -23,6 +23,20 @@ rule train:
         " --confusion {output.confusion:q} 2>&1 | tee {log:q}"
 
 
+rule convert_classifier:
+    input:
+        script=script("convert_classifier"),
+        published=local(config["classifier"] or []),
+    output:
+        classifier="resources/classifier.safetensors",
+    log:
+        "logs/convert_classifier.log",
+    conda:
+        "../../envs/models.yaml"
+    shell:
+        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.published:q} {output.classifier:q} 2>&1 | tee {log:q}'
+
+
 rule classify:
     input:
         script=script("classify_frames"),
@@ -33,7 +47,7 @@ rule classify:
     log:
         "logs/classify/{sample}.log",
     conda:
-        "../../envs/models.yaml"
+        "../../envs/tables.yaml"
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.embeddings:q} --classifier {input.classifier:q}'
         " --output {output.frames:q} 2>&1 | tee {log:q}"

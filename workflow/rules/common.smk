@@ -67,7 +67,7 @@ for imported in [name for name in sys.modules if name.partition(".")[0] == "hold
     del sys.modules[imported]  # of a module beside this one, which may be of another version
 sys.path.insert(0, str(Path(PACKAGE[0]).parents[1]))
 
-from holdfast import configuration, models, plan as planning, provenance  # noqa: E402
+from holdfast import configuration, consumer, models, plan as planning, provenance  # noqa: E402
 from holdfast.errors import HoldfastError  # noqa: E402
 
 if not workflow.deployment_settings.deployment_method:
@@ -154,8 +154,23 @@ def embeddings_of(label):
     return [f"results/{name}/embeddings.h5" for name, known in LABELLED.items() if known == label]
 
 
+def given_classifier(wildcards):
+    """The classifier if the config names one: what needs no sample to be there."""
+    return classifier_file(wildcards) if config["classifier"] else []
+
+
 def classifier_file(wildcards):
-    return local(config["classifier"]) if config["classifier"] else "results/classifier/classifier.safetensors"
+def given_classifier(wildcards):
+    """The classifier if the config names one: what needs no sample to be there."""
+    return classifier_file(wildcards) if config["classifier"] else []
+
+
+def classifier_file(wildcards):
+    """The classifier as safetensors: given, converted from VirNucPro's .pth once for all samples, or trained."""
+    given = config["classifier"]
+    if given is None:
+        return "results/classifier/classifier.safetensors"
+    return local(given) if given.endswith(".safetensors") else "resources/classifier.safetensors"
 
 
 def virnucpro_files(pattern):

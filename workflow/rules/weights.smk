@@ -1,3 +1,10 @@
+rule prepare:
+    input:
+        prepared_models,
+        given_classifier,
+    localrule: True
+
+
 rule prepare_weights:
     input:
         script=script("prepare_weights"),

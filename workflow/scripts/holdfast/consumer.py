@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from .manifest import Manifest
 from .receipt import Receipt
 from .spool import Spool
 
+FETCHED = ".embeddings.h5"
 FIRST_POLL_S = 0.01
 LAST_POLL_S = 0.5
 LOOK_AT_POOL_S = 2.0
@@ -97,10 +99,27 @@ def submit(
 
 
 def _keep(outcome: Receipt, output: Path) -> None:
+    """Write a receipt, and before it fetch the embeddings to its side, where rule ``collect`` finds them."""
+    fetched = output.with_name(FETCHED)
     try:
+        fetched.unlink(missing_ok=True)
+        if outcome.state == "done":
+            with suppress(FileNotFoundError):  # gone from the spool: `collect` will say so
+                _fetch(outcome, fetched)
         outcome.write(output)
     except OSError as error:
         raise ResourceError(f"{output}: cannot be written: {error.strerror}; mend that and run again") from None
+
+
+def _fetch(outcome: Receipt, output: Path) -> None:
+    """Put the embeddings that a receipt names at ``output``: a hard link, or a copy from another file system."""
+    with temporary_path(output) as temporary:
+        try:
+            os.link(outcome.embeddings, temporary)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            shutil.copyfile(outcome.embeddings, temporary)
 
 
 class _Watch:
@@ -154,7 +173,7 @@ def _say(line: str) -> None:
 
 
 def collect(receipt_path: Path, fasta: Path, output: Path) -> None:
-    """Put the embeddings that a receipt names at ``output``: a hard link, or a copy from another file system.
+    """Put the embeddings that a receipt names at ``output``, or say why there are none.
 
     Raises:
         HoldfastError: the job failed, and the message is the sample's; or ``fasta`` has changed since it was embedded.
@@ -172,13 +191,7 @@ def collect(receipt_path: Path, fasta: Path, output: Path) -> None:
             "what to embed; run the same command again"
         )
     try:
-        with temporary_path(output) as temporary:
-            try:
-                os.link(outcome.embeddings, temporary)
-            except FileNotFoundError:
-                raise
-            except OSError:
-                shutil.copyfile(outcome.embeddings, temporary)
+        _fetch(outcome, output)
     except FileNotFoundError:
         receipt_path.unlink()
         raise ResourceError(
