@@ -23,6 +23,7 @@ from holdfast import (
     frames,
     manifest,
     prepared,
+    pth,
     receipt,
     settings,
     status,
@@ -115,7 +116,7 @@ def read_embeddings(path: Path) -> None:
 
 
 def read_classifier(path: Path) -> None:
-    network = classifier.load(path)
+    network = (pth if path.suffix == ".pth" else classifier).load(path)
     assert np.isfinite(network.predict(np.zeros((2, network.feature_width), np.float32))).all()
 
 

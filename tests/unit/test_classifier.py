@@ -123,9 +123,9 @@ def test_virnucpros_pickled_module_is_read_and_converted(published: Path, tmp_pa
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"16 values a frame, from {name}, sha256 " in result.stdout
     found = []
-    for path in (published / name, converted):
+    for network in (pth.load(published / name), classifier.load(converted)):
         with Reader(sample) as reader:
-            ((rows, probabilities),) = classifier.classify(reader, classifier.load(path))
+            ((rows, probabilities),) = classifier.classify(reader, network)
         assert rows.ids[49] == "r49_chunk_1F2"
         np.testing.assert_allclose(probabilities, expected["probabilities"], rtol=0, atol=1e-6)
         found.append(probabilities)
@@ -186,7 +186,7 @@ def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(
     payload, asked = payloads(marker)[name]
     torch.save(payload, path, _use_new_zipfile_serialization=new_format)
     with pytest.raises(WeightsError, match=f"500_model.pth: refused, it asks for {asked}, "):
-        classifier.load(path)
+        pth.load(path)
     assert not marker.exists()
 
 
@@ -223,7 +223,7 @@ def test_a_malicious_class_under_main_is_refused(tmp_path: Path, method: str, na
     (tmp_path / "evil.py").write_text(EVIL.replace("METHOD", method).replace("NAME", name))
     subprocess.run([sys.executable, "-W", "ignore", "evil.py"], cwd=tmp_path, check=True)
     with pytest.raises(WeightsError, match=problem):
-        classifier.load(tmp_path / "500_model.pth")
+        pth.load(tmp_path / "500_model.pth")
     assert not (tmp_path / "marker").exists()
 
 
@@ -256,7 +256,7 @@ def test_a_broken_pth_is_one_clear_error(tmp_path: Path, make: Callable[[Path], 
     path = tmp_path / "500_model.pth"
     make(path)
     with pytest.raises(WeightsError, match=problem) as refusal:
-        classifier.load(path)
+        pth.load(path)
     assert str(path) in str(refusal.value)
 
 
@@ -266,13 +266,13 @@ def test_a_genuine_pth_that_is_cut_or_changed_is_refused(published: Path, tmp_pa
         for size in (100, len(content) // 2, len(content) - 100):
             (tmp_path / name).write_bytes(content[:size])
             with pytest.raises(WeightsError, match=r"\.pth: not a classifier of VirNucPro"):
-                classifier.load(tmp_path / name)
+                pth.load(tmp_path / name)
     with pytest.raises(WeightsError, match=r"state\.pth: not a classifier"):
-        classifier.load(published / "state.pth")
+        pth.load(published / "state.pth")
     with pytest.raises(WeightsError, match=r"BatchNorm1d has eps 0\.001"):
-        classifier.load(published / "epsilon.pth")
+        pth.load(published / "epsilon.pth")
     with pytest.raises(WeightsError, match=r"it asks for torch\.nn\.modules\.linear\.Identity"):
-        classifier.load(published / "identity.pth")
+        pth.load(published / "identity.pth")
 
 
 def test_a_trained_classifier_separates_what_can_be_separated(tmp_path: Path) -> None:
@@ -532,7 +532,7 @@ def test_files_that_hold_no_classifier_are_refused(tmp_path: Path) -> None:
         "none.safetensors": "no such file",
         "other.safetensors": "not a classifier of this version",
         "text.safetensors": "not a readable safetensors file",
-        "model.onnx": r"ends in \.safetensors, or \.pth",
+        "model.onnx": r"ends in \.safetensors; convert",
         "extra.safetensors": "extra.weight",
         "missing.safetensors": "hidden_layer.weight",
         "shape.safetensors": r"bn1\.bias.*3",

@@ -1,15 +1,19 @@
-"""The conda environments, the lock and the ranges of pyproject.toml say the same."""
+"""The conda environments, the lock and the ranges of pyproject.toml say the same, and no more than the rules import."""
 
+import ast
 import re
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from holdfast.models import MODELS
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-PYPI_NAMES = {"pytorch": "torch"}
+PYPI_NAMES = {"pytorch": "torch", "pytorch-gpu": "torch"}
+IMPORT_NAMES = {"yaml": "pyyaml", "esm": "fair-esm"}
 ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
 
 
@@ -40,6 +44,7 @@ def conda_pins(path: Path) -> dict[str, str]:
 def test_a_conda_environment_pins_what_the_lock_pins(path: Path) -> None:
     pins = conda_pins(path)
     assert pins.pop("python") == "3.11"
+    assert pins.pop("cuda-version", "12") == "12"
     assert pins
     assert pins == {name: lock()[name] for name in pins}
 
@@ -53,9 +58,50 @@ def test_the_lock_satisfies_the_ranges_of_the_project() -> None:
 def test_every_run_time_dependency_is_in_a_conda_environment() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {normal(Requirement(text).name) for text in project["dependencies"]} - {"snakemake"}
-    assert wanted == {name for path in ENVIRONMENTS for name in conda_pins(path)} - {"python"}
+    assert wanted == {name for path in ENVIRONMENTS for name in conda_pins(path)} - {"python", "cuda-version"}
 
 
 def test_the_conda_environments_name_only_living_channels() -> None:
     for path in ENVIRONMENTS:
         assert yaml.safe_load(path.read_text())["channels"] == ["conda-forge", "bioconda", "nodefaults"]
+
+
+def imported(path: Path, seen: set[Path]) -> set[str]:
+    """Packages that a file imports anywhere, itself or through the files of holdfast that it imports."""
+    seen.add(path)
+    names, own = set(), set()
+    package = ROOT / "workflow/scripts/holdfast"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = ".".join(filter(None, ("holdfast" if node.level else "", node.module)))
+            if module == "holdfast":
+                own |= {alias.name for alias in node.names}
+            elif module.startswith("holdfast."):
+                own.add(module.removeprefix("holdfast."))
+                if "encoder" in {alias.name for alias in node.names}:  # models.encoder, which imports them by name
+                    own |= set(MODELS)
+            else:
+                names.add(module.partition(".")[0])
+    for file in {package / f"{name}.py" for name in own if (package / f"{name}.py").exists()} - seen:
+        names |= imported(file, seen)
+    return names - set(sys.stdlib_module_names)
+
+
+def test_an_environment_holds_what_its_rules_import_and_nothing_else() -> None:
+    needed: dict[str, set[str]] = {}
+    for rules in (ROOT / "workflow/rules").glob("*.smk"):
+        for text in re.split(r"(?m)^ *rule\b", rules.read_text())[1:]:
+            scripts, found = re.findall(r'script\("(\w+)"\)', text), re.findall(r'"../../envs/(\w+)\.yaml"', text)
+            assert len(scripts) == len(found) == (1 if "shell:" in text else 0), text
+            for script, environment in zip(scripts, found, strict=True):
+                names = imported(ROOT / f"workflow/scripts/{script}.py", set())
+                needed.setdefault(environment, set()).update(IMPORT_NAMES.get(name, name) for name in names)
+    assert "torch" in needed["pool"]
+    assert "torch" not in needed["tables"]
+    needed["pool"].remove("triton")  # which pytorch-gpu brings
+    needed["models"].discard("triton")
+    assert {name: {normal(package) for package in found} for name, found in needed.items()} == {
+        path.stem: set(conda_pins(path)) - {"python", "cuda-version"} for path in ENVIRONMENTS
+    }

@@ -63,7 +63,7 @@ ORDER = [
     # the pool: torch only inside the functions of a worker
     *("worker", "device", "readers", "ledger", "fleet", "pool", "embedder"),
     # what is made of embeddings
-    *("uniprot", "calls", "pth", "classifier", "training", "summary"),
+    *("uniprot", "calls", "classifier", "pth", "training", "summary"),
 ]
 
 

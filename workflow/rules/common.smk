@@ -160,12 +160,6 @@ def given_classifier(wildcards):
 
 
 def classifier_file(wildcards):
-def given_classifier(wildcards):
-    """The classifier if the config names one: what needs no sample to be there."""
-    return classifier_file(wildcards) if config["classifier"] else []
-
-
-def classifier_file(wildcards):
     """The classifier as safetensors: given, converted from VirNucPro's .pth once for all samples, or trained."""
     given = config["classifier"]
     if given is None:

@@ -12,7 +12,7 @@ rule pool:
     log:
         "logs/pool.{lane}.log",
     conda:
-        "../../envs/models.yaml"
+        "../../envs/pool.yaml"
     threads: PLAN.threads
     resources:
         gpu=PLAN.gpu or 0,

@@ -11,7 +11,7 @@ def main() -> None:
     """Read the command line and classify."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("embeddings", help="embeddings of the sample, .h5")
-    parser.add_argument("--classifier", required=True, help=".safetensors, or VirNucPro's .pth")
+    parser.add_argument("--classifier", required=True, help="a .safetensors")
     parser.add_argument("--output", required=True, help="table of frames, TSV")
     arguments = parser.parse_args()
     with Reader(arguments.embeddings) as reader:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from holdfast import classifier
+from holdfast import pth
 from holdfast.errors import run
 
 
@@ -12,7 +12,7 @@ def main() -> None:
     parser.add_argument("classifier", help="VirNucPro's .pth, such as 500_model.pth")
     parser.add_argument("output", help="the same network as .safetensors")
     arguments = parser.parse_args()
-    converted = classifier.load(arguments.classifier)
+    converted = pth.load(arguments.classifier)
     converted.save(arguments.output)
     print(f"{arguments.output}: {converted.feature_width} values a frame, from {converted.source}")
 

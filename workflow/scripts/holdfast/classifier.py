@@ -4,9 +4,9 @@ A frame's feature is its DNABERT-S embedding followed by its ESM-2 embedding; th
 that made them. The network gives the probabilities of ``other`` and ``virus``, in that order, in float32. Features pass
 through in blocks.
 
-Networks come from two kinds of files: our safetensors, whose header names the models the features were made
-with, and VirNucPro's ``.pth``, a whole pickled module, which :mod:`.pth` takes apart. Applying one takes numpy alone:
-importing torch would take longer than a small sample's work. :mod:`.training` makes new ones.
+Networks are kept as safetensors, whose header names the models the features were made with; they come from
+:mod:`.training`, or through :mod:`.pth` from VirNucPro's own file. Applying one takes numpy alone: to import torch
+would take longer than a small sample's work.
 """
 
 import json
@@ -157,23 +157,27 @@ def features(rows: Rows) -> np.ndarray:
 
 
 def load(path: str | Path) -> Classifier:
-    """Load a classifier, ours (``.safetensors``) or VirNucPro's (``.pth``); nothing in the file is executed.
+    """Load a classifier from safetensors.
 
     Raises:
         WeightsError: no such file, another kind of file, or one that does not hold this network.
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file; 'classifier' names a .safetensors or VirNucPro's .pth")
-    if path.suffix == ".safetensors":
-        models, source, state = _read_safetensors(path)
-    elif path.suffix == ".pth":
-        from . import pth  # which imports torch
+        raise WeightsError(f"{path}: no such file; train a classifier, or convert VirNucPro's .pth")
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"{path}: a classifier ends in .safetensors; convert_classifier.py makes one of a .pth")
+    return make(path, *_read_safetensors(path))
 
-        digest, state = pth.read(path)
-        models, source = {}, f"{path.name}, sha256 {digest}"
-    else:
-        raise WeightsError(f"{path}: a classifier ends in .safetensors, or .pth for VirNucPro's own")
+
+def make(
+    path: Path, models: Mapping[str, Mapping[str, Any]], source: str, state: Mapping[str, np.ndarray]
+) -> Classifier:
+    """Make a classifier of what was read from a file.
+
+    Raises:
+        WeightsError: it is not this network, or one that gives no numbers.
+    """
     try:
         classifier = Classifier(state, models, source)
     except ValueError as error:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import pickled
+from .classifier import BATCH_NORM_EPSILON, Classifier, make
 from .errors import WeightsError
 from .pickled import Instance, Machine, Name, UnknownContentError, UnknownNameError
 
@@ -34,7 +35,19 @@ NAMES = {
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_BATCH_NORM_EPSILON = 1e-5
+
+
+def load(path: str | Path) -> Classifier:
+    """Load VirNucPro's classifier; nothing in the file is executed.
+
+    Raises:
+        WeightsError: no such file, or one that does not hold this network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; name VirNucPro's classifier, such as 500_model.pth")
+    digest, state = read(path)
+    return make(path, {}, f"{path.name}, sha256 {digest}", state)
 
 
 def read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
@@ -66,9 +79,9 @@ def read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     except (UnknownContentError, TypeError, LookupError, AttributeError) as error:
         problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise WeightsError(f"{path}: not a classifier of VirNucPro ({problem}); download it again") from None
-    if not isinstance(epsilon, float) or epsilon != _BATCH_NORM_EPSILON:
+    if not isinstance(epsilon, float) or epsilon != BATCH_NORM_EPSILON:
         found = epsilon if isinstance(epsilon, float) else "that is no number"
-        raise WeightsError(f"{path}: its BatchNorm1d has eps {found}, VirNucPro's has {_BATCH_NORM_EPSILON}")
+        raise WeightsError(f"{path}: its BatchNorm1d has eps {found}, VirNucPro's has {BATCH_NORM_EPSILON}")
     return hashlib.sha256(content).hexdigest(), state
 
 
