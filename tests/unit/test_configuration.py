@@ -49,6 +49,7 @@ def test_every_key_but_samples_and_models_has_a_default() -> None:
         **GOOD,
         "chunk_length": 500,
         "classifier": None,
+        "container": None,
         "threshold": 0.5,
         "output_virnucpro": False,
         "seed": 1,

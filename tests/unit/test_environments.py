@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -105,3 +106,25 @@ def test_an_environment_holds_what_its_rules_import_and_nothing_else() -> None:
     assert {name: {normal(package) for package in found} for name, found in needed.items()} == {
         path.stem: set(conda_pins(path)) - {"python", "cuda-version"} for path in ENVIRONMENTS
     }
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "holdfast.def"])
+def test_a_container_holds_the_run_time_dependencies_of_the_lock(name: str) -> None:
+    """Both definitions copy two files, name the dependencies by pyproject.toml, and pin them by the lock."""
+    text = (ROOT / "envs" / name).read_text()
+    copied = re.findall(r"(?m)^(?:COPY|    )((?: ?[\w/.]+)+) /opt/holdfast/[\w.]*$", text)
+    files = {file for group in copied for file in group.split()}
+    assert files == {"pyproject.toml", "envs/lock.txt"}
+    assert all((ROOT / file).is_file() for file in files)
+    program = re.search(r"python -c '(.*)'", text)
+    assert program is not None
+    command = [sys.executable, "-c", program[1].replace("/opt/holdfast", str(ROOT))]
+    needed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert needed == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert "--constraint /opt/holdfast/lock.txt --requirement /opt/holdfast/needed.txt" in text
+    assert "/opt/holdfast/needed.txt" in text.partition(program[0])[2]
+    shell = text.partition("%post")[2].partition("%environment")[0] or "\n".join(
+        part.replace("\\\n", " ") for part in re.findall(r"(?m)^RUN ((?:.*\\\n)*.*)$", text)
+    )
+    subprocess.run(["bash", "-n"], input=shell, text=True, check=True)
+    assert {"apt-get", "pip", "python"} <= set(re.findall(r"[\w-]+", shell))

@@ -105,8 +105,8 @@ class Project:
         lines = [("sample", "fasta", "kind", "label"), *rows]
         self.write("config/samples.tsv", "".join("\t".join(line) + "\n" for line in lines))
 
-    def run(self, *arguments: str, cores: int = 2) -> Run:
-        """Run Snakemake to its end, in a process of its own.
+    def run(self, *arguments: str, cores: int = 2, **variables: str) -> Run:
+        """Run Snakemake to its end, in a process of its own; ``variables`` are added to its environment.
 
         The terminal is a file: a process that outlives Snakemake cannot hold this up, it is found by
         :meth:`processes` instead.
@@ -114,7 +114,7 @@ class Project:
         command = [str(Path(sys.executable).with_name("snakemake")), "-s", f"{self.repository}/workflow/Snakefile"]
         command += ["-d", str(self.directory), "--cores", str(cores), *arguments]
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HOLDFAST_")}
-        environment = {**inherited, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+        environment = {**inherited, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", **variables}
         terminal = self.directory / "terminal.txt"
         with open(terminal, "wb") as file:
             status = subprocess.run(

@@ -128,6 +128,9 @@ TRAINS = bool(LABELLED) and config["classifier"] is None
 CALLED = [name for name in CONTIG_SAMPLES if config["classifier"] or (TRAINS and name not in LABELLED)]
 
 
+container: config["container"]
+
+
 wildcard_constraints:
     sample="|".join(map(re.escape, SAMPLES)),
     model="|".join(models.MODELS),

@@ -1,0 +1,129 @@
+"""Sites with rules of their own: no network where the work is done, no conda, and workflows deployed by snakedeploy."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from holdfast import embeddings, prepared
+
+from tests.reference import checkpoints
+from tests.reference.hub import Hub
+from tests.workflow.conftest import REPOSITORY, NewProject, jobs
+
+BIN = Path(sys.executable).parent
+
+# In the place of apptainer, of which there is no engine here: notes what it is asked for, and runs it with this python.
+APPTAINER = f"""#!/bin/bash
+if [ "$1" = --version ]; then echo "apptainer version 1.3.4"; exit; fi
+echo "$*" >> "$APPTAINER_LOG"
+while [ "$1" != "$IMAGE" ]; do shift; done
+shift
+PATH={BIN}:$PATH exec "$@"
+"""
+
+
+def test_what_was_prepared_with_a_network_runs_without_one_in_a_container(
+    project: NewProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "apptainer").write_text(APPTAINER)
+    (programs / "apptainer").chmod(0o755)
+    some = project()
+    image, log = some.write("holdfast.sif", "an image"), tmp_path / "apptainer.log"
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("IMAGE", str(image))
+    monkeypatch.setenv("APPTAINER_LOG", str(log))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    published = checkpoints.write_hugging_face_esm(tmp_path / "published", checkpoints.fair_esm_state(), binary=True)
+    some.configure(models={"esm2": {"weights": "someone/esm2"}}, container=str(image))
+    some.write("data/p.faa", ">p\nMKVLA\n")
+    some.write_sheet(("p", "data/p.faa", "proteins"))
+    (some.directory / "profile").mkdir()
+    some.write("profile/config.yaml", 'software-deployment-method: apptainer\napptainer-args: "--nv"\n')
+    arguments = ("--profile", str(some.path("profile")))
+
+    with Hub({"someone/esm2": published}) as hub:
+        run = some.run("prepare", *arguments, HF_HUB_OFFLINE="0", HF_ENDPOINT=hub.endpoint)
+        assert run.returncode == 0, run.text
+        assert run.jobs == ["prepare", "prepare_weights esm2"]
+        assert "pytorch_model.bin" in hub.downloaded
+        asked = len(hub.downloaded)
+        run = some.run("prepare", *arguments, HF_HUB_OFFLINE="1")
+        assert run.jobs == []
+    assert len(hub.downloaded) == asked
+    assert not some.path("results").exists()
+
+    run = some.run(*arguments, HF_HUB_OFFLINE="1", HF_ENDPOINT=hub.endpoint)
+    assert run.returncode == 0, run.text
+    assert run.jobs == jobs("p")
+    found = embeddings.read(some.path("results/p/embeddings.h5"))
+    digest = prepared.read(some.path("resources/esm2")).weights_sha256
+    assert found.attributes["models"]["esm2"]["weights_sha256"] == digest
+    commands = log.read_text().splitlines()
+    scripts = ("prepare_weights", "serve_pool", "submit_jobs", "collect_embeddings", "summarize")
+    assert sorted(name for name in scripts for line in commands if f"scripts/{name}.py" in line) == sorted(scripts)
+    assert len(commands) == len(scripts)
+    assert all(line.startswith("exec ") and " --nv " in line and f" {image} bash -c " in line for line in commands)
+
+
+def test_snakedeploy_deploys_a_tag_whose_dry_run_works(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``https://github.com/OWNER/holdfast`` is a repository of the files that are here."""
+    source = tmp_path / "source"
+    listed = ["git", "ls-files", "-z", "workflow", "envs", "config", "LICENSE", ".snakemake-workflow-catalog.yml"]
+    names = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    for name in names.rstrip("\0").split("\0"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((REPOSITORY / name).read_bytes())
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.file://{source}.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://github.com/OWNER/holdfast")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("GITHUB_TOKEN", raising=False)
+    author = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    for command in (("init", "-q"), ("add", "."), (*author, "commit", "-qm", "All"), ("tag", "v0.1.0")):
+        subprocess.run(["git", *command], cwd=source, check=True)
+
+    deployed = tmp_path / "deployed"
+    command = [BIN / "snakedeploy", "deploy-workflow", "https://github.com/OWNER/holdfast", deployed, "--tag", "v0.1.0"]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    assert sorted(path.name for path in deployed.iterdir()) == ["LICENSE", "config", "workflow"]
+    assert (deployed / "config" / "README.md").read_text() == (REPOSITORY / "config" / "README.md").read_text()
+
+    content = yaml.safe_load((deployed / "config" / "config.yaml").read_text())
+    content["models"] = {model: {"weights": str(models / model)} for model in content["models"]}
+    (deployed / "config" / "config.yaml").write_text(yaml.safe_dump(content))
+    sheet = deployed / "config" / "samples.tsv"
+    header = sheet.read_text().splitlines()[0]
+    sheet.write_text(f"{header}\np\tp.faa\tproteins\t\n")
+    (deployed / "p.faa").write_text(">p\nMKV\n")
+    dry = [BIN / "snakemake", "-d", deployed, "-s", deployed / "workflow/Snakefile", "--cores", "1", "--dry-run"]
+    run = subprocess.run([str(part) for part in dry], capture_output=True, text=True, timeout=120)
+    text = run.stdout + run.stderr
+    assert run.returncode == 0, text
+    for rule in ("pool", "embed_0", "collect", "summarize", "all"):
+        assert f"rule {rule}:" in text
+
+
+def test_the_catalog_shows_the_workflow_as_standardized() -> None:
+    """What the catalog asks of a repository: https://github.com/snakemake/snakemake-workflow-catalog."""
+    usage = yaml.safe_load((REPOSITORY / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    assert set(usage) == {"mandatory-flags", "software-stack-deployment", "report"}
+    assert set(usage["mandatory-flags"]) == {"desc", "flags"}
+    stacks = usage["software-stack-deployment"]
+    assert set(stacks) == {"conda", "apptainer", "apptainer+conda"}
+    assert any(stacks.values())
+    readme = (REPOSITORY / "README.md").read_text().lower()
+    assert "snakemake" in readme
+    assert "workflow" in readme
+    for name in ("config/README.md", "config/config.yaml", "workflow/Snakefile"):
+        assert (REPOSITORY / name).is_file()
+    assert [*(REPOSITORY / "workflow/rules").glob("*.smk")]
