@@ -17,7 +17,8 @@ import yaml
 SNAKEMAKE = Path(sys.executable).with_name("snakemake")
 SNAKEFILE = Path(__file__).parents[1] / "workflow" / "Snakefile"
 CORES = 2
-RESIDUES_AA = 60
+RESIDUES_AA = 12
+CONTIG_BP = 60
 PLAIN = """
 SAMPLES = range({samples})
 
@@ -57,7 +58,7 @@ def run_workflow(directory: Path, samples: int, config: dict[str, object], kind:
     letters = random.Random(5)
     (directory / "data").mkdir(parents=True)
     (directory / "config").mkdir()
-    alphabet, length, suffix = ("LAGVSERTIDPK", RESIDUES_AA, "faa") if kind == "proteins" else ("CG", 300, "fna")
+    alphabet, length, suffix = ("LAGVSERTIDPK", RESIDUES_AA, "faa") if kind == "proteins" else ("CG", CONTIG_BP, "fna")
     rows = ["sample\tfasta\tkind"]
     for number in range(samples):
         name = f"data/{number}.{suffix}"

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import yaml
@@ -58,7 +59,7 @@ class Manifest:
     store_dtype: str
     format_version: int = FORMAT_VERSION
 
-    @property
+    @cached_property
     def job(self) -> str:
         """``SAMPLE-DIGEST``: 16 hex digits of the SHA-256 of all fields."""
         canonical = json.dumps(asdict(self), sort_keys=True)
