@@ -1,6 +1,7 @@
 """``make bench``: the CPU's figures, each beside the ceiling or the peer measured in the same run.
 
-ESM-2 35M in fp32 on two threads, frames of a genome, and samples through a pool. Weights are synthetic. A machine that
+ESM-2 35M in fp32 on two threads, frames of a genome, samples through a pool, and thousands of samples through the
+workflow. Weights are synthetic. A machine that
 does other work meanwhile gives figures that mean little; the spread of the ceiling is printed for that reason.
 """
 
@@ -13,20 +14,23 @@ from functools import partial
 from pathlib import Path
 
 import machine
+import many
 import models
 import numpy as np
 import peers
 import samples
 import torch
 import workload
-from holdfast import esm2, frames
+from holdfast import esm2, frames, weights
+from holdfast.training import Network
 from report import Report
 from timing import seconds
 
 NAME, SMALL_NAME = "esm2_t12_35M_UR50D", "esm2_t6_8M_UR50D"
-SECTIONS = ("speed", "frames", "samples")
+SECTIONS = ("speed", "frames", "samples", "many")
 THREADS = 2
 GENOME_BP = 20_000_000
+MANY = {"proteins": (100, 500, 2000), "contigs": (100, 500)}
 
 
 def main() -> None:
@@ -48,6 +52,8 @@ def main() -> None:
             measure_frames(report, Path(name))
         if "samples" in arguments.only:
             measure_samples(report, Path(name))
+        if "many" in arguments.only:
+            measure_many(report, Path(name))
     print(report.path)
 
 
@@ -112,6 +118,31 @@ def measure_samples(report: Report, directory: Path) -> None:
             taken, (receipt,) = client.run(1, 1)
             beside.append(taken - receipt.seconds["device_s"])
         report.add("samples", "tiny job, beside the work, median ms", float(np.median(beside)) * 1000)
+
+
+def measure_many(report: Report, directory: Path) -> None:
+    """Tiny samples through the workflow, against plain Snakemake with one trivial job a sample."""
+    architectures = {"esm2": SMALL_NAME, "dnabert_s": "dnabert_s_tiny"}
+    prepared = {
+        model: weights.prepare(f"synthetic:{architecture}", model, directory / "models" / model)
+        for model, architecture in architectures.items()
+    }
+    classifier = directory / "classifier.safetensors"
+    Network(sum(model.width for model in prepared.values())).classifier({}, "synthetic").save(classifier)
+    config = {
+        "models": {model: {"weights": str(directory / "models" / model)} for model in prepared},
+        "classifier": str(classifier),
+    }
+    for kind, counts in MANY.items():
+        for count in counts:
+            label = f"{count:,} {kind}"
+            plain = many.run_plain(directory / f"plain {label}", count)
+            taken, memory_bytes = many.run_workflow(directory / label, count, config, kind)
+            report.add("many", f"{label}: plain Snakemake, a trivial job a sample, s", plain)
+            report.add("many", f"{label}: holdfast, s", taken)
+            report.add("many", f"{label}: holdfast against plain, times", taken / plain)
+            report.add("many", f"{label}: holdfast, a sample, ms", taken / count * 1000)
+            report.add("many", f"{label}: all consumers, GB", memory_bytes / 1e9)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def test_supervisor_readers_and_calls_run_without_torch(module: str) -> None:
 def test_consumers_and_the_snakefile_are_light(module: str) -> None:
     found = loaded(module)
     assert "holdfast" in found
-    assert not {"torch", "numpy", "h5py", "dnaio", "tokenizers"} & found
+    assert not {"torch", "numpy", "h5py", "dnaio", "tokenizers", "jsonschema"} & found
 
 
 def test_the_workflow_names_every_file_of_the_package() -> None:

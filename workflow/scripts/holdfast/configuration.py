@@ -6,16 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from jsonschema import Draft202012Validator, ValidationError
 
 from . import documents
 from .documents import DocumentError
 from .errors import ConfigError
 from .files import atomic_text
 from .models import KINDS, MODELS
+
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
 
 SHEET_LIMIT_BYTES = 2**24
 SHOWN = 20
@@ -218,12 +220,14 @@ def _fill(content: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _problems(schema: Mapping[str, Any], content: Mapping[str, Any]) -> Iterator[str]:
+    from jsonschema import Draft202012Validator  # half a consumer's time to start, and consumers check nothing
+
     errors = Draft202012Validator(schema).iter_errors(content)
     for error in sorted(errors, key=lambda error: [str(part) for part in error.absolute_path]):
         yield from _messages(error)
 
 
-def _messages(error: ValidationError) -> Iterator[str]:
+def _messages(error: "ValidationError") -> Iterator[str]:
     path = ".".join(str(part) for part in error.absolute_path)
     entry = error.schema if isinstance(error.schema, Mapping) else {}
     if error.validator == "additionalProperties":
