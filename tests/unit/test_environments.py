@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 PYPI_NAMES = {"pytorch": "torch"}
+ON_REQUEST = {"umap-learn"}  # not in the lock: wheels of numba come late for a new Python
 ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
 
 
@@ -41,7 +42,9 @@ def test_a_conda_environment_pins_what_the_lock_pins(path: Path) -> None:
     pins = conda_pins(path)
     assert pins.pop("python") == "3.11"
     assert pins
-    assert pins == {name: lock()[name] for name in pins}
+    assert {name: pin for name, pin in pins.items() if name not in ON_REQUEST} == {
+        name: lock()[name] for name in pins.keys() - ON_REQUEST
+    }
 
 
 def test_the_lock_satisfies_the_ranges_of_the_project() -> None:
@@ -53,7 +56,7 @@ def test_the_lock_satisfies_the_ranges_of_the_project() -> None:
 def test_every_run_time_dependency_is_in_a_conda_environment() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {normal(Requirement(text).name) for text in project["dependencies"]} - {"snakemake"}
-    assert wanted == {name for path in ENVIRONMENTS for name in conda_pins(path)} - {"python"}
+    assert wanted == {name for path in ENVIRONMENTS for name in conda_pins(path)} - {"python"} - ON_REQUEST
 
 
 def test_the_conda_environments_name_only_living_channels() -> None:

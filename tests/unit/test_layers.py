@@ -43,7 +43,7 @@ ORDER = [
         "sequences",
         "embeddings",
     ),
-    *("batching", "blocks", "status", "spool", "settings", "configuration", "plan", "consumer", "reader"),
+    *("batching", "blocks", "pace", "status", "spool", "settings", "configuration", "plan", "consumer", "reader"),
     # models: torch, no pool
     *(
         "packed",
@@ -63,6 +63,8 @@ ORDER = [
     *("worker", "device", "readers", "ledger", "fleet", "pool", "embedder"),
     # what is made of embeddings
     *("calls", "pth", "classifier", "summary"),
+    # the report
+    *("tally", "projection", "figures", "page"),
 ]
 
 
