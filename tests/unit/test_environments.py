@@ -32,7 +32,7 @@ def ranges() -> list[Requirement]:
 def conda_pins(path: Path) -> dict[str, str]:
     pins = {}
     for entry in yaml.safe_load(path.read_text())["dependencies"]:
-        name, version = re.fullmatch(r"([\w-]+)>?=([\d.]+)", entry).groups()
+        name, version = re.fullmatch(r"([\w-]+)>?=([\w.]+)", entry).groups()
         pins[normal(PYPI_NAMES.get(name, name))] = version
     return pins
 

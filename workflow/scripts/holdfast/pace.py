@@ -6,6 +6,7 @@ A batch counts when it is done, so between two moments work is taken to be even;
 been done yet, no moment is noted, which would look like idleness.
 """
 
+from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from .errors import ResourceError
 from .files import atomic_text
 
 MOMENTS = 600
+WRITTEN_S = 30.0
 POOLS_KEPT = 100
 
 
@@ -46,9 +48,10 @@ class Pace:
         self.path = path
         self.interval_s = 1.0
         self.moments: list[Moment] = []
-        others = sorted(path.parent.glob("*.tsv"), key=lambda other: other.stat().st_mtime)
-        for other in others[:-POOLS_KEPT]:
-            other.unlink(missing_ok=True)
+        self._written = Moment(0.0, 0, 0, 0.0)
+        with suppress(FileNotFoundError):  # another pool begins, too
+            for other in sorted(path.parent.glob("*.tsv"), key=lambda other: other.stat().st_mtime)[:-POOLS_KEPT]:
+                other.unlink()
 
     def note(self, moment: Moment, in_air: bool) -> None:
         """Note a moment, if it says anything.
@@ -66,14 +69,21 @@ class Pace:
         if (was_idle and idle) or (close and not was_idle and not idle):
             self.moments.pop()
         self.moments.append(moment)
-        if was_idle and idle:
-            return  # the file learns of it with the next work
         if len(self.moments) > MOMENTS:
             self.moments = [*self.moments[:-1:2], moment]
             self.interval_s *= 2
+        rested = not in_air and self._written.work != moment.work
+        if rested or moment.time_s - self._written.time_s > WRITTEN_S:
+            self.write()
+
+    def write(self) -> None:
+        """Write the file, as is also done while nothing is in work, and now and then."""
+        if not self.moments:
+            return
         with atomic_text(self.path) as file:
             file.write("\t".join(field.name for field in fields(Moment)) + "\n")
             file.writelines("\t".join(map(str, astuple(each))) + "\n" for each in self.moments)
+        self._written = self.moments[-1]
 
 
 def read(path: Path) -> list[Moment]:

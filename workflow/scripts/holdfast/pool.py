@@ -116,6 +116,7 @@ class Pool:
         """End every process, whatever it is doing, and hand back what is not finished."""
         with suppress(OSError):
             self._note_pace()
+            self.pace.write()
         for child in multiprocessing.active_children():
             child.kill()
         self.fleet.stop()

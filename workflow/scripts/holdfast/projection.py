@@ -18,7 +18,7 @@ def pca(matrix: np.ndarray, components: int = 2) -> tuple[np.ndarray, np.ndarray
         components: How many, at most.
 
     Returns:
-        Coordinates, float64 [N, k], and the share of the variance that each explains, float64 [k], where k is
+        Coordinates, float [N, k], and the share of the variance that each explains, float64 [k], where k is
         ``components`` or, where N or D is smaller, that.
     """
     centred = matrix.astype(np.float32)
@@ -27,10 +27,10 @@ def pca(matrix: np.ndarray, components: int = 2) -> tuple[np.ndarray, np.ndarray
     count = min(components, rows, columns)
     tall = rows > columns
     values, vectors = np.linalg.eigh((centred.T @ centred if tall else centred @ centred.T).astype(np.float64))
-    values, vectors = np.maximum(values[::-1][:count], 0), vectors[:, ::-1][:, :count]
-    found = centred @ vectors if tall else vectors * np.sqrt(values)
+    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1][:, :count]
+    total, values = float(values.sum()), values[:count]
+    found = centred @ vectors.astype(np.float32) if tall else vectors * np.sqrt(values)
     farthest = found[np.abs(found).argmax(axis=0), np.arange(count)] if rows else np.ones(0)
-    total = float((centred.astype(np.float64) ** 2).sum())
     return found * np.where(farthest < 0, -1, 1), values / total if total else np.zeros(count)
 
 
