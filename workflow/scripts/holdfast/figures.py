@@ -153,7 +153,7 @@ def scores(tally: Tally, told: Told) -> Chart:
         .encode(
             x=x,
             x2="to:Q",
-            y=altair.Y("contigs:Q", title="contigs"),
+            y=altair.Y("contigs:Q", title="contigs").axis(format="~s", tickCount=4),
             color=_colours("call", {call: OUTCOME_COLOURS[call] for call in ("virus", "other")}, "").legend(
                 orient="top"
             ),
@@ -205,7 +205,7 @@ def lengths(tally: Tally, told: Told) -> Chart:
     above = (
         _chart(counts, width=WIDTH, height=90)
         .mark_bar(color=GREY, stroke="white")
-        .encode(x=x.axis(None), x2="to:Q", y=altair.Y("contigs:Q", title="contigs"))
+        .encode(x=x.axis(None), x2="to:Q", y=altair.Y("contigs:Q", title="contigs").axis(format="~s", tickCount=4))
     )
     below = (
         _chart(values, width=WIDTH, height=180)
@@ -229,7 +229,9 @@ def frames(tally: Tally, told: Told) -> Chart:
         return _nothing("No sample has a chunk.")
     x = altair.X("frames:O", title="open frames of the chunk, of six").axis(labelAngle=0).scale(domain=list(range(7)))
     values = [{"frames": number, "chunks": chunks} for number, chunks in enumerate(total.tolist())]
-    above = _chart(values, width=WIDTH, height=150).encode(x=x, y=altair.Y("chunks:Q", title="chunks"))
+    above = _chart(values, width=WIDTH, height=150).encode(
+        x=x, y=altair.Y("chunks:Q", title="chunks").axis(format="~s", tickCount=4)
+    )
     labels = above.mark_text(dy=-6).encode(text=altair.Text("chunks:Q", format=","))
     rows = [
         {"sample": sample.name, "frames": number, "share": chunks / sample.frames.sum()}
@@ -271,7 +273,7 @@ def _map(model: str, points: Points, groups: list[str], colours: Mapping[str, st
     ]
     few = f"{len(points.matrix):,} of {points.rows:,}" if len(points.matrix) < points.rows else f"{points.rows:,}"
     heading = altair.TitleParams(
-        f"{MODEL_NAMES[model]}: {few} sequences, seed {told.seed}", fontSize=12, anchor="start"
+        MODEL_NAMES[model], fontSize=12, anchor="start", subtitle=f"{few} sequences, seed {told.seed}"
     )
     legend = altair.Legend(orient="bottom", columns=2, symbolOpacity=1, labelExpr=SHORT_LABEL)
     chart = _chart(values, width=250, height=250, title=heading).mark_circle(opacity=0.65)
@@ -359,7 +361,7 @@ def throughput(tally: Tally, told: Told) -> Chart:
     base = (
         _chart(values, width=WIDTH, height=130)
         .mark_line(interpolate="step-after")
-        .encode(x=altair.X("seconds:Q", title=f"time since the pool was ready, {unit}"), color=legend)
+        .encode(x=altair.X("seconds:Q", title=f"time since the pool was ready, {unit}").scale(nice=False), color=legend)
     )
     above = base.encode(y=altair.Y("tokens_per_s:Q", title="tokens per second").axis(format="~s"))
     below = base.encode(
@@ -389,7 +391,7 @@ def load(tally: Tally, told: Told) -> Chart:
         _chart(values, width=WIDTH - 120)
         .mark_bar()
         .encode(
-            x=altair.X("seconds:Q", stack="zero", title="seconds on a device"),
+            x=altair.X("seconds:Q", stack="zero", title="seconds on a device").axis(tickCount=5),
             y=y,
             color=_colours("part", {"loading models": ORANGE, "embedding": BLUE}, "").legend(orient="top"),
             order="order:Q",

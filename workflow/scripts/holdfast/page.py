@@ -41,8 +41,9 @@ def write(
     names = sorted(tally.synthetic)
     warning = WARNING.format(models=" and ".join(names), have="has" if len(names) == 1 else "have") if names else ""
     records = sum(sample.records for sample in tally.samples)
+    places = {name: place for place, name in enumerate(dict.fromkeys(row.sample for row in tally.contigs))}
     contigs = [
-        (row.sample, row.contig, row.length_bp, row.chunks, row.chunks_with_frames, row.outcome, row.score)
+        (places[row.sample], row.contig, row.length_bp, row.chunks, row.chunks_with_frames, row.outcome, row.score)
         for row in tally.contigs
     ]
     facts = [f"{len(tally.samples):,} samples, {records:,} records."]
@@ -59,12 +60,18 @@ def write(
         "figures": "".join(shown),
         "listed": listed,
         "table": "" if contigs else "hidden",
-        "contigs": json.dumps(contigs, separators=(",", ":")).replace("<", "\\u003c"),
+        "samples": _data(list(places)),
+        "contigs": _data(contigs),
         "version": __version__,
     }
     page = Template(template.read_text(encoding="utf-8")).substitute(fields)
     with atomic_text(output) as file:
         file.write(page)
+
+
+def _data(values: object) -> str:
+    """Data inside a script: JSON that no markup can end."""
+    return json.dumps(values, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _caption(path: Path) -> str:
