@@ -8,7 +8,7 @@ from holdfast.errors import run
 
 
 def main() -> None:
-    """Read the results and write ``report.html`` and ``figures/`` beside them; the captions say which figures to draw."""
+    """Read the results, and write ``report.html`` and ``figures/`` beside them; the captions say what to draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("samples", type=Path, help="sample sheet")
     parser.add_argument("--schema", type=Path, required=True, help="schema of the sample sheet")

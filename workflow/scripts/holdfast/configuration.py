@@ -19,13 +19,9 @@ from .models import KINDS, MODELS
 
 SHEET_LIMIT_BYTES = 2**24
 SHOWN = 20
-<<<<<<< HEAD
-TAKEN = ("classifier", "failures.tsv", "summary.tsv")
+TAKEN = ("classifier", "failures.tsv", "figures", "report.html", "summary.tsv")
 HERE = "the config (config/config.yaml, --config)"
 LISTED = "the list 'samples' of the config"
-=======
-TAKEN = ("classifier", "failures.tsv", "figures", "report.html", "summary.tsv")
->>>>>>> f15d2d3 (Draw a report of every run: nine figures with captions, and one page with all of them and the contigs)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from string import Template
 from docutils.core import publish_parts
 
 from . import __version__
+from .figures import Told
 from .files import atomic_text
 from .tally import Tally
 
@@ -24,18 +25,15 @@ FIGURE = '<figure id="{name}">\n{svg}\n<figcaption>{caption}</figcaption>\n</fig
 SAFE = {"file_insertion_enabled": False, "raw_enabled": False, "report_level": 2, "halt_level": 2}
 
 
-def write(
-    template: Path, captions: Sequence[Path], figures: Mapping[str, str], tally: Tally, threshold: float, output: Path
-) -> None:
-    """Write the page.
+def write(template: Path, captions: Sequence[Path], figures: Mapping[str, str], tally: Tally, told: Told) -> None:
+    """Write ``report.html`` beside the results of the samples.
 
     Args:
         template: The page, with ``$``-fields.
         captions: reStructuredText of each figure, in the order of the page; the file is named after the figure.
         figures: SVG by name.
         tally: What was counted.
-        threshold: Score from which on a contig is a virus.
-        output: Where the page goes.
+        told: As the figures were told.
     """
     shown = (FIGURE.format(name=path.stem, svg=figures[path.stem], caption=_caption(path)) for path in captions)
     names = sorted(tally.synthetic)
@@ -49,7 +47,7 @@ def write(
     facts = [f"{len(tally.samples):,} samples, {records:,} records."]
     if contigs:
         viruses = sum(sample.outcomes["virus"] for sample in tally.samples)
-        facts.append(f"{viruses:,} contigs are called virus, from a score of {threshold:g} upward.")
+        facts.append(f"{viruses:,} contigs are called virus, from a score of {told.threshold:g} upward.")
     if len(contigs) < tally.contig_count:
         listed = f"The {len(contigs):,} contigs with the highest scores, of {tally.contig_count:,}."
     else:
@@ -65,7 +63,7 @@ def write(
         "version": __version__,
     }
     page = Template(template.read_text(encoding="utf-8")).substitute(fields)
-    with atomic_text(output) as file:
+    with atomic_text(told.results / "report.html") as file:
         file.write(page)
 
 
