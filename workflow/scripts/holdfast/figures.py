@@ -273,7 +273,7 @@ def _map(model: str, points: Points, groups: list[str], colours: Mapping[str, st
     ]
     few = f"{len(points.matrix):,} of {points.rows:,}" if len(points.matrix) < points.rows else f"{points.rows:,}"
     heading = altair.TitleParams(
-        MODEL_NAMES[model], fontSize=12, anchor="start", subtitle=f"{few} sequences, seed {told.seed}"
+        MODEL_NAMES.get(model, model), fontSize=12, anchor="start", subtitle=f"{few} sequences, seed {told.seed}"
     )
     legend = altair.Legend(orient="bottom", columns=2, symbolOpacity=1, labelExpr=SHORT_LABEL)
     chart = _chart(values, width=250, height=250, title=heading).mark_circle(opacity=0.65)
