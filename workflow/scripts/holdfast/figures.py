@@ -345,9 +345,8 @@ def confusion(tally: Tally, told: Told) -> Chart:
 
 def throughput(tally: Tally, told: Told) -> Chart:
     """Tokens per second and busy share of the devices over the life of each pool."""
-    pools = sorted((pool for pool in tally.pools.values() if len(pool.moments) > 1), key=lambda pool: -pool.tokens)[
-        :POOLS
-    ]
+    known = [pool for pool in tally.pools.values() if len(pool.moments) > 1]
+    pools = sorted(known, key=lambda pool: pool.tokens, reverse=True)[:POOLS]
     values = [row for pool in pools for row in _pace(pool)]
     if not values:
         return _nothing("No pool of these samples left a record of its pace.")
