@@ -6,11 +6,18 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 SOURCES := workflow/scripts tests bench demo docs
 
-.PHONY: demo test lint format docs bench bench-gpu drill soak fuzz clean
+.PHONY: demo report test lint format docs bench bench-gpu drill soak fuzz clean
 
 demo: .venv/installed
 	$(BIN)/snakemake -s workflow/Snakefile -d demo --cores 2 --quiet rules
 	@$(BIN)/python demo/show_results.py demo/results
+
+# Snakemake's report of the run in DIR, as DIR/report.html; runs what is missing first.
+DIR ?= demo
+report: .venv/installed
+	$(BIN)/snakemake -s workflow/Snakefile -d $(DIR) --cores 2 --quiet rules
+	$(BIN)/snakemake -s workflow/Snakefile -d $(DIR) --report report.html
+	@echo "$(DIR)/report.html (and $(DIR)/results/report.html, the figures on one page)"
 
 test: lint
 	$(BIN)/pytest -n 2
@@ -56,7 +63,7 @@ fuzz: .venv/installed
 	$(BIN)/python tests/fuzz/fuzz.py $(PARSER) --seconds $(SECONDS)
 
 clean:
-	rm -rf docs/_build demo/results demo/resources demo/logs demo/benchmarks demo/.holdfast demo/.snakemake
+	rm -rf docs/_build demo/report.html demo/results demo/resources demo/logs demo/benchmarks demo/.holdfast demo/.snakemake
 
 .venv/installed: envs/lock.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=...")'

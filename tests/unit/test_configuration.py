@@ -53,6 +53,7 @@ def test_every_key_but_samples_and_models_has_a_default() -> None:
         "threshold": 0.5,
         "output_virnucpro": False,
         "seed": 1,
+        "projection": "pca",
         "precision": "auto",
         "store_dtype": "float16",
         "export": None,

@@ -44,7 +44,7 @@ ORDER = [
         "sequences",
         "embeddings",
     ),
-    *("batching", "blocks", "status", "spool", "settings", "configuration", "plan", "consumer", "reader"),
+    *("batching", "blocks", "pace", "status", "spool", "settings", "configuration", "plan", "consumer", "reader"),
     # models: torch, no pool
     *(
         "packed",
@@ -64,6 +64,8 @@ ORDER = [
     *("worker", "device", "readers", "ledger", "fleet", "pool", "embedder"),
     # what is made of embeddings
     *("uniprot", "calls", "classifier", "pth", "training", "summary"),
+    # the report
+    *("tally", "projection", "figures", "page"),
 ]
 
 

@@ -187,11 +187,11 @@ def jobs(*samples: str, called: Sequence[str] = (), once: Sequence[str] = ()) ->
     Args:
         samples: Those that are embedded.
         called: Those that are classified and called.
-        once: Jobs beyond pool, summary and ``all`` that run once.
+        once: Jobs beyond pool, summary, report and ``all`` that run once.
     """
     each = [f"{rule} {sample}" for rule in ("embed", "collect") for sample in samples]
     each += [f"{rule} {sample}" for rule in ("classify", "call") for sample in called]
-    return sorted([*each, *once, "pool", "summarize", "all"])
+    return sorted([*each, *once, "pool", "summarize", "draw", "all"])
 
 
 def fasta(records: Mapping[str, str]) -> str:

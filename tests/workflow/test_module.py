@@ -14,7 +14,7 @@ from holdfast import embeddings
 from tests.workflow.conftest import DEMO, REPOSITORY, Project, fasta
 
 EXAMPLE = REPOSITORY / "examples" / "module"
-RULES = ("collect", "embed_0", "pool", "summarize")
+RULES = ("collect", "draw", "embed_0", "pool", "summarize")
 GITHUB = 'github("OWNER/holdfast", path="workflow/Snakefile", tag="v0.1.0")'
 NOTHING = "Nothing to be done"
 
@@ -44,7 +44,7 @@ rule all:
     default_target: True
     input:
         rules.first_all.input,
-        rules.second_summarize.output,
+        rules.second_draw.output,
 
 rule make:
     input:
@@ -82,7 +82,7 @@ def test_the_example_embeds_what_its_own_rule_filters_and_notices_what_that_make
     run = some.run(*arguments)
     assert run.returncode == 0, run.text
     assert run.jobs == sorted(
-        ["all", "holdfast_pool", "holdfast_embed_0", "holdfast_embed_1", "holdfast_summarize"]
+        ["all", "holdfast_pool", "holdfast_embed_0", "holdfast_embed_1", "holdfast_summarize", "holdfast_draw"]
         + [f"holdfast_collect {name}" for name in ("long_pieces", "long_proteins")]
         + [f"filter {name}" for name in ("pieces.fna", "proteins.faa")]
     )
@@ -116,6 +116,7 @@ def test_the_example_embeds_what_its_own_rule_filters_and_notices_what_that_make
     assert run.jobs == [
         "all",
         "holdfast_collect long_proteins",
+        "holdfast_draw",
         "holdfast_embed_0",
         "holdfast_pool",
         "holdfast_summarize",

@@ -48,7 +48,7 @@ def test_only_what_a_change_concerns_runs_again(project: NewProject, classifiers
     some.write_sheet(first, second)
     run = some.run()
     assert run.returncode == 0, run.text
-    assert run.jobs == ["all", "summarize"]
+    assert run.jobs == ["all", "draw", "summarize"]
     assert some.run().jobs == []
 
 
@@ -66,7 +66,7 @@ def test_lost_results_come_back_from_the_spool_or_are_computed_again(project: Ne
     lost.unlink()
     run = some.run()
     assert run.returncode == 0, run.text
-    assert run.jobs == ["all", "collect b", "summarize"]
+    assert run.jobs == ["all", "collect b", "draw", "summarize"]
     assert lost.samefile(kept)
 
     shutil.rmtree(lost.parent)

@@ -29,6 +29,7 @@ PACKAGE = [
         "errors",
         "esm2",
         "fasta",
+        "figures",
         "files",
         "fleet",
         "frames",
@@ -37,11 +38,14 @@ PACKAGE = [
         "ledger",
         "manifest",
         "models",
+        "pace",
         "packed",
+        "page",
         "pickled",
         "plan",
         "pool",
         "prepared",
+        "projection",
         "provenance",
         "pth",
         "reader",
@@ -55,6 +59,7 @@ PACKAGE = [
         "steps",
         "summary",
         "synthetic",
+        "tally",
         "tokens",
         "training",
         "uniprot",
@@ -126,6 +131,15 @@ CONTIG_SAMPLES = [entry.sample for entry in SAMPLES.values() if entry.kind == "c
 LABELLED = {entry.sample: entry.label for entry in SAMPLES.values() if entry.label}
 TRAINS = bool(LABELLED) and config["classifier"] is None
 CALLED = [name for name in CONTIG_SAMPLES if config["classifier"] or (TRAINS and name not in LABELLED)]
+FIGURES = {  # of the report: name, which is also its caption's, to category and label
+    "outcomes": ("Calls", "What became of every record"),
+    **({"scores": ("Calls", "Contig scores"), "lengths": ("Calls", "Contig length and call")} if CALLED else {}),
+    **({"frames": ("Embeddings", "Open frames per chunk")} if CONTIG_SAMPLES else {}),
+    "embeddings": ("Embeddings", "Projected to a plane"),
+    **({"training": ("Classifier", "Training"), "confusion": ("Classifier", "Held-out frames")} if TRAINS else {}),
+    "throughput": ("Pool", "Throughput and use of the devices"),
+    "load": ("Pool", "Loading models against embedding"),
+}
 
 
 container: config["container"]
@@ -187,4 +201,4 @@ def targets(wildcards):
         ]
     for name in CALLED:
         wanted += [f"results/{name}/{table}.tsv" for table in ("frames", "chunks", "contigs")]
-    return [*wanted, "results/summary.tsv"]
+    return [*wanted, "results/summary.tsv", "results/report.html"]

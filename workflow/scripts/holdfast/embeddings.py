@@ -423,6 +423,19 @@ class Reader:
         for start in range(0, self.row_count, block_rows):
             yield Rows(**self._rows(start, start + block_rows, models))
 
+    def take(self, rows: np.ndarray, model: str) -> tuple[np.ndarray, np.ndarray]:
+        """Some rows of one matrix.
+
+        Args:
+            rows: Their indices, ascending, int64 [k].
+            model: Whose matrix.
+
+        Returns:
+            Index of each row's record, int32 [k], and the embeddings as stored, float16 or float32 [k, D].
+        """
+        with self._speaking():
+            return self._file["record"][rows], self._file[model][rows]
+
     def read(self) -> Embeddings:
         """The whole file, at once in memory."""
         with self._speaking():

@@ -26,6 +26,7 @@ from .batching import WINDOW_BATCHES
 from .errors import HoldfastError, ResourceError
 from .fleet import Fleet
 from .ledger import Job, Ledger
+from .pace import Moment, Pace
 from .reader import Contents
 from .readers import Readers
 from .receipt import Receipt
@@ -69,6 +70,7 @@ class Pool:
         self.read: list[Job] = []
         self.futures: dict[Future[Any], tuple[Callable[..., None], tuple[Any, ...]]] = {}
         self.outcomes = {"done": 0, "failed": 0}
+        self.pace = Pace(self.spool.root / "pools" / f"{self.name}.tsv")
         self.observer = Observer()
         self.launcher = Launcher()
         self.stop_reason = ""
@@ -114,6 +116,9 @@ class Pool:
 
     def _leave(self) -> None:
         """End every process, whatever it is doing, and hand back what is not finished."""
+        with suppress(OSError):
+            self._note_pace()
+            self.pace.write()
         for child in multiprocessing.active_children():
             child.kill()
         self.fleet.stop()
@@ -203,6 +208,17 @@ class Pool:
             "restarts": sum(device.restarts for device in self.fleet.devices),
         }
         self.state.write()
+        self._note_pace()
+
+    def _note_pace(self) -> None:
+        """Note what has been done by now."""
+        devices = sum(device.ready is not None for device in self.fleet.devices)
+        if devices:
+            totals = self.fleet.totals
+            now = Moment(
+                round(time.time(), 2), devices, int(totals.get("tokens", 0)), round(totals.get("device_s", 0.0), 3)
+            )
+            self.pace.note(now, self.fleet.in_air)
 
     def _claim(self) -> None:
         """Claim as many jobs as keep readers and devices busy, and no more: other pools may want them, too."""
