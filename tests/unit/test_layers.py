@@ -43,7 +43,22 @@ ORDER = [
         "sequences",
         "embeddings",
     ),
-    *("batching", "blocks", "status", "spool", "settings", "configuration", "plan", "consumer", "reader"),
+    *(
+        "batching",
+        "blocks",
+        "progress",
+        "status",
+        "spool",
+        "settings",
+        "configuration",
+        "plan",
+        "tally",
+        "ticker",
+        "overview",
+        "screen",
+        "consumer",
+        "reader",
+    ),
     # models: torch, no pool
     *(
         "packed",
@@ -60,7 +75,7 @@ ORDER = [
         "weights",
     ),
     # the pool: torch only inside the functions of a worker
-    *("worker", "device", "readers", "ledger", "fleet", "pool", "embedder"),
+    *("sensors", "worker", "device", "readers", "ledger", "fleet", "pool", "embedder"),
     # what is made of embeddings
     *("calls", "pth", "classifier", "summary"),
 ]

@@ -2,6 +2,7 @@ import os
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -37,16 +38,20 @@ PACKAGE = [
         "ledger",
         "manifest",
         "models",
+        "overview",
         "packed",
         "pickled",
         "plan",
         "pool",
         "prepared",
+        "progress",
         "pth",
         "reader",
         "readers",
         "receipt",
         "reference",
+        "screen",
+        "sensors",
         "sequences",
         "settings",
         "spool",
@@ -54,6 +59,8 @@ PACKAGE = [
         "steps",
         "summary",
         "synthetic",
+        "tally",
+        "ticker",
         "tokens",
         "weights",
         "worker",
@@ -64,7 +71,7 @@ for imported in [name for name in sys.modules if name.partition(".")[0] == "hold
     del sys.modules[imported]  # of a module beside this one, which may be of another version
 sys.path.insert(0, str(Path(PACKAGE[0]).parents[1]))
 
-from holdfast import configuration, models, plan as planning  # noqa: E402
+from holdfast import configuration, models, plan as planning, tally, ticker  # noqa: E402
 from holdfast.errors import HoldfastError  # noqa: E402
 
 if not workflow.deployment_settings.deployment_method:
@@ -121,6 +128,10 @@ CONTIG_SAMPLES = [entry.sample for entry in SAMPLES.values() if entry.kind == "c
 LABELLED = {entry.sample: entry.label for entry in SAMPLES.values() if entry.label}
 TRAINS = bool(LABELLED) and config["classifier"] is None
 CALLED = [name for name in CONTIG_SAMPLES if config["classifier"] or (TRAINS and name not in LABELLED)]
+
+if workflow.is_main_process and PLAN.batches:
+    name = "holdfast" if MODIFIER.is_main_snakefile() else MODIFIER.namespace
+    ticker.start(workflow, name, partial(tally.of_run, PLAN, SAMPLES, config, place))
 
 
 wildcard_constraints:

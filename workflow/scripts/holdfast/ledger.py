@@ -29,6 +29,7 @@ class Job:
         counts: What was read.
         sequences: Its distinct sequences by model, once it is read.
         missing: Sequences that it still waits for.
+        missing_tokens: Their tokens.
         failures: By model, sequences that were given up, with the reason.
         read_s: Seconds to read it.
         device_s: Its share of the seconds of its batches, by tokens.
@@ -41,6 +42,7 @@ class Job:
     counts: dict[str, int] = field(default_factory=dict)
     sequences: dict[str, Sequences] = field(default_factory=dict)
     missing: int = 0
+    missing_tokens: int = 0
     failures: dict[str, dict[int, str]] = field(default_factory=dict)
     read_s: float = 0.0
     device_s: float = 0.0
@@ -70,9 +72,9 @@ class Ledger:
         self._waiters: dict[str, dict[bytes, list[tuple[Job, int]]]] = {model: {} for model in models}
 
     @property
-    def waiting_tokens(self) -> dict[str, int]:
-        """By model, tokens that wait to be sent to a device."""
-        return {model: queue.waiting_tokens for model, queue in self.queues.items()}
+    def waiting_tokens(self) -> int:
+        """Tokens that wait to be sent to a device."""
+        return sum(queue.waiting_tokens for queue in self.queues.values())
 
     def admit(self, job: Job) -> bool:
         """Enter a job that has been read; whether it lacks nothing."""
@@ -84,6 +86,7 @@ class Ledger:
                 if store.use(digest):
                     continue
                 job.missing += 1
+                job.missing_tokens += int(sequences.lengths[number])
                 if digest in waiters:
                     waiters[digest].append((job, number))
                 else:
@@ -166,10 +169,11 @@ class Ledger:
 
     def _served(self, model: str, digest: bytes) -> list[Job]:
         """End the wait for one sequence."""
-        waiting = [job for job, _ in self._waiters[model].pop(digest)]
-        for job in waiting:
+        waiting = self._waiters[model].pop(digest)
+        for job, number in waiting:
             job.missing -= 1
-        return [job for job in waiting if not job.missing]
+            job.missing_tokens -= int(job.sequences[model].lengths[number])
+        return [job for job, _ in waiting if not job.missing]
 
 
 def key(description: Prepared, precision: str) -> str:
