@@ -20,7 +20,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import prepared, reader, settings, status
 from .batching import WINDOW_BATCHES
@@ -384,7 +384,7 @@ def serve(config: Path, state: PoolState, endpoint: Path) -> None:
         endpoint: The pool ends when this file goes.
 
     Raises:
-        HoldfastError: why the pool could not start or go on; also published, for consumers to read.
+        SystemExit: the pool could not start or go on; the reason is in its log and published, for consumers to read.
     """
     log.info("pool %s, spool %s", state.identity.pool, state.spool)
     state.state, state.reason = "failed", "unexpected error; see the pool's log"
@@ -395,14 +395,20 @@ def serve(config: Path, state: PoolState, endpoint: Path) -> None:
         state.state, state.reason = "ended", pool.stop_reason
     except HoldfastError as error:
         state.state, state.reason = "failed", str(error)
-        raise
+        _give_up(error)
     except OSError as error:
         where = error.filename or state.spool
         state.reason = f"{where}: {error.strerror or error}; mend that and run again, finished work is kept"
         state.state = "failed"
-        raise ResourceError(state.reason) from None
+        _give_up(ResourceError(state.reason))
     finally:
         if state.state in ("starting", "ready"):
             state.state, state.reason = "failed", "unexpected error; see the pool's log"
         with suppress(OSError):
             state.write()
+
+
+def _give_up(error: HoldfastError) -> NoReturn:
+    """End like every entry point, but with a line that has the form of the log's others."""
+    log.critical("holdfast: error: %s", error)
+    raise SystemExit(error.exit_code) from None
