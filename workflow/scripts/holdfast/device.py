@@ -128,6 +128,7 @@ class Device:
 
     def kill(self) -> None:
         """Kill the worker; what is in flight then fails as if it had died by itself."""
+        self._since = time.monotonic()  # its death is noticed a moment later, and must not be brought about twice
         if self._process is not None and self._process.done() and self._process.exception() is None:
             with suppress(ProcessLookupError):
                 os.kill(self._process.result(), signal.SIGKILL)
