@@ -96,9 +96,11 @@ def test_the_tally_sums_the_pools_that_work_for_the_run(tmp_path: Path) -> None:
         samples[name] = Sample(tmp_path / f"{name}.fna", "contigs", tmp_path / name / "receipt.json")
     Receipt(job="d-1", sample="d", state="failed", error="of an earlier run").write(tmp_path / "d" / "receipt.json")
     samples["d"] = dataclasses.replace(samples["d"])
-    tally = Tally(samples, spool, {"esm2": str(esm2)}, "auto")
+    tally = Tally(samples, spool, {"esm2": str(esm2)}, "auto", external=False)
     tally.update()
     assert tally.line() == ""
+    told = Tally(samples, spool, {"esm2": str(esm2)}, "auto", external=True).line()
+    assert told == f"0 of 4 samples done; no pool serves {spool} now, start one"
     publish(spool, 1, Progress(), state="starting")
     state_path(spool, "broken").write_text('{"beat": ')
     tally.update()
@@ -139,7 +141,7 @@ def test_pools_that_hold_other_weights_do_not_count(tmp_path: Path, models: dict
     (tmp_path / "a.faa").write_text(">a\nMKV\n")
     (tmp_path / "a").mkdir()
     sample = Sample(tmp_path / "a.faa", "proteins", tmp_path / "a" / "receipt.json")
-    tally = Tally({"a": sample}, spool, {"esm2": str(models["esm2"])}, "auto")
+    tally = Tally({"a": sample}, spool, {"esm2": str(models["esm2"])}, "auto", external=False)
     publish(spool, 1, BUSY)
     tally.update()
     assert tally.pools == []

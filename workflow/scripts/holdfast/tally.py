@@ -90,13 +90,15 @@ def of_run(plan: Plan, samples: Mapping[str, configuration.Sample], config: Mapp
         sample.sample: Sample(Path(sample.fasta), sample.kind, Path(place(f"results/{sample.sample}/receipt.json")))
         for sample in wanted
     }
-    return Tally(pending, spool, models, config["precision"])
+    return Tally(pending, spool, models, config["precision"], config["pool"]["lifecycle"] == "external")
 
 
 class Tally:
     """Counts what has become of the samples of a run."""
 
-    def __init__(self, samples: Mapping[str, Sample], spool: Path, models: Mapping[str, str], precision: str) -> None:
+    def __init__(
+        self, samples: Mapping[str, Sample], spool: Path, models: Mapping[str, str], precision: str, external: bool
+    ) -> None:
         """Begin with nothing done.
 
         Args:
@@ -104,6 +106,7 @@ class Tally:
             spool: The spool through which it does.
             models: Directory of each prepared model, or where it will be.
             precision: What the config says.
+            external: Whether others start the pools.
         """
         self._waiting = dict(samples)
         self._ended: dict[str, Sample] = {}
@@ -111,6 +114,7 @@ class Tally:
         self._models = models
         self._digests: dict[str, str] = {}
         self._precision = precision
+        self._external = external
         self._observer = Observer()
         self._began = time.monotonic()
         self.pools: list[PoolState] = []
@@ -158,7 +162,7 @@ class Tally:
         if self.complete:
             return f"{head}; {sequences}, {in_words(time.monotonic() - self._began)}"
         if not self.pools:
-            return ""
+            return f"{head}; no pool serves {self._spool} now, start one" if self._external else ""
         if all(pool.state == "starting" for pool in self.pools):
             return f"{head}; loading the models"
         told = [pool.progress for pool in self.pools]
