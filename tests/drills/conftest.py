@@ -250,7 +250,7 @@ class RunningPool:
 
     def progress(self, name: str) -> float:
         """A number of its published progress."""
-        return float(self.state.progress.get(name, 0))
+        return float(getattr(self.state.progress, name))
 
     def job(self, sample: str, path: Path, kind: str = "proteins") -> Manifest:
         """A job on a file, its embeddings to be stored in float32."""

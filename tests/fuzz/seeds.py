@@ -24,6 +24,7 @@ from holdfast.frames import frame_id
 from holdfast.layout import FAIR_ESM, HUGGING_FACE_ESM, Layout
 from holdfast.manifest import Manifest
 from holdfast.prepared import Prepared
+from holdfast.progress import DeviceProgress, Progress
 from holdfast.receipt import Receipt
 from holdfast.settings import PoolSettings
 from holdfast.status import Identity, PoolState
@@ -164,7 +165,11 @@ def _tokenizer(directory: Path) -> bytes:
 def _state(directory: Path) -> bytes:
     path = directory / "endpoint.json"
     state = PoolState(
-        Identity.own(), "/spool", state="ready", beat=3, progress={"devices": "cpu", "done": 4, "load_s": 1.5}
+        Identity.own(),
+        "/spool",
+        state="ready",
+        beat=3,
+        progress=Progress(done=4, load_s=1.5, devices=[DeviceProgress("cpu:0", "CPU", "ready", 0, 0.5)]),
     )
     state.announce(path)
     return path.read_bytes()

@@ -44,7 +44,23 @@ ORDER = [
         "sequences",
         "embeddings",
     ),
-    *("batching", "blocks", "pace", "status", "spool", "settings", "configuration", "plan", "consumer", "reader"),
+    *(
+        "batching",
+        "blocks",
+        "pace",
+        "progress",
+        "status",
+        "spool",
+        "settings",
+        "configuration",
+        "plan",
+        "standing",
+        "ticker",
+        "overview",
+        "screen",
+        "consumer",
+        "reader",
+    ),
     # models: torch, no pool
     *(
         "packed",
@@ -61,7 +77,7 @@ ORDER = [
         "weights",
     ),
     # the pool: torch only inside the functions of a worker
-    *("worker", "device", "readers", "ledger", "fleet", "pool", "embedder"),
+    *("sensors", "worker", "device", "readers", "ledger", "fleet", "pool", "embedder"),
     # what is made of embeddings
     *("uniprot", "calls", "classifier", "pth", "training", "summary"),
     # the report

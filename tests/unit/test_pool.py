@@ -224,7 +224,7 @@ def test_samples_share_batches_and_their_embeddings_equal_the_encoders(
     outcomes = submit(pool, *jobs)
     compared = {entry.sample: compare(outcomes[entry.sample], entry, models, encoders) for entry in jobs}
     assert sum(count > 0 for count in compared.values()) > 10
-    pool.eventually(lambda: pool.state.progress.get("done") == len(jobs))
+    pool.eventually(lambda: pool.state.progress.done == len(jobs))
     progress = pool.state.progress
     distinct: dict[str, dict[bytes, int]] = {"esm2": {}, "dnabert_s": {}}
     for entry in jobs:
@@ -232,11 +232,11 @@ def test_samples_share_batches_and_their_embeddings_equal_the_encoders(
             for sequence in sequences:
                 ids, _ = tokens.tokenizer(model, models[model])([sequence])
                 distinct[model][ids.tobytes()] = len(ids)
-    assert progress["sequences"] == sum(len(known) for known in distinct.values())
-    assert progress["tokens"] == sum(sum(known.values()) for known in distinct.values())
+    assert progress.sequences == sum(len(known) for known in distinct.values())
+    assert progress.tokens == sum(sum(known.values()) for known in distinct.values())
     needed = sum(len(entry.models) for entry in jobs)
-    assert int(progress["batches"]) < needed, "every sample travelled by itself"
-    assert (progress["failed"], progress["open_jobs"], progress["waiting_jobs"]) == (0, 0, 0)
+    assert progress.batches < needed, "every sample travelled by itself"
+    assert (progress.failed, progress.jobs, progress.tokens_left) == (0, [], 0)
     assert list(pool.spool_path.glob("blocks/*/*/*.npy")) == []
     twin, first = embeddings.read(outcomes["twin"].embeddings), embeddings.read(outcomes["s0"].embeddings)
     assert np.array_equal(twin.matrices["esm2"], first.matrices["esm2"])
@@ -254,8 +254,7 @@ def test_a_renewed_worker_goes_on_where_the_last_one_stopped(
     outcomes = submit(pool, entry, dna)
     assert compare(outcomes["p"], entry, models, encoders) > 0
     assert compare(outcomes["d"], dna, models, encoders) > 0
-    batches = pool.state.progress["batches"]
-    assert isinstance(batches, int | float)
+    batches = pool.state.progress.batches
     assert batches >= 2
     text = pool.log.read_text()
     assert text.count("renewing the worker after 1 batches") >= batches - 1
@@ -515,9 +514,8 @@ def test_after_a_kill_the_next_pool_finishes_with_what_was_there(
     second = serve("second", spool=first.spool_path)
     outcome = submit(second, entry)["s"]
     assert compare(outcome, entry, models, encoders) > 0
-    second.eventually(lambda: second.state.progress.get("done") == 1)
-    computed = second.state.progress["sequences"]
-    assert isinstance(computed, int | float)
+    second.eventually(lambda: second.state.progress.done == 1)
+    computed = second.state.progress.sequences
     assert 0 < computed <= 160 - 3 * 5, "what the first pool had computed was computed again"
     assert "took over 1 jobs" in second.log.read_text()
 

@@ -10,11 +10,17 @@ from pathlib import Path
 
 import pytest
 from holdfast import status
-from holdfast.errors import ConfigError
+from holdfast.progress import DeviceProgress, JobProgress, Progress, Trouble
 from holdfast.spool import Spool
 from holdfast.status import Identity, Observer, PoolState
 
-ROOT = Path(__file__).parents[2]
+PROGRESS = Progress(
+    precision="fp16",
+    devices=[DeviceProgress("cuda:0", "NVIDIA H100", "ready", 1, 0.97, 2**33, 2**36, 61, 0.99)],
+    jobs=[JobProgress("a-0123", "a", "contigs", "embedding", 3.5, 900, 12, 5, 480, 200)],
+    errors=[Trouble("2026-11-24T09:00:00+00:00", "cuda:0: the worker died")],
+    budgets={"esm2": 4096},
+)
 
 
 class Clock:
@@ -44,15 +50,7 @@ def identity_of(process: subprocess.Popen[str]) -> Identity:
 def test_the_endpoint_and_the_state_are_read_back(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     state = PoolState(
-        Identity.own(),
-        str(spool.root),
-        {"esm2": "a" * 64},
-        "auto",
-        "ready",
-        "",
-        7,
-        30.5,
-        {"devices": "CPU", "tokens": 3.5},
+        Identity.own(), str(spool.root), {"esm2": "a" * 64}, "auto", "ready", "", 7, lease_s=30.5, progress=PROGRESS
     )
     state.announce(tmp_path / "endpoint.json")
     state.write()
@@ -112,27 +110,3 @@ def test_an_observer_that_stood_still_itself_blames_nobody(clock: Clock) -> None
         clock.now += 1000
     assert not any(observer.is_dead(state) for _ in clock.steps(11, 2))
     assert observer.is_dead(state)
-
-
-def test_the_description_tells_the_living_from_the_dead(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    own = Identity.own()
-    living = PoolState(own, str(tmp_path), state="ready", progress={"open_jobs": 3})
-    dead = PoolState(dataclasses.replace(own, started=own.started - 1), str(tmp_path), state="ready")
-    failed = PoolState(
-        dataclasses.replace(own, started=own.started - 2), str(tmp_path), state="failed", reason="no GPU"
-    )
-    for state in (living, dead, failed):
-        state.write()
-    (spool.root / "incoming" / "a.yaml").touch()
-    lines = status.describe(tmp_path)
-    assert lines[0] == "1 jobs wait to be claimed"
-    assert f"{living.identity.pool}: ready" in lines
-    assert lines[lines.index(f"{living.identity.pool}: ready") + 1].split() == ["open_jobs:", "3"]
-    assert f"{dead.identity.pool}: dead" in lines
-    assert f"{failed.identity.pool}: failed no GPU" in lines
-
-
-def test_another_directory_has_no_description(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not a spool"):
-        status.describe(tmp_path)

@@ -137,7 +137,7 @@ def test_wrong_weights_end_the_run_before_a_pool_is_started(project: NewProject)
     assert run.returncode != 0
     assert "Traceback" not in run.text
     assert run.jobs == []
-    lines = [line for line in run.text.splitlines() if line.startswith("holdfast: error: ")]
+    lines = {line for line in run.text.splitlines() if line.startswith("holdfast: error: ")}
     (path,) = [line for line in lines if "models/esm2_t36_3B_UR50D.pt" in line]
     assert "no such file or directory" in path
     (digest,) = [line for line in lines if "sha256" in line.lower()]

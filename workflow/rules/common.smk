@@ -2,6 +2,7 @@ import os
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -38,6 +39,7 @@ PACKAGE = [
         "ledger",
         "manifest",
         "models",
+        "overview",
         "pace",
         "packed",
         "page",
@@ -45,6 +47,7 @@ PACKAGE = [
         "plan",
         "pool",
         "prepared",
+        "progress",
         "projection",
         "provenance",
         "pth",
@@ -52,14 +55,18 @@ PACKAGE = [
         "readers",
         "receipt",
         "reference",
+        "screen",
+        "sensors",
         "sequences",
         "settings",
         "spool",
+        "standing",
         "status",
         "steps",
         "summary",
         "synthetic",
         "tally",
+        "ticker",
         "tokens",
         "training",
         "uniprot",
@@ -72,7 +79,7 @@ for imported in [name for name in sys.modules if name.partition(".")[0] == "hold
     del sys.modules[imported]  # of a module beside this one, which may be of another version
 sys.path.insert(0, str(Path(PACKAGE[0]).parents[1]))
 
-from holdfast import configuration, consumer, models, plan as planning, provenance  # noqa: E402
+from holdfast import configuration, consumer, models, plan as planning, provenance, standing, ticker  # noqa: E402
 from holdfast.errors import HoldfastError  # noqa: E402
 
 if not workflow.deployment_settings.deployment_method:
@@ -143,6 +150,10 @@ FIGURES = {  # of the report: name, which is also its caption's, to category and
 
 
 container: config["container"]
+
+if workflow.is_main_process and PLAN.batches:
+    name = "holdfast" if MODIFIER.is_main_snakefile() else MODIFIER.namespace
+    ticker.start(workflow, name, partial(standing.of_run, PLAN, SAMPLES, config, place))
 
 
 wildcard_constraints:

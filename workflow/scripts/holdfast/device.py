@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from . import worker
+from . import sensors, worker
 from .batching import Batch
+from .progress import DeviceProgress
 from .worker import Ready, WorkerSettings
 
 STRIKES = 3
@@ -44,6 +45,7 @@ class Device:
     Attributes:
         flights: What is at the worker, the batch in work first.
         ready: The worker's report; None while it loads.
+        known: The last report of a worker; None until the first.
         restarts: Workers that have ended.
         strikes: Failures that may be the device's own, in a row; at :data:`STRIKES` it is retired.
     """
@@ -59,6 +61,7 @@ class Device:
         self.max_tasks = max_tasks
         self.flights: deque[Flight] = deque()
         self.ready: Ready | None = None
+        self.known: Ready | None = None
         self.strikes = 0
         self.restarts = 0
         self._executor: ProcessPoolExecutor | None = None
@@ -80,6 +83,13 @@ class Device:
     def worn(self) -> bool:
         """Whether the worker has done its number of batches and gets no more."""
         return self.max_tasks is not None and self._tasks >= self.max_tasks
+
+    def progress(self, busy: float) -> DeviceProgress:
+        """The device for others to see, ``busy`` for so much of the time."""
+        state = "retired" if self.retired else "ready" if self.ready else "loading"
+        title, uuid = (self.known.device_name, self.known.uuid) if self.known else ("", "")
+        told = sensors.read(uuid) or (None, None, None, None)
+        return DeviceProgress(self.name, title, state, self.restarts, round(busy, 3), *told)
 
     def start(self) -> Future[Ready]:
         """Start a worker; the future completes when its models are loaded."""
@@ -118,6 +128,7 @@ class Device:
 
     def kill(self) -> None:
         """Kill the worker; what is in flight then fails as if it had died by itself."""
+        self._since = time.monotonic()  # its death is noticed a moment later, and must not be brought about twice
         if self._process is not None and self._process.done() and self._process.exception() is None:
             with suppress(ProcessLookupError):
                 os.kill(self._process.result(), signal.SIGKILL)

@@ -21,6 +21,7 @@ from .batching import Batch
 from .device import STRIKES, Device, Flight
 from .errors import ResourceError, WeightsError
 from .ledger import Job, Ledger
+from .progress import Speed
 from .settings import PoolSettings
 from .worker import Ready, WorkerSettings
 
@@ -36,6 +37,7 @@ class Fleet:
         devices: In use or retired.
         ledger: Where batches come from and vectors go; None until the first worker is ready.
         report: What the first worker that became ready said; None until then.
+        speed: How fast batches come back.
         totals: Batches, sequences, tokens and seconds of device work so far, seconds in which devices were ready while
             a job was open, and batches that had to be repeated.
     """
@@ -61,6 +63,7 @@ class Fleet:
         self.devices: list[Device] = []
         self.ledger: Ledger | None = None
         self.report: Ready | None = None
+        self.speed = Speed()
         self.totals: dict[str, float] = defaultdict(float)
         self._directories = directories
         self._when = when
@@ -72,6 +75,12 @@ class Fleet:
     def in_air(self) -> bool:
         """Whether any device has a batch."""
         return any(device.flights for device in self.devices)
+
+    @property
+    def tokens_out(self) -> int:
+        """Tokens of the batches that are at a device, or have to be tried again."""
+        flights = [*self._again, *(flight for device in self.devices for flight in device.flights)]
+        return sum(flight.batch.tokens for flight in flights)
 
     def start(self) -> None:
         """Start a worker on every device to use.
@@ -174,7 +183,7 @@ class Fleet:
             died = isinstance(error, BrokenProcessPool)
             self._replace(device, "the worker died while loading, out of memory?" if died else str(error), strike=True)
             return
-        report = device.ready = future.result()
+        report = device.ready = device.known = future.result()
         log.info("%s: %s ready after %.1f s, %s", device.name, report.device_name, report.load_s, report.precision)
         if self.ledger is None:
             self.report = report
@@ -191,6 +200,7 @@ class Fleet:
             for name, value in (("batches", 1), ("sequences", len(flight.batch)), ("tokens", flight.batch.tokens)):
                 self.totals[name] += value
             self.totals["device_s"] += seconds
+            self.speed.add(device.name, flight.batch.tokens, seconds)
             self._finish(self.ledger.settle(flight.batch, vectors, seconds))
         elif isinstance(error, worker.OutOfMemory):
             device.landed(flight)

@@ -29,6 +29,7 @@ class Job:
         counts: What was read.
         sequences: Its distinct sequences by model, once it is read.
         missing: Sequences that it still waits for.
+        missing_tokens: Their tokens.
         failures: By model, sequences that were given up, with the reason.
         input_sha256: Digest of its file (hex), once it is read.
         inherited: Vectors that it needed and found in blocks that a dead pool had left.
@@ -44,6 +45,7 @@ class Job:
     counts: dict[str, int] = field(default_factory=dict)
     sequences: dict[str, Sequences] = field(default_factory=dict)
     missing: int = 0
+    missing_tokens: int = 0
     failures: dict[str, dict[int, str]] = field(default_factory=dict)
     input_sha256: str = ""
     inherited: int = 0
@@ -76,9 +78,9 @@ class Ledger:
         self._waiters: dict[str, dict[bytes, list[tuple[Job, int]]]] = {model: {} for model in models}
 
     @property
-    def waiting_tokens(self) -> dict[str, int]:
-        """By model, tokens that wait to be sent to a device."""
-        return {model: queue.waiting_tokens for model, queue in self.queues.items()}
+    def waiting_tokens(self) -> int:
+        """Tokens that wait to be sent to a device."""
+        return sum(queue.waiting_tokens for queue in self.queues.values())
 
     def admit(self, job: Job) -> bool:
         """Enter a job that has been read; whether it lacks nothing."""
@@ -91,6 +93,7 @@ class Ledger:
                     job.inherited += store.inherited(digest)
                     continue
                 job.missing += 1
+                job.missing_tokens += int(sequences.lengths[number])
                 if digest in waiters:
                     waiters[digest].append((job, number))
                 else:
@@ -174,10 +177,11 @@ class Ledger:
 
     def _served(self, model: str, digest: bytes) -> list[Job]:
         """End the wait for one sequence."""
-        waiting = [job for job, _ in self._waiters[model].pop(digest)]
-        for job in waiting:
+        waiting = self._waiters[model].pop(digest)
+        for job, number in waiting:
             job.missing -= 1
-        return [job for job in waiting if not job.missing]
+            job.missing_tokens -= int(job.sequences[model].lengths[number])
+        return [job for job, _ in waiting if not job.missing]
 
 
 def key(description: Prepared, precision: str) -> str:

@@ -340,9 +340,9 @@ def tell_failures(plan: Plan, samples: Iterable[str], place: Place = str) -> Non
     """Say at the end of a run what failed, and write ``results/failures.tsv``.
 
     The table has a row for every failed sample and every row given up; with nothing to tell there is no such file. What
-    the pool or its consumers gave up with comes first.
+    other rules gave up with comes first.
     """
-    for trouble in _troubles(Path(plan.path).stat().st_mtime, place):
+    for trouble in _troubles(Path(plan.path).stat().st_mtime, Path(place("logs/pool.0.log")).parent):
         print(trouble, file=sys.stderr)
     rows = []
     for sample in samples:
@@ -377,14 +377,27 @@ def tell_failures(plan: Plan, samples: Iterable[str], place: Place = str) -> Non
         print(f"  ... and {len(rows) - SHOWN} more", file=sys.stderr)
 
 
-def _troubles(began: float, place: Place) -> list[str]:
-    """What consumers gave up with since ``began`` (s), or else pools, by their logs; most often nothing."""
-    for logs in ("embed/*.log", "pool.*.log"):
-        told: dict[str, None] = {}
-        for log in sorted(Path(place("logs/pool.0.log")).parent.glob(logs)):
-            if log.stat().st_mtime >= began:
-                lines = log.read_text(errors="replace").splitlines()
-                told.update(dict.fromkeys(line for line in lines if line.startswith("holdfast: error: ")))
-        if told:
-            return [*told]
-    return []
+def _troubles(began: float, logs: Path) -> list[str]:
+    """What rules gave up with since ``began`` (s), by their logs, and which log tells a pool's story.
+
+    What ``collect`` says is in the receipts, and consumers say what was wrong with a pool.
+    """
+    pools = [log for log in sorted(logs.glob("pool.*.log")) if log.stat().st_mtime >= began]
+    others = [log for log in sorted(logs.rglob("*.log")) if log.stat().st_mtime >= began]
+    told = _errors(log for log in others if log not in pools and log.parent.name != "collect")
+    told = told or _errors(pools)
+    if len(told) > SHOWN:
+        told = [*told[:SHOWN], f"... and {len(told) - SHOWN} more, see {logs}"]
+    if any("the pool (process " in line for line in told):
+        told.append(f"The pool's own story: {', '.join(map(str, pools))}")
+    return told
+
+
+def _errors(logs: Iterable[Path]) -> list[str]:
+    """Lines that entry points ended with, each once."""
+    found: dict[str, None] = {}
+    for log in logs:
+        for line in log.read_text(errors="replace").splitlines():
+            _, mark, message = line.partition("holdfast: error: ")
+            found |= {f"{mark}{message}": None} if mark else {}
+    return [*found]

@@ -13,13 +13,14 @@ import re
 import shutil
 import signal
 import time
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import prepared, reader, settings, status
 from .batching import WINDOW_BATCHES
@@ -27,6 +28,7 @@ from .errors import HoldfastError, ResourceError
 from .fleet import Fleet
 from .ledger import Job, Ledger
 from .pace import Moment, Pace
+from .progress import JobProgress, Progress, Trouble
 from .reader import Contents
 from .readers import Readers
 from .receipt import Receipt
@@ -37,12 +39,28 @@ from .status import Launcher, Observer, PoolState
 from .worker import Ready
 
 POLL_S = 0.02
+ERRORS = 5
 BEAT_S = 1.0
 TAKE_OVER_S = 2.0
 DRAIN_S = 7.0
+UNITS = ("sequences", "tokens")
 NOT_THE_SAMPLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 log = logging.getLogger("holdfast.pool")
+
+
+class LastErrors(logging.Handler):
+    """The last errors of the pool's log, for others to see."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.last: deque[Trouble] = deque(maxlen=ERRORS)
+        logging.getLogger("holdfast").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one."""
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="seconds")
+        self.last.append(Trouble(when, record.getMessage()))
 
 
 class Pool:
@@ -71,6 +89,9 @@ class Pool:
         self.futures: dict[Future[Any], tuple[Callable[..., None], tuple[Any, ...]]] = {}
         self.outcomes = {"done": 0, "failed": 0}
         self.pace = Pace(self.spool.root / "pools" / f"{self.name}.tsv")
+        self.read_bytes: Counter[str] = Counter()
+        self.read_tokens: Counter[str] = Counter()
+        self.errors = LastErrors()
         self.observer = Observer()
         self.launcher = Launcher()
         self.stop_reason = ""
@@ -123,6 +144,11 @@ class Pool:
             child.kill()
         self.fleet.stop()
         self.readers.stop()
+        told = self._progress()
+        log.info(
+            "%d jobs done, %d failed; %d sequences of %d tokens in %d batches, %.1f s of work on devices",
+            *(told.done, told.failed, told.sequences, told.tokens, told.batches, told.device_s),
+        )
         returned = self.spool.give_back(self.name)
         if returned:
             log.info("%d unfinished jobs went back to the spool, the vectors they have are kept", returned)
@@ -197,16 +223,7 @@ class Pool:
     def _publish(self) -> None:
         self.beaten = time.monotonic()
         self.state.beat += 1
-        ledger = self.fleet.ledger
-        self.state.progress = {
-            **self._description(),
-            **{name: round(value, 3) for name, value in self.fleet.totals.items()},
-            **self.outcomes,
-            "open_jobs": len(self.jobs),
-            "waiting_jobs": len(self.spool.waiting()),
-            "waiting_tokens": sum(ledger.waiting_tokens.values()) if ledger else 0,
-            "restarts": sum(device.restarts for device in self.fleet.devices),
-        }
+        self.state.progress = self._progress()
         self.state.write()
         self._note_pace()
 
@@ -220,17 +237,57 @@ class Pool:
             )
             self.pace.note(now, self.fleet.in_air)
 
+    def _progress(self) -> Progress:
+        fleet, ledger = self.fleet, self.fleet.ledger
+        totals: dict[str, Any] = {
+            name: round(value, 3) if name.endswith("_s") else int(value) for name, value in fleet.totals.items()
+        }
+        return Progress(
+            precision=fleet.report.precision if fleet.report else "",
+            load_s=round(fleet.report.load_s, 3) if fleet.report else 0.0,
+            devices=[device.progress(fleet.speed.busy(device.name)) for device in fleet.devices],
+            jobs=[self._job_progress(job) for job in self.jobs.values()],
+            errors=list(self.errors.last),
+            budgets={model: queue.budget_tokens for model, queue in ledger.queues.items()} if ledger else {},
+            tokens_per_s=round(fleet.speed.tokens_per_s(), 3),
+            tokens_left=self._tokens_waiting() + fleet.tokens_out,
+            read_bytes=dict(self.read_bytes),
+            read_tokens=dict(self.read_tokens),
+            **self.outcomes,
+            **totals,
+        )
+
+    def _job_progress(self, job: Job) -> JobProgress:
+        manifest, counts, waits = job.manifest, job.counts, job in self.read
+        sequences, tokens = (sum(counts.get(f"{m}_{what}", 0) for m in manifest.models) for what in UNITS)
+        return JobProgress(
+            job=manifest.job,
+            sample=manifest.sample,
+            kind=manifest.kind,
+            state="waiting" if waits else "embedding" if job.missing else "writing" if job.sequences else "reading",
+            age_s=round(time.monotonic() - job.claimed, 1),
+            size_bytes=manifest.size_bytes,
+            sequences=sequences,
+            sequences_left=sequences if waits else job.missing,
+            tokens=tokens,
+            tokens_left=tokens if waits else job.missing_tokens,
+        )
+
+    def _tokens_waiting(self) -> int:
+        """Tokens of the samples that have been read that wait to be sent to a device."""
+        unready = sum(int(s.lengths.sum()) for job in self.read for s in job.sequences.values())
+        return unready + (self.fleet.ledger.waiting_tokens if self.fleet.ledger else 0)
+
     def _claim(self) -> None:
         """Claim as many jobs as keep readers and devices busy, and no more: other pools may want them, too."""
         ahead_tokens = WINDOW_BATCHES * self.settings.tokens_per_batch * len(self.fleet.devices)
-        waiting_tokens = sum(int(s.lengths.sum()) for job in self.read for s in job.sequences.values())
-        if self.fleet.ledger:
-            waiting_tokens += sum(self.fleet.ledger.waiting_tokens.values())
-        if waiting_tokens > ahead_tokens or not self.readers.room:
+        if self._tokens_waiting() > ahead_tokens or not self.readers.room:
             return
         for manifest in self.spool.claim(self.name, lambda job: self.state.serves(job.models, job.precision)):
             if any(job.manifest.job == manifest.job for job in self.jobs.values()):
                 continue  # handed in again by another consumer, after it was claimed
+            if not self.jobs:
+                self.fleet.speed.restart()
             directory = self.spool.work_directory(self.name, manifest.job)
             job = self.jobs[self.number] = Job(self.number, manifest, directory, time.monotonic())
             self.number += 1
@@ -248,6 +305,8 @@ class Pool:
         for model, sequences in job.sequences.items():
             job.counts[f"{model}_sequences"] = len(sequences.digests)
             job.counts[f"{model}_tokens"] = int(sequences.lengths.sum())
+            self.read_tokens[job.manifest.kind] += job.counts[f"{model}_tokens"]
+        self.read_bytes[job.manifest.kind] += job.manifest.size_bytes
         if self.fleet.ledger is None:
             self.read.append(job)
         elif self.fleet.ledger.admit(job):
@@ -262,6 +321,7 @@ class Pool:
             if len(store):
                 log.info("%d vectors of %s are there from an earlier run", len(store), model)
         self.fleet.ledger = ledger
+        self.fleet.speed.restart()
         read, self.read = self.read, []
         for job in read:
             if ledger.admit(job):
@@ -357,7 +417,7 @@ def serve(config: Path, state: PoolState, endpoint: Path) -> None:
         endpoint: The pool ends when this file goes.
 
     Raises:
-        HoldfastError: why the pool could not start or go on; also published, for consumers to read.
+        SystemExit: the pool could not start or go on; the reason is in its log and published, for consumers to read.
     """
     log.info("pool %s, spool %s", state.identity.pool, state.spool)
     state.state, state.reason = "failed", "unexpected error; see the pool's log"
@@ -368,14 +428,20 @@ def serve(config: Path, state: PoolState, endpoint: Path) -> None:
         state.state, state.reason = "ended", pool.stop_reason
     except HoldfastError as error:
         state.state, state.reason = "failed", str(error)
-        raise
+        _give_up(error)
     except OSError as error:
         where = error.filename or state.spool
         state.reason = f"{where}: {error.strerror or error}; mend that and run again, finished work is kept"
         state.state = "failed"
-        raise ResourceError(state.reason) from None
+        _give_up(ResourceError(state.reason))
     finally:
         if state.state in ("starting", "ready"):
             state.state, state.reason = "failed", "unexpected error; see the pool's log"
         with suppress(OSError):
             state.write()
+
+
+def _give_up(error: HoldfastError) -> NoReturn:
+    """End like every entry point, but with a line that has the form of the log's others."""
+    log.critical("holdfast: error: %s", error)
+    raise SystemExit(error.exit_code) from None

@@ -185,9 +185,7 @@ class Spool:
 
     def living(self, observer: Observer) -> list[PoolState]:
         """The states of the pools that serve here, as far as ``observer`` knows."""
-        found = [status.read(path) for path in (self.root / "pools").glob("*.json")]
-        known = [state for state in found if state is not None and state.state in ("starting", "ready")]
-        return [state for state in known if not observer.is_dead(state)]
+        return [state for state in status.published(self.root) if observer.lives(state)]
 
     def adopt_blocks(self, dead: str, mine: Path) -> int:
         """Move the blocks of a dead pool to the directory of another; their number."""

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from . import documents
 from .documents import DocumentError
-from .errors import ConfigError, ResourceError
+from .errors import ResourceError
 from .files import atomic_text
+from .progress import Progress
 
 LEASE_S = 60.0
 """Unless a pool is told otherwise: more than an NFS client keeps attributes for (``acregmax``, 60 s by default)."""
@@ -84,7 +85,7 @@ class PoolState:
         reason: Why it failed or ended.
         beat: Counter that grows while the pool lives.
         lease_s: Seconds for which it may stand still before another host takes the pool for dead.
-        progress: Numbers for people: jobs, sequences, tokens, devices.
+        progress: How far it is.
     """
 
     identity: Identity
@@ -95,7 +96,7 @@ class PoolState:
     reason: str = ""
     beat: int = 0
     lease_s: float = LEASE_S
-    progress: dict[str, str | float] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
 
     def write(self) -> None:
         """Publish in the spool."""
@@ -130,6 +131,12 @@ class PoolState:
 def state_path(spool: str | Path, pool: str) -> Path:
     """Where a pool's state is published."""
     return Path(spool) / "pools" / f"{pool}.json"
+
+
+def published(spool: str | Path) -> list[PoolState]:
+    """The states that pools have published in a spool; without those that cannot be read."""
+    found = [read(path) for path in sorted((Path(spool) / "pools").glob("*.json"))]
+    return [state for state in found if state is not None]
 
 
 def read(path: str | Path) -> PoolState | None:
@@ -197,6 +204,10 @@ class Observer:
         self._own = Identity.own()
         self._seen: dict[str, tuple[int, float, float]] = {}
 
+    def lives(self, state: PoolState) -> bool:
+        """Whether the pool of this state, read just now, works or will."""
+        return state.state in ("starting", "ready") and not self.is_dead(state)
+
     def is_dead(self, state: PoolState) -> bool:
         """Whether the pool of this state, read just now, is known to be dead."""
         who = state.identity
@@ -208,22 +219,3 @@ class Observer:
             since = now  # it lives; or this process or the file system stood still, and the pool cannot be blamed
         self._seen[who.pool] = (state.beat, since, now)
         return now - since > state.lease_s
-
-
-def describe(spool: Path) -> list[str]:
-    """Lines for people on every pool that has published its state in this spool, and on what waits there.
-
-    Raises:
-        ConfigError: not a spool.
-    """
-    if not (spool / "pools").is_dir():
-        raise ConfigError(f"{spool}: not a spool; the workflow's is .holdfast/spool in its working directory")
-    observer = Observer()
-    lines = [f"{len(list((spool / 'incoming').glob('*.yaml')))} jobs wait to be claimed"]
-    for path in sorted((spool / "pools").glob("*.json")):
-        state = read(path)
-        if state is not None:
-            gone = state.state in ("starting", "ready") and observer.is_dead(state)
-            lines.append(f"{path.stem}: {'dead' if gone else state.state} {state.reason}".rstrip())
-            lines += [f"    {name}: {value}" for name, value in state.progress.items()]
-    return lines

@@ -51,11 +51,20 @@ class WorkerSettings:
 
 @dataclass(frozen=True)
 class Ready:
-    """What a worker reports once its models are loaded: seconds, precision, the device's own name, versions."""
+    """What a worker reports once its models are loaded.
+
+    Attributes:
+        load_s: Seconds that it took.
+        precision: What the models compute in.
+        device_name: The device's own name.
+        uuid: Name of a GPU among all, as NVML writes it; empty for a CPU.
+        software: Names and versions.
+    """
 
     load_s: float
     precision: str
     device_name: str
+    uuid: str
     software: dict[str, str]
 
 
@@ -86,9 +95,10 @@ class Worker:
             torch.cuda.set_device(self.device)
             torch.cuda.set_per_process_memory_fraction(settings.memory_fraction, self.device)
             name = torch.cuda.get_device_name(self.device)
+            uuid = f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"
         else:
             torch.set_num_threads(settings.threads)
-            name = f"CPU, {settings.threads} threads"
+            name, uuid = f"CPU, {settings.threads} threads", ""
         precision = settings.precision
         if precision == "auto":
             precision = "fp16" if self.device.type == "cuda" else "fp32"
@@ -101,7 +111,7 @@ class Worker:
         software = {**provenance.software(PACKAGES), "torch": str(torch.__version__)}
         if self.device.type == "cuda":
             software["cuda"] = str(torch.version.cuda)
-        self.ready = Ready(time.perf_counter() - began, precision, name, software)
+        self.ready = Ready(time.perf_counter() - began, precision, name, uuid, software)
 
     def _self_test(self, model: str, precision: str) -> None:
         """Refuse a device that gives other vectors to a sequence in company than alone, or no finite ones."""

@@ -1,0 +1,109 @@
+"""The overview of a spool on a screen: tables, once or over and over."""
+
+import time
+from collections.abc import Iterator
+
+from .errors import ResourceError
+from .overview import Overview, Pool, Spyglass
+from .progress import DeviceProgress, JobProgress, in_words
+
+try:
+    from rich.console import Console, Group, RenderableType
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+except ImportError:
+    raise ResourceError("the tables need the Python package rich; install it, or use --json") from None
+
+REFRESH_S = 1.0
+JOBS_SHOWN = 15
+COLOURS = {"starting": "yellow", "ready": "green", "ended": "dim", "failed": "red", "dead": "red"}
+
+
+def watch(spyglass: Spyglass) -> None:
+    """Show what goes on until interrupted."""
+    with Live(show(spyglass.look()), auto_refresh=False, screen=True) as live:
+        while True:
+            time.sleep(REFRESH_S)
+            live.update(show(spyglass.look()), refresh=True)
+
+
+def tell(overview: Overview) -> None:
+    """Print an overview once."""
+    Console().print(show(overview))
+
+
+def show(overview: Overview) -> RenderableType:
+    """An overview as tables."""
+    waiting, rest = overview.waiting, overview.left
+    parts: list[RenderableType] = [Text(f"{overview.spool}  {overview.time}", style="bold")]
+    for pool in overview.pools:
+        parts += ["", *_show_pool(pool)]
+    if not overview.pools:
+        parts += ["", "no pool has been here"]
+    oldest = f", the oldest for {in_words(waiting.oldest_s)}" if waiting.jobs else ""
+    parts += ["", f"{waiting.jobs:,} jobs wait for a pool ({_megabytes(waiting.size_bytes)}{oldest})"]
+    if rest.tokens is None or rest.seconds is None:
+        parts.append("left: nobody knows yet")
+    elif rest.tokens:
+        parts.append(f"left: {'about ' if rest.about else ''}{rest.tokens:,} tokens, {in_words(rest.seconds)}")
+    return Group(*parts)
+
+
+def _show_pool(pool: Pool) -> Iterator[RenderableType]:
+    told = pool.progress
+    head = Text.assemble((pool.pool, "bold"), "  ", (pool.state, COLOURS.get(pool.state, "")))
+    head.append(f"  {pool.reason}" if pool.reason else "")
+    yield head
+    if pool.state not in ("starting", "ready"):
+        return
+    budgets = ", ".join(f"{model} {tokens:,}" for model, tokens in told.budgets.items())
+    yield Text(
+        f"{', '.join(pool.models)} in {told.precision}, loaded in {told.load_s:.1f} s; tokens in a batch: {budgets}"
+        if told.precision
+        else f"loading {', '.join(pool.models)}"
+    )
+    yield Text(
+        f"{told.done:,} jobs done, {told.failed:,} failed, {len(told.jobs):,} open; {told.sequences:,} sequences, "
+        f"{told.tokens_per_s:,.0f} tokens/s; {told.repeated_batches} batches repeated"
+    )
+    if told.devices:
+        yield _show_devices(told.devices)
+    if told.jobs:
+        yield _show_jobs(told.jobs)
+    for trouble in told.errors:
+        yield Text(f"{trouble.time} {trouble.message}", style="red")
+
+
+def _show_devices(devices: list[DeviceProgress]) -> Table:
+    table = Table("device", "state", "restarts", "busy", "use", "memory", "temperature", box=None, pad_edge=False)
+    for device in devices:
+        used, whole = device.memory_used_bytes, device.memory_bytes
+        table.add_row(
+            f"{device.name} {device.title}",
+            device.state,
+            str(device.restarts),
+            f"{device.busy:.0%}",
+            "-" if device.use is None else f"{device.use:.0%}",
+            "-" if used is None or whole is None else f"{used / 2**30:.1f} of {whole / 2**30:.1f} GiB",
+            "-" if device.temperature_c is None else f"{device.temperature_c} °C",
+        )
+    return table
+
+
+def _show_jobs(jobs: list[JobProgress]) -> Table:
+    more = f"... and {len(jobs) - JOBS_SHOWN:,} more" if len(jobs) > JOBS_SHOWN else None
+    table = Table("sample", "state", "for", "sequences", "tokens left", box=None, pad_edge=False, caption=more)
+    for job in jobs[:JOBS_SHOWN]:
+        table.add_row(
+            Text(job.sample),
+            job.state,
+            in_words(job.age_s),
+            f"{job.sequences - job.sequences_left:,} of {job.sequences:,}" if job.sequences else "-",
+            f"{job.tokens_left:,}" if job.sequences else "-",
+        )
+    return table
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:,.1f} MB"
