@@ -117,8 +117,8 @@ def test_an_environment_holds_what_its_rules_import_and_nothing_else() -> None:
 def test_a_container_holds_the_run_time_dependencies_of_the_lock(name: str) -> None:
     """Both definitions copy two files, name the dependencies by pyproject.toml, and pin them by the lock."""
     text = (ROOT / "envs" / name).read_text()
-    copied = re.findall(r"(?m)^(?:COPY|    )((?: ?[\w/.]+)+) /opt/holdfast/[\w.]*$", text)
-    files = {file for group in copied for file in group.split()}
+    lines = [line.removeprefix("COPY").split() for line in text.splitlines() if " /opt/holdfast/" in line]
+    files = {word for words in lines if words[-1].startswith("/opt/") for word in words[:-1] if word[0].isalpha()}
     assert files == {"pyproject.toml", "envs/lock.txt"}
     assert all((ROOT / file).is_file() for file in files)
     program = re.search(r"python -c '(.*)'", text)
@@ -128,8 +128,5 @@ def test_a_container_holds_the_run_time_dependencies_of_the_lock(name: str) -> N
     assert needed == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert "--constraint /opt/holdfast/lock.txt --requirement /opt/holdfast/needed.txt" in text
     assert "/opt/holdfast/needed.txt" in text.partition(program[0])[2]
-    shell = text.partition("%post")[2].partition("%environment")[0] or "\n".join(
-        part.replace("\\\n", " ") for part in re.findall(r"(?m)^RUN ((?:.*\\\n)*.*)$", text)
-    )
-    subprocess.run(["bash", "-n"], input=shell, text=True, check=True)
-    assert {"apt-get", "pip", "python"} <= set(re.findall(r"[\w-]+", shell))
+    for tool in ("apt-get update", "apt-get install --yes --no-install-recommends gcc libc6-dev", "pip install "):
+        assert tool in text
