@@ -1,9 +1,9 @@
 """The ticker: while pools work and Snakemake stands still, a line of its terminal that moves.
 
 A thread of Snakemake's main process looks at its :mod:`standing` once a second. On a terminal it draws one line over
-and over, below what Snakemake has said; elsewhere the line goes through Snakemake's logger, now and then and only when it
-has changed. It is told when the Snakefile is read, begins only if Snakemake then executes jobs, says nothing where
-``--quiet`` silences progress, and ends with the run.
+and over, below what Snakemake has said; elsewhere the line goes through Snakemake's logger, now and then and only
+when it has changed. It is told when the Snakefile is read, begins only if Snakemake then executes jobs, says nothing
+where ``--quiet`` silences progress, and ends with the run.
 """
 
 import atexit
