@@ -13,11 +13,13 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+import feed
 import machine
 import many
 import models
 import numpy as np
 import peers
+import psutil  # type: ignore[import-untyped]
 import samples
 import torch
 import workload
@@ -27,9 +29,10 @@ from report import Report
 from timing import seconds
 
 NAME, SMALL_NAME = "esm2_t12_35M_UR50D", "esm2_t6_8M_UR50D"
-SECTIONS = ("speed", "frames", "samples", "many")
+SECTIONS = ("speed", "frames", "feed", "samples", "renewal", "many")
 THREADS = 2
 GENOME_BP = 20_000_000
+GPU_TOKENS_PER_S = 100_000  # of ESM-2 3B on an H200, docs/performance.md
 MANY = {"proteins": (100, 500, 2000), "contigs": (100, 500)}
 
 
@@ -50,8 +53,15 @@ def main() -> None:
             measure_speed(report, max(ceilings["matmul"], ceilings["matmul_sustained"]))
         if "frames" in arguments.only:
             measure_frames(report, Path(name))
+        if "feed" in arguments.only:
+            measure_feed(report, Path(name))
+        architecture = models.esm2_architecture(SMALL_NAME)
+        weights = models.make("esm2", architecture, "cpu", torch.float32)
+        small = {"esm2": models.write_prepared("esm2", architecture, weights, Path(name) / "esm2")}
         if "samples" in arguments.only:
-            measure_samples(report, Path(name))
+            measure_samples(report, small, Path(name))
+        if "renewal" in arguments.only:
+            measure_renewal(report, small, Path(name))
         if "many" in arguments.only:
             measure_many(report, Path(name))
     print(report.path)
@@ -100,24 +110,74 @@ def measure_frames(report: Report, directory: Path) -> None:
     report.add("frames", "holdfast faster than seqkit, times", other / taken)
 
 
-def measure_samples(report: Report, directory: Path) -> None:
+def measure_samples(report: Report, small: dict[str, Path], directory: Path) -> None:
     """Many small samples against one large one through a pool on the CPU, and what a tiny job costs."""
-    architecture = models.esm2_architecture(SMALL_NAME)
-    weights = models.make("esm2", architecture, "cpu", torch.float32)
-    prepared = models.write_prepared("esm2", architecture, weights, directory / "esm2")
-    with samples.serving(directory / "pool", prepared, "cpu", THREADS, 16384) as client:
-        report.add("samples", "load, s", client.load_s)
+    with samples.serving(directory / "pool", small, device="cpu", threads=THREADS) as client:
+        report.add("samples", "start of the pool to ready, s", client.start_s)
+        report.add("samples", "of that, load, s", client.load_s)
         client.run(1, 10)
         large, _ = client.run(1, 1000)
-        many, _ = client.run(100, 10)
+        many, receipts = client.run(100, 10)
+        work = client.load_s + sum(receipt.seconds["device_s"] for receipt in receipts)
         report.add("samples", "1 of 1,000 proteins, s", large)
         report.add("samples", "100 of 10 proteins, s", many)
         report.add("samples", "100 of 10 against 1 of 1,000, times", many / large)
-        beside = []
-        for _ in range(15):
-            taken, (receipt,) = client.run(1, 1)
-            beside.append(taken - receipt.seconds["device_s"])
-        report.add("samples", "tiny job, beside the work, median ms", float(np.median(beside)) * 1000)
+        report.add(
+            "samples", "100 of 10 from the pool's start on against load + work, times", (client.start_s + many) / work
+        )
+        report.add("samples", "tiny job, beside the work, median ms", client.beside() * 1000)
+
+
+def measure_feed(report: Report, directory: Path) -> None:
+    """Tokens for ESM-2 that one supervisor and one reader deliver to devices that cost nothing, and to how many GPUs.
+
+    Counted by the CPU time of each process, since readers are as many as there are threads, but the supervisor is one.
+    """
+    described = feed.describe(directory / "described")
+    cases = {
+        "proteins, 1 of 20,000": (1, 20_000),
+        "proteins, 500 of 10": (500, 10),
+        "contigs, 1 of 10,000": (1, 10_000),
+    }
+    with samples.serving(directory / "feed", described, Path(feed.__file__), device="cpu") as client:
+        client.run(1, 10, "contigs")
+        for label, (count, records) in cases.items():
+            before = cpu_seconds(client.server.pid)
+            taken, receipts = client.run(count, records, label.partition(",")[0])
+            spent = [after - earlier for after, earlier in zip(cpu_seconds(client.server.pid), before, strict=True)]
+            tokens = sum(receipt.counts["esm2_tokens"] for receipt in receipts)
+            report.add("feed", f"{label}: tokens/s", tokens / taken)
+            for who, seconds_of in zip(("supervisor", "reader"), spent, strict=True):
+                report.add("feed", f"{label}: tokens a CPU second of the {who}", tokens / seconds_of)
+            report.add("feed", f"{label}: GPUs that a supervisor feeds", tokens / spent[0] / GPU_TOKENS_PER_S)
+            report.add("feed", f"{label}: readers a GPU needs", spent[1] / tokens * GPU_TOKENS_PER_S)
+
+
+def cpu_seconds(pid: int) -> tuple[float, float]:
+    """CPU time so far of a pool's supervisor, and of its readers, which are those that have loaded HDF5."""
+    supervisor = psutil.Process(pid)
+    readers = [child for child in supervisor.children() if "hdf5" in Path(f"/proc/{child.pid}/maps").read_text()]
+    used = [sum(sum(process.cpu_times()[:2]) for process in group) for group in ([supervisor], readers)]
+    return used[0], used[1]
+
+
+def measure_renewal(report: Report, small: dict[str, Path], directory: Path) -> None:
+    """Memory and time of a worker that stays, against workers that are renewed; batches of mixed lengths."""
+    for label, limit in (("never", None), ("every 5 batches", 5)):
+        told = {"device": "cpu", "threads": THREADS, "tokens_per_batch": 4096, "max_tasks_per_worker": limit}
+        with samples.serving(directory / f"renewal{limit}", small, **told) as client:
+            client.run(1, 10)
+            for part in ("first", "second", "third"):
+                taken, _ = client.run(1, 50, residues_aa=range(30, 1023))
+                report.add("renewal", f"{label}: {part} 50 proteins, s", taken)
+                report.add("renewal", f"{label}: memory of the worker then, MB", worker_bytes(client.server.pid) / 1e6)
+
+
+def worker_bytes(pid: int) -> int:
+    """Memory of a pool's workers, which are those that have loaded torch."""
+    children = psutil.Process(pid).children()
+    loaded = [child for child in children if "libtorch" in Path(f"/proc/{child.pid}/maps").read_text()]
+    return sum(child.memory_info().rss for child in loaded)
 
 
 def measure_many(report: Report, directory: Path) -> None:

@@ -38,7 +38,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--directory", type=Path, help="where 12 GB of weights may lie for the run")
     parser.add_argument("--results", type=Path, help="where the JSON goes")
-    parser.add_argument("--trace", type=Path, help="also save the profiler's trace of two batches here")
     arguments = parser.parse_args()
     report = Report("gpu", machine.describe("cuda"), arguments.results)
     ceilings = machine.ceilings("cuda")
@@ -56,7 +55,7 @@ def main() -> None:
         if "dnabert" in arguments.only:
             measure_dnabert_s(report, prepared, directory)
         if "idle" in arguments.only:
-            measure_idle(report, prepared, arguments.trace)
+            measure_idle(report, prepared)
         if "loading" in arguments.only:
             measure_loading(report, architecture, weights, prepared, directory)
         del weights
@@ -193,7 +192,7 @@ def measure_dnabert_s(report: Report, esm2_directory: Path, directory: Path) -> 
     report.add("dnabert", "smallest cosine to fp32", cosine(found, wanted))
 
 
-def measure_idle(report: Report, prepared: Path, trace: Path | None) -> None:
+def measure_idle(report: Report, prepared: Path) -> None:
     """Share of time the device waits between batches: through a worker against batches enqueued without a pause."""
     owner = start_worker({"esm2": prepared})
     model = owner.models["esm2"]
@@ -205,10 +204,6 @@ def measure_idle(report: Report, prepared: Path, trace: Path | None) -> None:
         through = seconds(partial(embed_all, owner, "esm2", batches), 3, 1)
         without = seconds(lambda ahead=on_device: [model.embed(*batch) for batch in ahead], 3, 1)  # type: ignore[misc]
         report.add("idle", f"{budget} a batch, share of time", 1 - without / through)
-    if trace is not None:
-        with torch.profiler.profile() as profiled:
-            embed_all(owner, "esm2", batches[:2])
-        profiled.export_chrome_trace(str(trace))
 
 
 def measure_loading(
@@ -269,9 +264,9 @@ def measure_samples(report: Report, prepared: Path, directory: Path) -> None:
     import samples
 
     for budget in (32768, 16384):
-        began = time.perf_counter()
-        with samples.serving(directory / f"pool{budget}", prepared, "cuda", 8, budget) as client:
-            report.add("samples", f"{budget} a batch: start of the pool to ready, s", time.perf_counter() - began)
+        told = {"device": "cuda", "gpu": 1, "tokens_per_batch": budget}
+        with samples.serving(directory / f"pool{budget}", {"esm2": prepared}, **told) as client:
+            report.add("samples", f"{budget} a batch: start of the pool to ready, s", client.start_s)
             report.add("samples", f"{budget} a batch: of that, load, s", client.load_s)
             client.run(1, 500)
             large, (receipt,) = client.run(1, 10_000)
@@ -283,11 +278,7 @@ def measure_samples(report: Report, prepared: Path, directory: Path) -> None:
             work = sum(receipt.seconds["device_s"] for receipt in receipts)
             report.add("samples", f"{budget} a batch: 1,000 of 10, device, s", work)
             report.add("samples", f"{budget} a batch: 1 of 10,000, tokens/s", 10_000 * 168 / large)
-            beside = []
-            for _ in range(15):
-                taken, (receipt,) = client.run(1, 1)
-                beside.append(taken - receipt.seconds["device_s"])
-            report.add("samples", f"{budget} a batch: tiny job, beside the work, ms", float(np.median(beside)) * 1000)
+            report.add("samples", f"{budget} a batch: tiny job, beside the work, ms", client.beside() * 1000)
 
 
 if __name__ == "__main__":

@@ -1,69 +1,103 @@
 """Samples through a real pool: one large against many small, and what a tiny job costs beside its work."""
 
 import random
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from holdfast import manifest, prepared, status
 from holdfast.receipt import Receipt
 from holdfast.settings import PoolSettings
 from holdfast.spool import Spool
 
+LOG = "pool.log"
 SERVE = Path(__file__).parents[1] / "workflow" / "scripts" / "serve_pool.py"
+RESIDUES = "LAGVSERTIDPKQNFYMHWC"
+SENSE_CODONS = [codon for codon in map("".join, product("ACGT", repeat=3)) if codon not in ("TAA", "TAG", "TGA")]
 RESIDUES_AA = 166
+CHUNK_BP = 500
 
 
 class Client:
-    """Submits protein samples to a pool and waits for them."""
+    """Submits samples to a pool and waits for them.
 
-    def __init__(self, directory: Path, model: Path, pool: status.PoolState) -> None:
+    Attributes:
+        start_s: Seconds from the start of the pool until it was ready.
+        load_s: What its worker says of that, s.
+        server: The process of the supervisor.
+    """
+
+    def __init__(
+        self, directory: Path, models: dict[str, Path], pool: status.PoolState, server: "subprocess.Popen[bytes]"
+    ) -> None:
         self.directory = directory
-        self.digest = prepared.read(model).weights_sha256
+        self.digests = {model: prepared.read(path).weights_sha256 for model, path in models.items()}
         self.spool = Spool(pool.spool)
-        self.load_s = float(pool.progress["load_s"])
+        self.load_s = float(pool.progress.load_s)
+        self.start_s = 0.0
+        self.server = server
         self._number = 0
         self._letters = random.Random(11)
 
-    def run(self, samples: int, proteins: int) -> tuple[float, list[Receipt]]:
-        """Seconds from the first submission to the last receipt, and the receipts; all sequences are new."""
+    def run(
+        self, samples: int, records: int, kind: str = "proteins", residues_aa: Sequence[int] = (RESIDUES_AA,)
+    ) -> tuple[float, list[Receipt]]:
+        """Seconds from the first submission to the last receipt, and the receipts; all sequences are new.
+
+        A record is a protein of one of these lengths, or for ``contigs`` a chunk with one open frame at least.
+        """
+        letters, lengths = (SENSE_CODONS, [CHUNK_BP // 3]) if kind == "contigs" else (RESIDUES, residues_aa)
+        choices, choice = self._letters.choices, self._letters.choice
         jobs = []
         for _ in range(samples):
             self._number += 1
-            path = self.directory / f"sample{self._number}.faa"
-            sequences = ("".join(self._letters.choices("LAGVSERTIDPKQNFYMHWC", k=RESIDUES_AA)) for _ in range(proteins))
-            path.write_text("".join(f">p{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
-            jobs.append(manifest.make(path.stem, "proteins", str(path), 0, {"esm2": self.digest}, "auto", "float32"))
+            path = self.directory / f"sample{self._number}.fasta"
+            sequences = ("".join(choices(letters, k=choice(lengths))) for _ in range(records))
+            path.write_text("".join(f">r{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
+            jobs.append(manifest.make(path.stem, kind, str(path), CHUNK_BP, self.digests, "auto", "float32"))
         began = time.perf_counter()
         for job in jobs:
             self.spool.submit(job)
         receipts: list[Receipt] = []
         for job in jobs:
             while (receipt := self.spool.receipt(job.job)) is None:
+                if self.server.poll() is not None:
+                    raise SystemExit(f"the pool ended: {(self.directory / LOG).read_text()}")
                 time.sleep(0.002)
             if receipt.state != "done":
                 raise SystemExit(f"{receipt.sample}: {receipt.error}")
             receipts.append(receipt)
         return time.perf_counter() - began, receipts
 
+    def beside(self, jobs: int = 15) -> float:
+        """What a job of one record takes beside the device's work, median of some, s."""
+        found = []
+        for _ in range(jobs):
+            taken, (receipt,) = self.run(1, 1)
+            found.append(taken - receipt.seconds["device_s"])
+        return statistics.median(found)
+
 
 @contextmanager
-def serving(directory: Path, model: Path, device: str, threads: int, tokens_per_batch: int) -> Iterator[Client]:
-    """A pool that holds one prepared ESM-2, ready."""
+def serving(directory: Path, models: dict[str, Path], script: Path = SERVE, **told: Any) -> Iterator[Client]:
+    """A pool that holds these prepared models, ready; ``told`` are its settings."""
     directory.mkdir()
-    settings = PoolSettings(
-        {"esm2": str(model)}, device=device, threads=threads, tokens_per_batch=tokens_per_batch, gpu=1
-    )
-    settings.write(directory / "pool.yaml")
+    PoolSettings({model: str(path) for model, path in models.items()}, **told).write(directory / "pool.yaml")
     endpoint, spool = directory / "endpoint", directory / "spool"
-    with open(directory / "pool.log", "w") as log:
-        command = [sys.executable, SERVE, "--config", directory / "pool.yaml", "--spool", spool, "--endpoint", endpoint]
-        server = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
+    with open(directory / LOG, "w") as log:
+        command = [sys.executable, script, "--config", directory / "pool.yaml", "--spool", spool]
+        began = time.perf_counter()
+        server = subprocess.Popen([*map(str, command), "--endpoint", str(endpoint)], stdout=log, stderr=log)
         try:
-            yield Client(directory, model, _ready(server, endpoint, directory / "pool.log"))
+            client = Client(directory, models, _ready(server, endpoint, directory / LOG), server)
+            client.start_s = time.perf_counter() - began
+            yield client
         finally:
             server.terminate()
             server.wait()
@@ -76,5 +110,5 @@ def _ready(server: "subprocess.Popen[bytes]", endpoint: Path, log: Path) -> stat
             state = status.read(status.state_path(announced.spool, announced.identity.pool))
             if state is not None and state.state == "ready":
                 return state
-        time.sleep(0.05)
+        time.sleep(0.02)
     raise SystemExit(f"the pool ended: {log.read_text()}")

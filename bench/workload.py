@@ -6,9 +6,10 @@ import numpy as np
 from holdfast.batching import Batch, Queue
 
 LONGEST_TOKENS = 1024
+UNIFORM_TOKENS = 168
 
 
-def uniform(total_tokens: int, tokens: int = 168) -> list[int]:
+def uniform(total_tokens: int, tokens: int = UNIFORM_TOKENS) -> list[int]:
     """Lengths of VirNucPro's proteins: a chunk of 500 bp has 166 residues in a frame, and two special tokens."""
     return [tokens] * (total_tokens // tokens)
 

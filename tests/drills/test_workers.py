@@ -12,6 +12,7 @@ import pytest
 from holdfast import embeddings, fasta, frames, provenance
 from holdfast.embeddings import Embeddings
 from holdfast.errors import ResourceError
+from holdfast.fleet import BATCHES_AHEAD
 from holdfast.models import Alphabet
 from holdfast.receipt import Receipt
 
@@ -155,6 +156,28 @@ def test_of_two_workers_the_other_one_tries_what_killed_the_first(
     devices = [line.split(" ERROR ")[1].split(": ")[0] for line in deaths]
     assert {devices[0], devices[1]} == {"cpu:0", "cpu:1"}
     assert "retired" not in pool.log.read_text()
+
+
+def test_workers_share_the_tokens_evenly_and_neither_their_number_nor_the_order_changes_a_bit(
+    serve: Serve, files: dict[str, Path], expected: dict[str, Embeddings]
+) -> None:
+    """A worker gets a batch whenever it has sent one back, and two are with it at most.
+
+    So workers of equal speed, here that of a sleep, are never more than those two batches apart.
+    """
+    budget_tokens, workers = 1024, 3
+    slow = Fault("embed", "slow", words="0.8")
+    pool = serve(slow, tokens_per_batch=budget_tokens, threads=workers, cpu_workers=workers)
+    eventually(lambda: pool.log.read_text().count("ready after") == workers)
+    names = ("many", "contigs", *reversed(NAMES))
+    outcomes = pool.embed(*(pool.job(name, files[name], kind(name)) for name in names))
+    for name in names:
+        check(outcomes[name], expected[name], {})
+    eventually(lambda: pool.progress("done") == len(names))
+    shares = [device.tokens for device in pool.state.progress.devices]
+    assert len(shares) == workers
+    assert sum(shares) == pool.progress("tokens") > 4 * workers * budget_tokens
+    assert max(shares) - min(shares) <= BATCHES_AHEAD * budget_tokens
 
 
 def test_a_device_that_fails_three_times_is_retired_and_the_other_one_does_the_work(

@@ -47,6 +47,7 @@ class Device:
         ready: The worker's report; None while it loads.
         known: The last report of a worker; None until the first.
         restarts: Workers that have ended.
+        tokens: Tokens that have been embedded here.
         strikes: Failures that may be the device's own, in a row; at :data:`STRIKES` it is retired.
     """
 
@@ -62,6 +63,7 @@ class Device:
         self.flights: deque[Flight] = deque()
         self.ready: Ready | None = None
         self.known: Ready | None = None
+        self.tokens = 0
         self.strikes = 0
         self.restarts = 0
         self._executor: ProcessPoolExecutor | None = None
@@ -89,7 +91,7 @@ class Device:
         state = "retired" if self.retired else "ready" if self.ready else "loading"
         title, uuid = (self.known.device_name, self.known.uuid) if self.known else ("", "")
         told = sensors.read(uuid) or (None, None, None, None)
-        return DeviceProgress(self.name, title, state, self.restarts, round(busy, 3), *told)
+        return DeviceProgress(self.name, title, state, self.restarts, round(busy, 3), *told, tokens=self.tokens)
 
     def start(self) -> Future[Ready]:
         """Start a worker; the future completes when its models are loaded."""

@@ -196,6 +196,7 @@ class Fleet:
         if error is None:
             device.landed(flight)
             device.strikes = 0
+            device.tokens += flight.batch.tokens
             vectors, seconds = future.result()
             for name, value in (("batches", 1), ("sequences", len(flight.batch)), ("tokens", flight.batch.tokens)):
                 self.totals[name] += value

@@ -27,6 +27,7 @@ class DeviceProgress:
         memory_bytes: Its memory; None as above.
         temperature_c: Its temperature; None as above.
         use: Share of the last second or less in which a kernel ran, 0..1; None as above.
+        tokens: Tokens that have been embedded on it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class DeviceProgress:
     memory_bytes: int | None = None
     temperature_c: int | None = None
     use: float | None = None
+    tokens: int = 0
 
 
 @dataclass(frozen=True)

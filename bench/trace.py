@@ -1,0 +1,57 @@
+"""The torch profiler's trace of batches that go through a worker, for chrome://tracing or ui.perfetto.dev.
+
+Run as ``PYTHONPATH=workflow/scripts python bench/trace.py PREPARED TRACE.json [--device cuda]``, with a model that
+``prepare_weights.py`` made. The profiler slows the host, so shares of time are the device's, not the pool's.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import workload
+from holdfast import prepared, worker
+from holdfast.errors import run
+from holdfast.settings import PoolSettings
+
+BATCHES = 2
+
+
+def trace(owner: worker.Worker, model: str, batches: list[tuple[np.ndarray, np.ndarray]], path: Path) -> None:
+    """Save the trace of some batches, after one to warm up."""
+    owner.embed(model, *batches[0])
+    with torch.profiler.profile() as profiled:
+        for ids, lengths in batches:
+            owner.embed(model, ids, lengths)
+    profiled.export_chrome_trace(str(path))
+
+
+def main() -> None:
+    """Trace a worker at work on sequences of random letters."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("prepared", type=Path)
+    parser.add_argument("trace", type=Path)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--tokens-per-batch", type=int, default=PoolSettings.tokens_per_batch)
+    arguments = parser.parse_args()
+    if arguments.tokens_per_batch < workload.UNIFORM_TOKENS:
+        parser.error(f"--tokens-per-batch must be at least {workload.UNIFORM_TOKENS}")
+    model = prepared.read(arguments.prepared).model
+    settings = worker.WorkerSettings(
+        name=f"{arguments.device}:0",
+        models={model: arguments.prepared},
+        precision="auto",
+        threads=torch.get_num_threads(),
+        allocator=PoolSettings.allocator,
+        memory_fraction=PoolSettings.memory_fraction,
+        cache_clear_interval=0,
+    )
+    lengths = workload.uniform(arguments.tokens_per_batch) * BATCHES
+    ids = workload.proteins(lengths) if model == "esm2" else workload.dna(lengths)
+    batches = workload.batches(ids, lengths, arguments.tokens_per_batch)
+    trace(worker.Worker(settings), model, batches, arguments.trace)
+    print(f"{arguments.trace}: {len(batches)} batches of {model} on {arguments.device}")
+
+
+if __name__ == "__main__":
+    run(main)
