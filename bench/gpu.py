@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,9 +122,7 @@ def measure_speed(
             order = np.argsort(lengths, kind="stable")
             cases = {"in order": (ids, lengths)}
             if label != "168 tokens":
-                starts = np.cumsum([0, *lengths])
-                sorted_ids = np.concatenate([ids[starts[i] : starts[i + 1]] for i in order])
-                cases["sorted"] = (sorted_ids, [lengths[i] for i in order])
+                cases["sorted"] = workload.ordered(ids, lengths, order)
             for case, (case_ids, case_lengths) in cases.items():
                 run = partial(embed, forward, case_ids, case_lengths, PEER_BUDGET_TOKENS, "cuda")
                 taken = seconds(run, 2, 1)

@@ -56,6 +56,12 @@ def batches(ids: np.ndarray, lengths: list[int], budget_tokens: int) -> list[tup
     ]
 
 
+def ordered(ids: np.ndarray, lengths: list[int], order: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """The same sequences in another order."""
+    begins = np.concatenate(([0], np.cumsum(lengths)))
+    return np.concatenate([ids[begins[i] : begins[i + 1]] for i in order]), [lengths[i] for i in order]
+
+
 def flops(lengths: list[int], layers: int, width: int) -> float:
     """Operations of an ESM-2: 24 D^2 L a token in the weights, 4 T D L a token in attention of T tokens."""
     return float(sum(24 * width**2 * layers * count + 4 * count**2 * width * layers for count in lengths))
