@@ -81,16 +81,11 @@ def transformers_sdpa(architecture: Architecture, weights: dict[str, Tensor]) ->
 
 
 @torch.inference_mode()
-def embed(
-    forward: Forward, ids: np.ndarray, lengths: list[int], budget_tokens: int, device: str, most: int | None = None
-) -> np.ndarray:
-    """From host tokens to mean residue states on the host, float32 [sequences, width], in the order given.
-
-    A batch has at most ``most`` sequences and ``budget_tokens`` tokens, padding included.
-    """
+def embed(forward: Forward, ids: np.ndarray, lengths: list[int], budget_tokens: int, device: str) -> np.ndarray:
+    """From host tokens to mean residue states on the host, float32 [sequences, width], in the order given."""
     begins = [0, *np.cumsum(lengths).tolist()]
     found = []
-    for first, last in pairwise(_cuts(lengths, budget_tokens, most or len(lengths))):
+    for first, last in pairwise(_cuts(lengths, budget_tokens)):
         chosen = lengths[first:last]
         padded = np.full((len(chosen), max(chosen)), PAD, np.int64)
         for row, number in enumerate(range(first, last)):
@@ -104,11 +99,17 @@ def embed(
     return np.concatenate(found)
 
 
-def _cuts(lengths: list[int], budget_tokens: int, most: int) -> Iterator[int]:
+def padded(lengths: list[int], budget_tokens: int) -> float:
+    """Tokens that :func:`embed` gives to the peer, padding included, for each that there is."""
+    cuts = pairwise(_cuts(lengths, budget_tokens))
+    return sum((last - first) * max(lengths[first:last]) for first, last in cuts) / sum(lengths)
+
+
+def _cuts(lengths: list[int], budget_tokens: int) -> Iterator[int]:
     first, longest = 0, 0
     for number, length in enumerate(lengths):
         longest = max(longest, length)
-        if number > first and (longest * (number + 1 - first) > budget_tokens or number - first == most):
+        if number > first and longest * (number + 1 - first) > budget_tokens:
             yield first
             first, longest = number, length
     yield first
