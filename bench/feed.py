@@ -33,7 +33,7 @@ def describe(directory: Path) -> dict[str, Path]:
 def start(settings: WorkerSettings) -> Ready:
     """Be ready, in place of :func:`worker.start`."""
     _widths.update({model: prepared.read(directory).width for model, directory in settings.models.items()})
-    return Ready(0.0, "fp32", f"nothing, as {settings.name}", {})
+    return Ready(0.0, "fp32", f"nothing, as {settings.name}", "", {})
 
 
 def embed(model: str, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, float]:

@@ -169,7 +169,7 @@ def _state(directory: Path) -> bytes:
         "/spool",
         state="ready",
         beat=3,
-        progress=Progress(done=4, load_s=1.5, devices=[DeviceProgress("cpu:0", "CPU", "ready", 0, 0.5)]),
+        progress=Progress(done=4, load_s=1.5, devices=[DeviceProgress("cpu:0", "CPU", "ready", 0, 0.5, 168)]),
     )
     state.announce(path)
     return path.read_bytes()

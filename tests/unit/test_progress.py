@@ -21,7 +21,7 @@ from holdfast.ticker import WIPE, Terminal
 
 SCHEMA = yaml.safe_load((Path(__file__).parents[2] / "workflow/schemas/pool_status.schema.yaml").read_text())
 DIGEST = "a" * 64
-DEVICE = DeviceProgress("cpu:0", "CPU, 2 threads", "ready", 0, 0.5)
+DEVICE = DeviceProgress("cpu:0", "CPU, 2 threads", "ready", 0, 0.5, 0)
 BUSY = Progress(
     devices=[DEVICE], tokens_per_s=100.0, tokens_left=3000, read_bytes={"contigs": 500}, read_tokens={"contigs": 1000}
 )

@@ -16,7 +16,7 @@ from holdfast.status import Identity, Observer, PoolState
 
 PROGRESS = Progress(
     precision="fp16",
-    devices=[DeviceProgress("cuda:0", "NVIDIA H100", "ready", 1, 0.97, 2**33, 2**36, 61, 0.99)],
+    devices=[DeviceProgress("cuda:0", "NVIDIA H100", "ready", 1, 0.97, 5_000, 2**33, 2**36, 61, 0.99)],
     jobs=[JobProgress("a-0123", "a", "contigs", "embedding", 3.5, 900, 12, 5, 480, 200)],
     errors=[Trouble("2026-11-24T09:00:00+00:00", "cuda:0: the worker died")],
     budgets={"esm2": 4096},

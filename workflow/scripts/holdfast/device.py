@@ -91,7 +91,7 @@ class Device:
         state = "retired" if self.retired else "ready" if self.ready else "loading"
         title, uuid = (self.known.device_name, self.known.uuid) if self.known else ("", "")
         told = sensors.read(uuid) or (None, None, None, None)
-        return DeviceProgress(self.name, title, state, self.restarts, round(busy, 3), *told, tokens=self.tokens)
+        return DeviceProgress(self.name, title, state, self.restarts, round(busy, 3), self.tokens, *told)
 
     def start(self) -> Future[Ready]:
         """Start a worker; the future completes when its models are loaded."""

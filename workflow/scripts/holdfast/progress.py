@@ -23,11 +23,11 @@ class DeviceProgress:
         state: ``loading``, ``ready`` or ``retired``.
         restarts: Workers that have ended on it.
         busy: Share of the last minute or so in which a batch was in work, 0..1.
+        tokens: Tokens that have been embedded on it.
         memory_used_bytes: Memory in use on the device, by anybody; None where no sensor tells.
         memory_bytes: Its memory; None as above.
         temperature_c: Its temperature; None as above.
         use: Share of the last second or less in which a kernel ran, 0..1; None as above.
-        tokens: Tokens that have been embedded on it.
     """
 
     name: str
@@ -35,11 +35,11 @@ class DeviceProgress:
     state: str
     restarts: int
     busy: float
+    tokens: int
     memory_used_bytes: int | None = None
     memory_bytes: int | None = None
     temperature_c: int | None = None
     use: float | None = None
-    tokens: int = 0
 
 
 @dataclass(frozen=True)
