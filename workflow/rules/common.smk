@@ -151,6 +151,7 @@ FIGURES = {  # of the report: name, which is also its caption's, to category and
 
 container: config["container"]
 
+
 if workflow.is_main_process and PLAN.batches:
     name = "holdfast" if MODIFIER.is_main_snakefile() else MODIFIER.namespace
     ticker.start(workflow, name, partial(standing.of_run, PLAN, SAMPLES, config, place))
