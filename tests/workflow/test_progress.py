@@ -71,8 +71,8 @@ def numbers(text: str) -> list[tuple[int, int, int, int]]:
 
 def prepare(some: Project) -> None:
     """Samples that take several seconds, in small batches, and one that is broken."""
-    for name in ("phage_train.fna", "phage_proteins.faa"):
-        some.write(f"data/{name}", (DEMO / "data" / name).read_bytes())
+    some.write("data/phage.fna", (DEMO / "data/phage_train.fna").read_bytes())
+    some.write("data/protein.faa", ">p\nMKVLA\n")
     some.write("data/broken.fna", ">a\nACGT\n>b\nAC!GT\n")
     some.configure(pool={"tokens_per_batch": 1024})
 
@@ -80,7 +80,7 @@ def prepare(some: Project) -> None:
 def test_a_line_moves_on_the_terminal_and_pool_status_tells_more(project: NewProject) -> None:
     some = project()
     prepare(some)
-    some.write_sheet(("phage", "data/phage_train.fna"), ("bad", "data/broken.fna"))
+    some.write_sheet(("phage", "data/phage.fna"), ("bad", "data/broken.fna"))
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TERM": "xterm"}
     command = [Path(sys.executable).with_name("snakemake"), "-s", some.repository / "workflow/Snakefile"]
     run = TerminalRun([*command, "-d", some.directory, "--cores", "2", "--keep-going"], environment)
@@ -137,13 +137,13 @@ def test_a_line_moves_on_the_terminal_and_pool_status_tells_more(project: NewPro
 def test_a_file_gets_plain_lines_and_quiet_is_quiet(project: NewProject) -> None:
     some = project()
     prepare(some)
-    some.write_sheet(("proteins", "data/phage_proteins.faa", "proteins"))
+    some.write_sheet(("protein", "data/protein.faa", "proteins"))
     dry = some.run("--dry-run")
     quiet = some.run("--quiet", "progress")
     for run in (dry, quiet):
         assert run.returncode == 0, run.text
         assert "holdfast: " not in run.text
-    some.write_sheet(("proteins", "data/phage_proteins.faa", "proteins"), ("phage", "data/phage_train.fna"))
+    some.write_sheet(("protein", "data/protein.faa", "proteins"), ("phage", "data/phage.fna"))
     run = some.run()
     assert run.returncode == 0, run.text
     told = numbers(run.text)
