@@ -30,6 +30,9 @@ SHEET = [
     ("bacterium_heldout", "data/bacterium_heldout.fna"),
     ("odd", "data/odd.faa", "proteins"),
 ]
+EXPORTS = ["bacterium_heldout/uniprot/esm2.h5", "bacterium_heldout/uniprot/dnabert_s.h5"]
+EXPORTS += [f"{sample}/uniprot/esm2.h5" for sample in ("phage_proteins", "odd")]
+ALL_BUT_THE_REPORT = [f"results/{name}" for name in (*EXPORTS, "summary.tsv")]
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +44,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, models: Path, classifiers: Pa
         shutil.copy(DEMO / "data" / name, some.path("data"))
     some.write("data/odd.faa", ">a\nMK!\n")
     some.write_sheet(*SHEET)
-    assert some.run("--keep-going").returncode != 0
+    assert some.run("--keep-going", *ALL_BUT_THE_REPORT).returncode != 0
     shutil.copy(some.path("results/run.json"), some.path("first.json"))
     some.write("data/odd.faa", fasta({name: "MKVLAAGGIVA"[: 4 + number] for number, name in enumerate(ODD_IDS)}))
-    mended = some.run()
+    mended = some.run(*ALL_BUT_THE_REPORT)
     assert mended.returncode == 0, mended.text
     yield some
     assert some.processes_left() == []
@@ -63,7 +66,7 @@ def test_a_record_says_what_ran_where_on_what_and_with_what(runs: Project) -> No
     first = record(runs, "first.json")
     assert first["format"] == "holdfast-run"
     assert (first["host"], first["directory"]) == (os.uname().nodename, str(runs.directory))
-    assert first["command"].endswith(f"-d {runs.directory} --cores 2 --keep-going")
+    assert first["command"].endswith(f"--keep-going {' '.join(ALL_BUT_THE_REPORT)}")
     assert first["began"] < first["ended"]
     assert first["seconds"] > 0
     assert first["config"]["store_dtype"] == "float16"
@@ -96,7 +99,7 @@ def test_the_next_record_says_what_it_took_over_and_none_is_forgotten(runs: Proj
     assert states == {"phage_proteins": "reused", "bacterium_heldout": "reused", "odd": "done"}
     assert second["reused"] == {"samples": 2, "vectors": 0}
     assert second["samples"]["bacterium_heldout"]["run"] == first["run"]
-    assert runs.run().jobs == []
+    assert runs.run(*ALL_BUT_THE_REPORT).jobs == []
     assert {path.name for path in runs.path("results/runs").iterdir()} == kept
 
 
@@ -153,6 +156,10 @@ def test_the_export_has_one_dataset_an_id(runs: Project) -> None:
                 np.testing.assert_array_equal(dataset[:], vector)
     with h5py.File(runs.path("results/odd/uniprot/esm2.h5")) as file:
         assert set(file) == {"a%2Fb", "a%252Fb", "..", "%2E", "ä|b"}
+    exported = runs.path("results/odd/uniprot/esm2.h5")
+    elsewhere = exported.rename(runs.path("esm2.h5"))
+    assert "rule export:" in runs.run("--dry-run").text, "rule all asks for it"
+    elsewhere.rename(exported)
 
 
 @pytest.mark.parametrize("block", [code for language, code in BLOCKS if language == "python"])
