@@ -38,10 +38,14 @@ class Spool:
                 of this package made it that does not understand this one.
         """
         self.root = Path(root).absolute()
-        _make_own(self.root)
-        self._check_format()
-        for name in DIRECTORIES:
-            _make_own(self.root / name)
+        try:
+            _make_own(self.root)
+            self._check_format()
+            for name in DIRECTORIES:
+                _make_own(self.root / name)
+        except OSError as error:
+            reason = f"the spool cannot be used: {error.strerror}; it must be writable"
+            raise ResourceError(f"{self.root}: {reason}") from None
         self._foreign: set[str] = set()
         self._listed: deque[str] = deque()
 
@@ -229,11 +233,8 @@ class Spool:
 
 def _make_own(directory: Path) -> None:
     """Make a directory with mode 0700, or check that one that is there is ours alone to write to."""
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = directory.stat()
-    except OSError as error:
-        raise ResourceError(f"{directory}: the spool cannot be used: {error.strerror}; it must be writable") from None
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = directory.stat()
     if found.st_uid != os.getuid():
         raise ResourceError(f"{directory}: the spool belongs to another user, uid {found.st_uid}; use one of yours")
     if modes.S_IMODE(found.st_mode) & 0o022:
