@@ -153,7 +153,7 @@ container: config["container"]
 
 
 if workflow.is_main_process and PLAN.batches:
-    name = "holdfast" if MODIFIER.is_main_snakefile() else MODIFIER.namespace
+    name = MODIFIER.namespace if IS_MODULE else "holdfast"
     ticker.start(workflow, name, partial(standing.of_run, PLAN, SAMPLES, config, place))
 
 
