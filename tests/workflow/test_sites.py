@@ -66,7 +66,7 @@ def test_what_was_prepared_with_a_network_runs_without_one_in_a_container(
     digest = prepared.read(some.path("resources/esm2")).weights_sha256
     assert found.attributes["models"]["esm2"]["weights_sha256"] == digest
     commands = log.read_text().splitlines()
-    scripts = ("prepare_weights", "serve_pool", "submit_jobs", "collect_embeddings", "summarize")
+    scripts = ("prepare_weights", "serve_pool", "submit_jobs", "collect_embeddings", "summarize", "draw_report")
     assert sorted(name for name in scripts for line in commands if f"scripts/{name}.py" in line) == sorted(scripts)
     assert len(commands) == len(scripts)
     assert all(line.startswith("exec ") and " --nv " in line and f" {image} bash -c " in line for line in commands)
