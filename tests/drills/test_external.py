@@ -350,7 +350,8 @@ def test_another_user_can_do_nothing_with_a_spool() -> None:
 def test_a_pool_by_hand_outlives_its_shell_but_not_its_terminal(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "s.faa").write_text(fasta(proteins(8, 62, 1)))
     kept = serve(name="kept", command=lambda usual: ["bash", "-c", 'nohup "$@" & wait', "bash", *usual])
-    closed = serve(SLOW, name="closed", tokens_per_batch=64)
+    hears = ["env", "--default-signal=HUP"]  # also where whoever started the tests ignores it
+    closed = serve(SLOW, name="closed", tokens_per_batch=64, command=lambda usual: [*hears, *usual])
     job = closed.job("s", tmp_path / "s.faa")
     closed.spool.submit(job)
     eventually(lambda: blocks(closed.root))

@@ -31,10 +31,7 @@ from tests.workflow.conftest import REPOSITORY, Project, classifiers, fasta, mod
 
 __all__ = ["classifiers", "models"]
 
-pytestmark = [
-    pytest.mark.xdist_group("slurm"),
-    pytest.mark.skipif(bool(cluster.missing()), reason=cluster.missing() or "there is one"),
-]
+pytestmark = pytest.mark.skipif(bool(cluster.missing()), reason=cluster.missing() or "there is one")
 
 PROFILE = REPOSITORY / "workflow" / "profiles" / "slurm" / "config.yaml"
 CONTIGS = 2
@@ -247,7 +244,7 @@ def _first(told: Story, run: RunningSnakemake) -> None:
     told.keep_logs()
 
 
-def test_a_lane_asks_for_its_share_and_sees_it_alone(story: Story) -> None:
+def a_lane_asks_for_its_share_and_sees_it_alone(story: Story) -> None:
     for job in story.jobs.values():
         assert job.asked["TresPerJob"] == "gres:gpu:1"
         assert job.asked["TRES"] == "cpu=2,mem=32000M,node=1,billing=2"
@@ -257,7 +254,7 @@ def test_a_lane_asks_for_its_share_and_sees_it_alone(story: Story) -> None:
     assert {job.devices for job in story.jobs.values()} == {"0", "1"}
 
 
-def test_samples_are_shared_out_by_size_and_every_job_holds_to_the_plan(story: Story) -> None:
+def samples_are_shared_out_by_size_and_every_job_holds_to_the_plan(story: Story) -> None:
     batches = story.plan["batches"]
     assert sorted(name for batch in batches for name in batch["samples"]) == sorted(SAMPLES)
     sizes = {name: os.path.getsize(story.project.path(f"data/{name}.fa")) for name in SAMPLES}
@@ -277,7 +274,7 @@ def test_samples_are_shared_out_by_size_and_every_job_holds_to_the_plan(story: S
         assert set(re.findall(r"output: \.holdfast/pool\.(\d+)\.json", job.log)) == {str(lane)}
 
 
-def test_a_pool_that_is_told_to_stop_hands_its_jobs_back(story: Story) -> None:
+def a_pool_that_is_told_to_stop_hands_its_jobs_back(story: Story) -> None:
     for lane in (story.cancelled, story.late):
         ending = story.logs[0][lane][-1000:]
         assert "INFO ending: SIGTERM\n" in ending
@@ -285,14 +282,14 @@ def test_a_pool_that_is_told_to_stop_hands_its_jobs_back(story: Story) -> None:
     assert story.left == []
 
 
-def test_lanes_wait_while_the_node_is_drained(story: Story) -> None:
+def lanes_wait_while_the_node_is_drained(story: Story) -> None:
     assert story.waiting == {"PENDING"}
     for lane in set(story.jobs) - {story.cancelled, story.late}:
         names = {name for batch in story.plan["batches"] if batch["lane"] == lane for name in batch["samples"]}
         assert names <= story.between
 
 
-def test_nothing_is_lost_and_nothing_done_twice(story: Story) -> None:
+def nothing_is_lost_and_nothing_done_twice(story: Story) -> None:
     assert story.returncodes == [1, 0]
     first = [name for log in story.logs[0].values() for name in DONE.findall(log)]
     second = [name for log in story.logs[1].values() for name in DONE.findall(log)]
@@ -304,7 +301,7 @@ def test_nothing_is_lost_and_nothing_done_twice(story: Story) -> None:
     assert story.project.processes_left() == []
 
 
-def test_the_second_run_asks_by_gres_and_calls_share_a_job(story: Story) -> None:
+def the_second_run_asks_by_gres_and_calls_share_a_job(story: Story) -> None:
     lanes = [job for job in story.last if job not in story.calls]
     assert {job["TresPerNode"] for job in lanes} == {"gres:gpu:1"}
     (calls,) = story.calls
@@ -313,3 +310,17 @@ def test_the_second_run_asks_by_gres_and_calls_share_a_job(story: Story) -> None
     assert calls["TRES"] == f"cpu={CONTIGS},mem={4000 * CONTIGS}M,node=1,billing={CONTIGS}"
     assert {job["JobState"] for job in [*story.last, calls]} == {"COMPLETED"}
     assert [story.project.table(f"{name}/contigs.tsv")["contig"].tolist() for name in SAMPLES[:CONTIGS]] == [["c"]] * 2
+
+
+def test_lanes_on_a_real_slurm(story: Story, subtests: pytest.Subtests) -> None:
+    """All of it is one test, so that one worker of pytest-xdist tells the story, once."""
+    for holds in (
+        a_lane_asks_for_its_share_and_sees_it_alone,
+        samples_are_shared_out_by_size_and_every_job_holds_to_the_plan,
+        a_pool_that_is_told_to_stop_hands_its_jobs_back,
+        lanes_wait_while_the_node_is_drained,
+        nothing_is_lost_and_nothing_done_twice,
+        the_second_run_asks_by_gres_and_calls_share_a_job,
+    ):
+        with subtests.test(holds.__name__):
+            holds(story)

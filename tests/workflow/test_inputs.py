@@ -123,4 +123,5 @@ def test_formats_give_equal_results_and_ids_survive(project: NewProject, classif
     assert calls["frame_id"].tolist() == found.ids
     assert list(dict.fromkeys(calls["contig"])) == list(IDS)
     assert len(calls) == 6 * (len(IDS) + 1)
-    assert {path.name for path in some.path("results").iterdir()} == {*names, "summary.tsv"}
+    made = {"figures", "report.html", "run.json", "runs", "summary.tsv"}
+    assert {path.name for path in some.path("results").iterdir()} == {*names, *made}

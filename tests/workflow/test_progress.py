@@ -31,7 +31,8 @@ class TerminalRun:
         termios.tcsetwinsize(ours, (40, 120))
         self.text = ""
         self._ours = ours
-        self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+        heard = ["env", "--default-signal=INT", *command]  # also where whoever started the tests ignores it
+        self.process = subprocess.Popen(heard, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
         os.close(theirs)
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
