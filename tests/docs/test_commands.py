@@ -25,7 +25,7 @@ SNAKEMAKE = "snakemake -s workflow/Snakefile -d DIR"
 
 # In the order in which they are run, in one checkout: the command as printed, and as run where that differs.
 RUN = {
-    ".venv/bin/snakemake -s workflow/Snakefile -d DIR --cores 8 --resources gpu=2": f"{SNAKEMAKE} --cores 2",
+    ".venv/bin/snakemake -s workflow/Snakefile -d DIR --cores 8": f"{SNAKEMAKE} --cores 2",
     "python workflow/scripts/pool_status.py SPOOL": "python workflow/scripts/pool_status.py DIR/.holdfast/spool",
     "python workflow/scripts/find_frames.py FASTA --chunk-length 500 --nucleotides N.fna --proteins P.faa": "",
     "python workflow/scripts/prepare_weights.py SOURCE --model esm2 --output DIR": (
@@ -73,7 +73,7 @@ ELSEWHERE = {
     "python workflow/scripts/serve_pool.py --config POOL.yaml --spool /shared/spool --endpoint /tmp/my_pool.json": (
         EXTERNAL
     ),
-    "python workflow/scripts/pool_status.py DIR/.holdfast/spool --live": "tests/workflow/test_progress.py",
+    ".venv/bin/python workflow/scripts/pool_status.py DIR/.holdfast/spool --live": "tests/workflow/test_progress.py",
     "python workflow/scripts/export_embeddings.py results/S/embeddings.h5 --model esm2 --output OUT.h5": (
         "tests/workflow/test_provenance.py"
     ),

@@ -156,6 +156,10 @@ def test_a_prepared_model_is_replaced_and_anything_else_left_alone(
     weights.prepare(str(dnabert), "dnabert_s", output)
     weights.prepare(str(fair_esm), "esm2", output)
     assert sorted(file.name for file in output.iterdir()) == ["model.json", "model.safetensors"]
+    (output / "model.json").unlink()
+    (output / "model.safetensors").unlink()
+    (output / "tokenizer.json").touch()  # no output of the rule, so Snakemake leaves it when it makes the others anew
+    weights.prepare(str(fair_esm), "esm2", output)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     assert "exists and is not a prepared model" in refused(fair_esm, "esm2", tmp_path / "thesis")

@@ -57,7 +57,7 @@ def prepare(source: str, model: str, output: Path, sha256: str | None = None) ->
     if model not in MODELS:
         raise WeightsError(f"model '{model}': unknown; use one of {', '.join(MODELS)}")
     output = output.absolute()
-    if output.exists() and not (output / DESCRIPTION_FILE).is_file() and not _is_empty_directory(output):
+    if output.exists() and not (output / DESCRIPTION_FILE).is_file() and not _may_be_replaced(output):
         raise WeightsError(f"{output}: exists and is not a prepared model; name another directory or remove it")
     output.parent.mkdir(parents=True, exist_ok=True)
     with _scratch(output) as scratch:
@@ -151,8 +151,9 @@ def _sync(directory: Path) -> None:
     sync_directory(directory)
 
 
-def _is_empty_directory(path: Path) -> bool:
-    return path.is_dir() and next(path.iterdir(), None) is None
+def _may_be_replaced(path: Path) -> bool:
+    """Whether a directory is empty, or holds what Snakemake leaves of a prepared model when it removes outputs."""
+    return path.is_dir() and {file.name for file in path.iterdir()} <= {TOKENIZER_FILE, WEIGHTS_FILE}
 
 
 # Verification
