@@ -136,12 +136,14 @@ class _Watch:
         if self._launcher.is_gone():
             return "the Snakemake that started this consumer is gone"
         if self._pool:
-            return self._pool.now().trouble(self._observer) or self._nobody(waiting)
+            return self._pool.now().trouble(self._observer) or self._nobody(waiting, self._living())
         return self._wait(waiting)
 
-    def _nobody(self, waiting: Sequence[Manifest]) -> str:
+    def _living(self) -> list[status.PoolState]:
+        return self._spool.living(self._observer)
+
+    def _nobody(self, waiting: Sequence[Manifest], living: Sequence[status.PoolState]) -> str:
         """Which of the jobs no pool that lives now will ever take, or nothing; without pools there is hope for one."""
-        living = self._spool.living(self._observer)
         for job in waiting:
             if living and not any(state.serves(job.models, job.precision) for state in living):
                 return (
@@ -154,7 +156,8 @@ class _Watch:
     def _wait(self, waiting: Sequence[Manifest]) -> str:
         """Say so while no pool can do a job, and again when one can; give up when patience ends."""
         now = time.monotonic()
-        lack = self._nobody(waiting) if self._spool.living(self._observer) else f"no pool serves {self._spool.root} now"
+        living = self._living()
+        lack = self._nobody(waiting, living) if living else f"no pool serves {self._spool.root} now"
         if lack and not self._lack:
             self._since = now
         if lack and (lack != self._lack or now - self._told > TELL_S):

@@ -123,11 +123,6 @@ class Progress:
     read_bytes: dict[str, int] = field(default_factory=dict)
     read_tokens: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def restarts(self) -> int:
-        """Workers that have ended."""
-        return sum(device.restarts for device in self.devices)
-
 
 class Speed:
     """How fast batches came back over the last :data:`WINDOW_S`, and over :data:`WINDOW_BATCHES` at least."""
