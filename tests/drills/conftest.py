@@ -252,6 +252,10 @@ class RunningPool:
         """A number of its published progress."""
         return float(getattr(self.state.progress, name))
 
+    def restarts(self) -> int:
+        """Workers that it has replaced."""
+        return sum(device.restarts for device in self.state.progress.devices)
+
     def job(self, sample: str, path: Path, kind: str = "proteins") -> Manifest:
         """A job on a file, its embeddings to be stored in float32."""
         digests = {model: prepared.read(self.models / model).weights_sha256 for model in ("esm2", "dnabert_s")}

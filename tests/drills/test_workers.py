@@ -87,7 +87,7 @@ def check(outcome: Receipt, expected: Embeddings, given_up: dict[str, str]) -> N
 def check_replacements(pool: RunningPool) -> int:
     """Every death was logged and counted, and led to one replacement; the number of them."""
     deaths = pool.log.read_text().count(" over a batch of ")
-    eventually(lambda: pool.progress("restarts") == pool.progress("repeated_batches") == deaths)
+    eventually(lambda: pool.restarts() == pool.progress("repeated_batches") == deaths)
     eventually(lambda: pool.log.read_text().count("ready after") == deaths + 1)
     text = pool.log.read_text()
     assert "Traceback" not in text

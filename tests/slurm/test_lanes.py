@@ -25,6 +25,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `pytest tests/slurm` alone finds no other directory of tests
 
+
 from tests.drills.conftest import Fault, Injection, RunningSnakemake, eventually, proteins
 from tests.slurm import cluster
 from tests.workflow.conftest import REPOSITORY, Project, classifiers, fasta, models, open_sequence
@@ -118,6 +119,11 @@ class Story:
         path = self.project.path(f"logs/pool.{lane}.log")
         return DONE.findall(path.read_text()) if path.exists() else []
 
+    @property
+    def claims(self) -> list[Path]:
+        """Manifests that pools have taken and not finished."""
+        return list(self.project.path(".holdfast/spool/claimed").glob("*/*.yaml"))
+
     def keep_logs(self) -> None:
         """Put the logs of a run aside."""
         kept = self.project.path("logs").rename(self.project.path(f"logs of run {len(self.logs) + 1}"))
@@ -208,6 +214,21 @@ def story(tmp_path_factory: pytest.TempPathFactory, models: Path, classifiers: P
                     run.process.wait()
 
 
+def _hold(*pools: psutil.Process) -> None:
+    """Let the workers and readers of pools stand still."""
+    for pool in pools:
+        for process in pool.children():
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+
+
+def _let_go(pool: psutil.Process) -> None:
+    """Let them go on."""
+    for process in pool.children():
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
+
+
 def _first(told: Story, run: RunningSnakemake) -> None:
     """The run in which things happen to lanes."""
     node = f"NodeName={socket.gethostname().partition('.')[0]}"
@@ -222,10 +243,10 @@ def _first(told: Story, run: RunningSnakemake) -> None:
     told.cancelled, told.late = cancelled.lane, late.lane
     cluster.ask("scontrol", "update", node, "State=DRAIN", "Reason=test")
     processes = [*cancelled.processes, *late.processes]
+    _hold(cancelled.pool, late.pool)
+    eventually(lambda: len(told.claims) >= 10)  # more than workers hold
     cluster.ask("scancel", cancelled.asked["JobId"])
-    for process in late.pool.children():
-        with suppress(psutil.NoSuchProcess):
-            process.suspend()
+    _let_go(cancelled.pool)
     limit = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 2))
     assert cluster.ask("scontrol", "update", f"JobId={late.asked['JobId']}", f"EndTime={limit}") == ""
 
@@ -275,10 +296,9 @@ def samples_are_shared_out_by_size_and_every_job_holds_to_the_plan(story: Story)
 
 
 def a_pool_that_is_told_to_stop_hands_its_jobs_back(story: Story) -> None:
-    for lane in (story.cancelled, story.late):
-        ending = story.logs[0][lane][-1000:]
-        assert "INFO ending: SIGTERM\n" in ending
-        assert re.search(r"INFO [1-9]\d* unfinished jobs went back to the spool", ending), ending
+    endings = [story.logs[0][lane][-1000:] for lane in (story.cancelled, story.late)]
+    assert all("INFO ending: SIGTERM\n" in ending for ending in endings)
+    assert re.search(r"INFO [1-9]\d* unfinished jobs went back to the spool", "".join(endings)), endings
     assert story.left == []
 
 
