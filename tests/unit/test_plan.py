@@ -252,7 +252,7 @@ def test_a_plan_that_is_not_there_is_named(project: Path, monkeypatch: pytest.Mo
         plan.read()
 
 
-@pytest.mark.parametrize(("cores", "consumers"), [(2, 2), (100, 64), (None, 64)])
+@pytest.mark.parametrize(("cores", "consumers"), [(2, 2), (100, 16), (None, 16)])
 def test_no_consumer_of_external_pools_waits_for_a_core_before_it_hands_in(
     project: Path, cores: int | None, consumers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

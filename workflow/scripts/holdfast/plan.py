@@ -34,8 +34,8 @@ from .settings import PoolSettings
 from .spool import Spool
 from .status import Identity
 
-CONSUMERS_A_LANE = 64
-"""Scheduling a group is quadratic in its members: measured 8 s for 250, 153 s for 2,000 (Snakemake 9.27)."""
+CONSUMERS_A_LANE = 16
+"""Each is a Python to start, and scheduling a group is quadratic in its members: 8 s for 250, 153 s for 2,000."""
 DEFAULT_SPOOL = ".holdfast/spool"
 PLAN_FILE = "plan.json"
 SHOWN = 20
