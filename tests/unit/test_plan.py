@@ -266,10 +266,22 @@ def test_no_consumer_of_external_pools_waits_for_a_core_before_it_hands_in(
     assert not Path("spool").exists()
 
 
-@given(st.lists(st.integers(0, 10**9), max_size=300), st.integers(1, 5))
-def test_every_sample_is_in_one_batch_and_lanes_are_even(sizes: list[int], lanes: int) -> None:
+@pytest.mark.parametrize(("samples", "consumers"), [(9, 9), (100, 16), (4_000, 40)])
+def test_a_consumer_has_one_sample_up_to_a_hundred_before_there_are_more(
+    project: Path, samples: int, consumers: int
+) -> None:
+    made = plan.make(
+        CONFIG, {f"s{n}": Sample(f"s{n}", "a.faa", "proteins", "") for n in range(samples)}, gpu=None, cores=None
+    )
+    assert len(made.batches) == consumers
+    sizes = {len(batch.samples) for batch in made.batches}
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(st.lists(st.integers(0, 10**9), max_size=300), st.integers(1, 5), st.integers(1, 70))
+def test_every_sample_is_in_one_batch_and_lanes_are_even(sizes: list[int], lanes: int, consumers: int) -> None:
     samples = {f"s{number}": size for number, size in enumerate(sizes)}
-    batches = plan.share_out(samples, lanes)
+    batches = plan.share_out(samples, lanes, consumers)
     assert sorted(name for batch in batches for name in batch.samples) == sorted(samples)
     assert all(batch.samples and 0 <= batch.lane < lanes for batch in batches)
     loads = [
@@ -278,8 +290,8 @@ def test_every_sample_is_in_one_batch_and_lanes_are_even(sizes: list[int], lanes
     ]
     assert max(loads) - min(loads) <= max(samples.values(), default=0) + 1000
     for lane in range(lanes):
-        assert sum(batch.lane == lane for batch in batches) <= plan.CONSUMERS_A_LANE
-    if len(samples) <= plan.CONSUMERS_A_LANE:
+        assert sum(batch.lane == lane for batch in batches) <= consumers
+    if len(samples) <= consumers:
         assert all(len(batch.samples) == 1 for batch in batches)
 
 

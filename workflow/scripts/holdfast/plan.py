@@ -14,6 +14,7 @@ import atexit
 import errno
 import heapq
 import json
+import math
 import os
 import shutil
 import sys
@@ -35,7 +36,10 @@ from .spool import Spool
 from .status import Identity
 
 CONSUMERS_A_LANE = 16
-"""Each is a Python to start, and scheduling a group is quadratic in its members: 8 s for 250, 153 s for 2,000."""
+"""With more of them samples take longer: each is a Python to start, and scheduling a group is quadratic in its members
+(measured 8 s for 250, 153 s for 2,000)."""
+SAMPLES_A_CONSUMER = 100
+"""Above this there are more consumers: what Snakemake keeps of one is its inputs times its outputs."""
 DEFAULT_SPOOL = ".holdfast/spool"
 PLAN_FILE = "plan.json"
 SHOWN = 20
@@ -86,7 +90,7 @@ class Plan:
         return f"{self.directory}/pool.yaml"
 
 
-def share_out(sizes: Mapping[str, int], lanes: int, consumers: int = CONSUMERS_A_LANE) -> list[Batch]:
+def share_out(sizes: Mapping[str, int], lanes: int, consumers: int) -> list[Batch]:
     """Share samples out to lanes and consumers.
 
     The largest sample first, each to the lane and then to the batch with least so far: no schedule is more than 4/3 of
@@ -246,9 +250,8 @@ def make(
     check_prepared(config)
     pool = dict(config["pool"])
     lanes, lifecycle, spool, _ = (pool.pop(key) for key in ("lanes", "lifecycle", "spool", "patience_s"))
-    consumers = CONSUMERS_A_LANE
-    if lifecycle == "external":  # consumers that take a core each: no more of them than run at once, so that none waits
-        lanes, consumers = 1, min(consumers, cores or consumers)
+    if lifecycle == "external":
+        lanes = 1
     check_places(samples, Path(spool or place(DEFAULT_SPOOL)), place)
     if lifecycle == "external" and not spool:
         raise ConfigError("pool.lifecycle is external: name the spool that the pools serve in pool.spool")
@@ -270,6 +273,9 @@ def make(
         sheet = place(".holdfast/samples.tsv")
         write_samples(samples.values(), Path(sheet))
     sizes = pending(config, samples.values(), place)
+    consumers = max(CONSUMERS_A_LANE, math.ceil(len(sizes) / lanes / SAMPLES_A_CONSUMER))
+    if lifecycle == "external":  # they take a core each: no more of them than run at once, so that none waits
+        consumers = min(consumers, cores or consumers)
     plan = Plan(str(directory), share_out(sizes, lanes, consumers), gpu, threads, sheet)
     if lifecycle == "external" and plan.batches:
         tell_absence(Path(spool))
