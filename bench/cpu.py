@@ -230,10 +230,13 @@ def measure_many(report: Report, directory: Path) -> None:
         for count in counts:
             label = f"{count:,} {kind}"
             plain = many.run_plain(directory / f"plain {label}", count)
+            greedy = many.run_plain(directory / f"greedy {label}", count, "--workflow-profile", str(many.PROFILE))
             taken, memory_bytes = many.run_workflow(directory / label, count, config, kind)
             report.add("many", f"{label}: plain Snakemake, a trivial job a sample, s", plain)
+            report.add("many", f"{label}: plain Snakemake with our scheduler, s", greedy)
             report.add("many", f"{label}: holdfast, s", taken)
             report.add("many", f"{label}: holdfast against plain, times", taken / plain)
+            report.add("many", f"{label}: holdfast against plain with our scheduler, times", taken / greedy)
             report.add("many", f"{label}: holdfast, a sample, ms", taken / count * 1000)
             report.add("many", f"{label}: all consumers, GB", memory_bytes / 1e9)
 
