@@ -1,6 +1,6 @@
 """Thousands of tiny samples: the workflow against plain Snakemake with one trivial job a sample, on the same cores.
 
-All are real runs of Snakemake from its start to its end: plain Snakemake as it is, and with the scheduler of our profile.
+All are real runs of Snakemake from its start to its end: plain as it is, and with the scheduler of our profile.
 The models are prepared and as small as they come, so that what is measured is what a sample costs beside its work.
 """
 
