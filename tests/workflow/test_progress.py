@@ -129,8 +129,9 @@ def test_a_line_moves_on_the_terminal_and_pool_status_tells_more(project: NewPro
     assert "line 4, record 'b': '!'" in run.text[run.text.index("Failed (results/failures.tsv)") :]
 
     told = subprocess.run(status(spool), capture_output=True, text=True, check=True, timeout=60)
-    assert re.search(rf"{pool['pool']}  ended  SIGTERM", told.stdout)
+    assert f"{pool['pool']} ended told to, with no job open (SIGTERM)" in " ".join(told.stdout.split())
     log = some.read("logs/pool.0.log").splitlines()
+    assert sum(line.endswith(" INFO ending: told to, with no job open (SIGTERM)") for line in log) == 1
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|WARNING|ERROR) ", line) for line in log)
     assert "1 jobs done, 1 failed; " in log[-1]
 

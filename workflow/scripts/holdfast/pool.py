@@ -94,7 +94,7 @@ class Pool:
         self.errors = LastErrors()
         self.observer = Observer()
         self.launcher = Launcher()
-        self.stop_reason = ""
+        self.signal = self.stop_reason = ""
         self.number = 0
         self.last_work = time.monotonic()
         self.beaten = self.looked = 0.0
@@ -122,7 +122,7 @@ class Pool:
             self._leave()
 
     def _signalled(self, number: int, _: object) -> None:
-        self._stop(signal.Signals(number).name)
+        self.signal = self.signal or signal.Signals(number).name
 
     def _stop(self, reason: str) -> None:
         self.stop_reason = self.stop_reason or reason
@@ -180,7 +180,9 @@ class Pool:
         now = time.monotonic()
         if self.jobs:
             self.last_work = now
-        if not self.endpoint.exists():
+        if self.signal:  # the ordinary end, if nothing is left undone: so Snakemake ends its services
+            self._stop(self.signal if self.jobs else f"told to, with no job open ({self.signal})")
+        elif not self.endpoint.exists():
             self._stop("the endpoint file is gone, nobody waits any more")
         elif self.launcher.is_gone():
             self._stop("the Snakemake that started the pool is gone")
