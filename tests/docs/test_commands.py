@@ -44,6 +44,7 @@ RUN = {
     """python -c 'import h5py; print(h5py.File("results/S/embeddings.h5").attrs["job"])'""": (
         """cd DIR && python -c 'import h5py; print(h5py.File("results/s/embeddings.h5").attrs["job"])' | tee job"""
     ),
+    "python workflow/scripts/make_crate.py DIR/results --license https://spdx.org/licenses/CC-BY-4.0": "",
     "grep -l S-0123456789abcdef results/runs/*.json": "cd DIR && grep -l $(cat job) results/runs/*.json",
     "snakemake --unlock": f"{SNAKEMAKE} --unlock",
 }
@@ -126,6 +127,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, models: Path, classifiers
     root = tmp_path_factory.mktemp("commands") / "holdfast"
     for name in ("workflow", "envs", "examples"):
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "LICENSE", root)
     (root / ".venv").symlink_to(sys.prefix)
     (root / "FASTA").symlink_to(REPOSITORY / "demo/data/phage_heldout.fna")
     (root / "PTH").symlink_to(classifiers / "500_model.pth")
@@ -150,5 +152,6 @@ def test_commands_do_what_the_pages_say(checkout: Path) -> None:
         assert ended.returncode == 0, f"{command}\n{ended.stdout}{ended.stderr}"
         assert "Traceback" not in ended.stderr
     assert (checkout / "DIR/results/report.html").is_file()
+    assert (checkout / "DIR/results/ro-crate-metadata.json").is_file()
     assert (checkout / "OUT.h5").is_file()
     assert (checkout / "OUT.safetensors").is_file()

@@ -40,6 +40,7 @@ ORDER = [
         "manifest",
         "receipt",
         "provenance",
+        "crate",
         "arrays",
         "sequences",
         "embeddings",

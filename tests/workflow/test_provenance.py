@@ -14,13 +14,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import h5py
 import numpy as np
 import pytest
-from holdfast import embeddings, prepared, provenance, receipt, uniprot
+from holdfast import crate, embeddings, prepared, provenance, receipt, uniprot
+from rocrate.rocrate import ROCrate
 
-from tests.workflow.conftest import DEMO, REPOSITORY, TIMEOUT_S, Project, fasta
+from tests.workflow.conftest import DEMO, REPOSITORY, SCRIPTS, TIMEOUT_S, Project, fasta
 
 PAGE = (REPOSITORY / "docs/embeddings.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -122,6 +124,70 @@ def test_every_file_leads_to_its_record(runs: Project) -> None:
         assert attributes["job"] == outcome.job == of["samples"][name]["job"]
         assert attributes["input_sha256"] == outcome.input_sha256
         assert attributes["software"] == next(iter(of["pools"].values()))["software"]
+
+
+def test_a_crate_of_the_results_leads_from_inputs_to_files_and_says_what_ran(runs: Project, tmp_path: Path) -> None:
+    """Made in a copy of the results, as of results that were moved; no file is changed, moved or copied."""
+    results = tmp_path / "moved"
+    shutil.copytree(runs.path("results"), results)
+    before = {path: sha256(path) for path in results.rglob("*") if path.is_file()}
+    command = [sys.executable, "-W", "error", str(SCRIPTS / "make_crate.py"), str(results), "--license"]
+    done = subprocess.run(
+        [*command, "https://spdx.org/licenses/CC0-1.0"], capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{results / crate.METADATA}\n", "")
+    after = {path for path in results.rglob("*") if path.is_file() and not path.is_relative_to(results / crate.CODE)}
+    assert after == before.keys() | {results / crate.METADATA}
+    assert {path: sha256(path) for path in before} == before
+
+    made = ROCrate(results)
+    first, second = record(runs, "first.json"), record(runs)
+    assert {profile.id.rpartition("/ro/")[2] for profile in made.root_dataset["conformsTo"]} >= {
+        *("wfrun/process/0.5", "wfrun/workflow/0.5")
+    }
+    files = [entity for entity in made.data_entities if "File" in entity.type]
+    sizes = 0
+    for entity in files:
+        path = Path(unquote(urlsplit(entity.id).path)) if entity.id.startswith("file:") else results / entity.id
+        assert path.is_file(), entity.id
+        assert entity.get("sha256") in (None, sha256(path)), entity.id
+        if "contentSize" in entity:
+            assert int(entity["contentSize"]) == path.stat().st_size
+            sizes += 1
+    told = {name.removeprefix("results/") for of in (first, second) for name in of["outputs"]}
+    wanted = {name for name in told if (results / name).exists()} | {f"{name}/embeddings.h5" for name, *_ in SHEET}
+    assert len(wanted) == sizes > 5
+    made_by = {of["run"]: made.get(f"#{of['run']}") for of in (first, second)}
+    assert list(made.root_dataset["mentions"]) == list(reversed(made_by.values()))
+    got = {run: {file.id for file in action["result"]} for run, action in made_by.items()}
+    assert set.union(*got.values()) == wanted
+    assert {"bacterium_heldout/contigs.tsv", "phage_proteins/embeddings.h5"} <= got[first["run"]]
+    assert {"summary.tsv", "odd/embeddings.h5"} <= got[second["run"]]
+    for of, samples in ((first, SHEET[:2]), (second, SHEET[2:])):
+        action = made_by[of["run"]]
+        assert action["instrument"] == made.mainEntity
+        assert (action["startTime"], action["endTime"]) == (of["began"], of["ended"])
+        assert of["command"] in action["description"]
+        read = {entity.id: entity for entity in action["object"]}
+        for name, path, *_ in samples:
+            assert read[runs.path(path).as_uri()]["sha256"] == of["samples"][name]["input_sha256"]
+        assert json.loads(read[f"#config-{of['run']}"]["value"]) == of["config"]
+        weights = {
+            each["sha256"]: each["name"] for each in read.values() if "Synthetic weights" in each.get("name", "")
+        }
+        assert weights.keys() == {known["weights_sha256"] for known in of["models"].values()}
+        assert "Synthetic weights: dnabert_s, esm2" in action["description"]
+        (pool,) = of["pools"].values()
+        versions = {each["name"]: each["softwareVersion"] for each in made.mainEntity["softwareRequirements"]}
+        assert versions.items() >= {name: pool["software"][name] for name in ("python", "torch")}.items()
+        assert versions["snakemake"] == of["software"]["snakemake"]
+    assert "Synthetic weights: dnabert_s, esm2" in made.description
+    assert made_by[first["run"]]["error"] == "no result of odd"
+    assert made_by[second["run"]]["actionStatus"] == "http://schema.org/CompletedActionStatus"
+    assert made.mainEntity["programmingLanguage"]["name"] == "Snakemake"
+    package = sorted((results / crate.CODE / "workflow/scripts/holdfast").iterdir())
+    code = b"".join(path.read_bytes() for path in package)
+    assert hashlib.sha256(code).hexdigest() == second["software"]["holdfast_sha256"]
 
 
 def test_the_summary_shares_the_load_out_and_says_how_busy_the_device_was(runs: Project) -> None:

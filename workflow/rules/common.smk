@@ -21,6 +21,7 @@ PACKAGE = [
         "classifier",
         "configuration",
         "consumer",
+        "crate",
         "device",
         "dnabert_s",
         "documents",

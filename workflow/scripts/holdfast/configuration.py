@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 SHEET_LIMIT_BYTES = 2**24
 SHOWN = 20
-TAKEN = ("classifier", "failures.tsv", "figures", "report.html", "run.json", "runs", "summary.tsv")
+TAKEN = (
+    *("classifier", "failures.tsv", "figures", "report.html", "ro-crate-metadata.json"),
+    *("run.json", "runs", "summary.tsv"),
+)
 HERE = "the config (config/config.yaml, --config)"
 LISTED = "the list 'samples' of the config"
 

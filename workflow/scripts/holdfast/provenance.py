@@ -142,7 +142,7 @@ def _write(start: dict[str, Any], results: Path, began_s: float, ended: bool) ->
     receipts = {name: _receipt(results / name, began_s if name in pending else 0.0) for name in start["samples"]}
     computed = [outcome for outcome in receipts.values() if outcome and outcome.run == run]
     outputs = {
-        str(Path(start["results"], path.relative_to(results))): _sha256(path)
+        str(Path(start["results"], path.relative_to(results))): sha256(path)
         for path in _tables(results, start["samples"], began_s)
     }
     if not computed and not outputs:
@@ -224,7 +224,7 @@ def _classifier_sha256(start: dict[str, Any]) -> str | None:
     """Digest of a classifier that the config names; that of one trained here stands among the outputs."""
     named = start["config"].get("classifier")
     path = Path(start["directory"], named) if named else None
-    return _sha256(path) if path and path.is_file() else None
+    return sha256(path) if path and path.is_file() else None
 
 
 def _tables(results: Path, samples: Iterable[str], began_s: float) -> Iterator[Path]:
@@ -239,7 +239,8 @@ def _tables(results: Path, samples: Iterable[str], began_s: float) -> Iterator[P
                 yield path
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """SHA-256 of a file (hex)."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
