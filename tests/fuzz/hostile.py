@@ -30,7 +30,7 @@ from tests.fuzz.parsers import parsers
 MEMORY_BYTES = 2 * 2**30
 SECONDS = 30
 JSON_PARSERS = (
-    *("receipt", "summary", "prepared", "state", "run", "tokenizer", "published_tokenizer"),
+    *("receipt", "summary", "prepared", "state", "tokenizer", "published_tokenizer"),
     *("config", "hugging_face_config", "weights_index"),
 )
 YAML_PARSERS = ("manifest", "settings", "config")

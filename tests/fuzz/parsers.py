@@ -17,7 +17,6 @@ from holdfast import (
     checkpoint,
     classifier,
     configuration,
-    crate,
     embeddings,
     esm2,
     fasta,
@@ -149,11 +148,6 @@ def read_for_summary(path: Path) -> None:
     assert header.count("\t") == row.count("\t")
 
 
-def read_run(path: Path) -> None:
-    crate.write(path.parent, "https://spdx.org/licenses/CC0-1.0")
-    json.loads((path.parent / crate.METADATA).read_text())
-
-
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "fasta": ("a.fna", read_nucleotides),
     "proteins": ("a.faa", read_proteins),
@@ -167,7 +161,6 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "published_tokenizer": ("tokenizer.json", read_published_tokenizer),
     "summary": ("receipt.json", read_for_summary),
     "state": ("pool.json", read_state),
-    "run": ("run.json", read_run),
     "frames": ("frames.tsv", read_frames),
     "embeddings": ("embeddings.h5", read_embeddings),
     "pth": ("classifier.pth", read_classifier),

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from holdfast import calls, classifier, embeddings, esm2, packed, provenance, synthetic
+from holdfast import calls, classifier, embeddings, esm2, packed, synthetic
 from holdfast.frames import frame_id
 from holdfast.layout import FAIR_ESM, HUGGING_FACE_ESM, Layout
 from holdfast.manifest import Manifest
@@ -93,7 +93,6 @@ def seeds() -> dict[str, list[bytes]]:
             "published_tokenizer": [_tokenizer(directory)],
             "summary": [_receipt(directory)],
             "state": [_state(directory)],
-            "run": [_run()],
             "frames": [_frames(directory)],
             "embeddings": [_embeddings(directory)],
             "pth": _pth(directory),
@@ -124,27 +123,6 @@ def beside(name: str) -> dict[str, bytes]:
 def _manifest() -> bytes:
     digests = {"esm2": "a" * 64, "dnabert_s": "b" * 64}
     return Manifest("s1", "contigs", "/data/s1.fna", 100, 1700000000, 500, digests, "auto", "float16").dump().encode()
-
-
-def _run() -> bytes:
-    run = {
-        **{name: name for name in ("run", "command", "began", "ended")},
-        "format": "holdfast-run",
-        "directory": "/data",
-        "results": "results",
-        "config": {"seed": 1},
-        "software": provenance.software(["snakemake"]),
-        "models": {"esm2": {"source": "s", "weights_sha256": "a" * 64, "synthetic": True}},
-        "classifier_sha256": "b" * 64,
-        "synthetic_weights": ["esm2"],
-        "pools": {"h-1-2": {"host": "h", "software": {"torch": "2.13.0"}}},
-        "samples": {
-            "s": {"fasta": "s.faa", "state": "done", "input_sha256": "c" * 64},
-            "t": {"fasta": "t", "state": "failed"},
-        },
-        "outputs": {"results/run.json": "d" * 64, "results/summary.tsv": "e" * 64},
-    }
-    return json.dumps(run).encode()
 
 
 def _receipt(directory: Path) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from holdfast import crate, documents, provenance
+from holdfast import crate, provenance
 from holdfast.errors import ConfigError
 from rocrate.rocrate import ROCrate
 
@@ -33,40 +33,13 @@ def results(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"format": "holdfast-weights"}, "not the record of a run: format is not holdfast-run"),
-        ({"began": 5}, "began must be text"),
-        ({"samples": []}, "samples must hold names and values"),
-        ({"samples": {"s": {"state": "done"}}}, r"samples\.s\.fasta is missing"),
-        ({"samples": {"../s": {"fasta": "f", "state": "done"}}}, r"samples: \.\./s is not the name of a sample"),
-        ({"samples": {"..": {"fasta": "f", "state": "done"}}}, r"samples: \.\. is not the name of a sample"),
-        ({"models": {"esm2": {"synthetic": "yes"}}}, r"models\.esm2\.synthetic must be true or false"),
-        ({"pools": {"p": 1}}, r"pools\.p must hold names and values"),
-        ({"outputs": {"/etc/passwd": "0"}}, "outputs: /etc/passwd is not the name of a result"),
-        (
-            {"outputs": {"below/results/../../a": "0"}},
-            r"outputs: below/results/\.\./\.\./a is not the name of a result",
-        ),
-        ({"outputs": {"below/results/\udcff": "0"}}, "outputs: .* is not the name of a result"),
-        ({"software": {"holdfast_sha256": "0"}}, "made by other code than that in .*; use the make_crate.py of"),
-    ],
-)
-def test_a_record_that_cannot_be_used_is_refused(
-    results: Callable[..., Path], changes: dict[str, Any], message: str
-) -> None:
-    directory = results(**changes)
-    with pytest.raises(ConfigError, match=rf"{directory}/run\.json: .*{message}"):
-        crate.write(directory, LICENSE)
-    assert [path.name for path in directory.iterdir()] == ["run.json"]
-
-
-def test_other_mistakes_have_their_messages(results: Callable[..., Path], tmp_path: Path) -> None:
+def test_mistakes_have_their_messages(results: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.json: is missing; give the directory of the results of a run"):
         crate.write(tmp_path, LICENSE)
     with pytest.raises(ConfigError, match="--license CC0: not a URL, such as https"):
         crate.write(results(), "CC0")
+    with pytest.raises(ConfigError, match=r"run\.json: not the record of a run: format is not holdfast-run"):
+        crate.write(results(format="holdfast-weights"), LICENSE)
     (tmp_path / "run.json").write_text("[" * 100_000)
     with pytest.raises(ConfigError, match=r"run\.json: not the record of a run: not JSON"):
         crate.write(tmp_path, LICENSE)
@@ -87,15 +60,8 @@ def test_a_file_is_the_result_of_the_run_that_wrote_it_as_it_is(results: Callabl
     made = ROCrate(tmp_path)
     one, two = made.get("#r1"), made.get("#r2")
     assert [[file.id for file in run["result"]] for run in (one, two)] == [["first.tsv"], ["both.tsv"]]
-    assert two["instrument"] == made.mainEntity
-    assert (one["instrument"].type, one["instrument"]["version"]) == ("SoftwareApplication", "0.0.1")
+    assert (one["instrument"].type, one["instrument"]["softwareVersion"]) == ("SoftwareApplication", "0.0.1")
     assert [each["name"] for each in one["instrument"]["softwareRequirements"]] == ["torch"]
     assert (one["actionStatus"], one["error"]) == ("http://schema.org/FailedActionStatus", "killed")
     assert "endTime" not in one
     assert "ynthetic" not in (tmp_path / crate.METADATA).read_text()
-
-
-def test_of_an_object_what_a_dataclass_has_is_kept() -> None:
-    content = {"fasta": "f", "state": "done", "more": 1}
-    assert documents.keep(crate.Input, content) == {"fasta": "f", "state": "done", "input_sha256": ""}
-    assert documents.keep(dict[str, crate.Input], {"s": {}, "t": 1}) == {"s": {"input_sha256": ""}, "t": 1}

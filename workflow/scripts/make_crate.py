@@ -1,4 +1,4 @@
-"""Make an RO-Crate of the results of a run: ro-crate-metadata.json beside them, and the code that ran."""
+"""Make an RO-Crate of the results of runs: ro-crate-metadata.json beside them."""
 
 import argparse
 from pathlib import Path

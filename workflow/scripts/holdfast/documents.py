@@ -8,7 +8,7 @@ turns into its own, with the file and what to do.
 
 import json
 import math
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from os import PathLike
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -142,17 +142,6 @@ def fill(kind: type[Kind], content: Any) -> Kind:
     """
     filled: Kind = _fit(kind, content, "")
     return filled
-
-
-def keep(kind: Any, content: Any) -> Any:
-    """What :func:`fill` wants out of an object that holds more: the fields of a dataclass, also inside, or defaults."""
-    if is_dataclass(kind) and isinstance(content, dict):
-        hints = get_type_hints(kind)
-        known = {field.name: content.get(field.name, field.default) for field in fields(kind)}
-        return {name: keep(hints[name], value) for name, value in known.items() if value is not MISSING}
-    if get_origin(kind) is dict and isinstance(content, dict):
-        return {key: keep(get_args(kind)[1], value) for key, value in content.items()}
-    return content
 
 
 def _fit(wanted: Any, value: Any, where: str) -> Any:
