@@ -23,49 +23,15 @@ SCRIPTS = Path(classifier.__file__).parents[1]
 DNABERT_S_WIDTH, ESM2_WIDTH = 6, 10
 FEATURE_WIDTH = DNABERT_S_WIDTH + ESM2_WIDTH
 
-# As VirNucPro's training script: a class under __main__, saved whole, after some training so that bn1 has statistics.
-PUBLISHED = """
-import sys, torch, numpy
-
-class MLPClassifier(torch.nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.hidden_layer = torch.nn.Linear(width, 512)
-        self.bn1 = torch.nn.BatchNorm1d(512)
-        self.output_layer = torch.nn.Linear(512, 2)
-        self.dropout = torch.nn.Dropout(p=0.5)
-        RELU
-    def forward(self, x):
-        x = torch.relu(self.bn1(self.hidden_layer(x)))
-        return torch.softmax(self.output_layer(self.dropout(x)), dim=1)
-
-torch.manual_seed(3)
-model = MLPClassifier(16)
-for _ in range(5):
-    model(torch.randn(32, 16) * 3 + 1)
-with torch.no_grad():
-    model.bn1.weight.normal_()
-    model.bn1.bias.normal_()
-model.eval()
-torch.save(model, "new.pth")
-torch.save(model, "old.pth", _use_new_zipfile_serialization=False)
-torch.save(model.state_dict(), "state.pth")
-features = torch.randn(50, 16)
-numpy.savez("expected.npz", features=features.numpy(), probabilities=model(features).detach().numpy())
-model.bn1.eps = 1e-3
-torch.save(model, "epsilon.pth")
-model.bn1 = torch.nn.Identity()
-torch.save(model, "identity.pth")
-"""
+PUBLISH = Path(__file__).parents[1] / "reference" / "virnucpro.py"
 
 
-@pytest.fixture(scope="module", params=["", "self.relu = torch.nn.ReLU()"], ids=["function", "module"])
+@pytest.fixture(scope="module", params=["function", "relu"])
 def published(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A directory with the files of a genuine torch.save, and what that module computes."""
     directory = tmp_path_factory.mktemp("published")
-    program = PUBLISHED.replace("RELU", request.param)
-    (directory / "train.py").write_text(program)
-    subprocess.run([sys.executable, "-W", "ignore", "train.py"], cwd=directory, check=True)
+    command = [sys.executable, "-W", "ignore", PUBLISH, str(FEATURE_WIDTH), directory, request.param]
+    subprocess.run(command, check=True)
     return directory
 
 
@@ -114,7 +80,7 @@ def labelled(
     return files
 
 
-@pytest.mark.parametrize("name", ["new.pth", "old.pth"])
+@pytest.mark.parametrize("name", ["500_model.pth", "old.pth"])
 def test_virnucpros_pickled_module_is_read_and_converted(published: Path, tmp_path: Path, name: str) -> None:
     expected = np.load(published / "expected.npz")
     sample = write_sample(tmp_path / "s.h5", expected["features"], list(range(50)))
@@ -134,8 +100,8 @@ def test_virnucpros_pickled_module_is_read_and_converted(published: Path, tmp_pa
 
 
 def test_pickle_holds_only_the_names_that_the_unpickler_knows(published: Path) -> None:
-    with zipfile.ZipFile(published / "new.pth") as archive:
-        pickled = archive.read("new/data.pkl")
+    with zipfile.ZipFile(published / "500_model.pth") as archive:
+        pickled = archive.read("500_model/data.pkl")
     opcodes = list(pickletools.genops(pickled))
     names = {str(argument).replace(" ", ".") for opcode, argument, _ in opcodes if opcode.name == "GLOBAL"}
     assert names - {"torch.nn.modules.activation.ReLU"} == set(pth.NAMES) - {
@@ -261,7 +227,7 @@ def test_a_broken_pth_is_one_clear_error(tmp_path: Path, make: Callable[[Path], 
 
 
 def test_a_genuine_pth_that_is_cut_or_changed_is_refused(published: Path, tmp_path: Path) -> None:
-    for name in ("new.pth", "old.pth"):
+    for name in ("500_model.pth", "old.pth"):
         content = (published / name).read_bytes()
         for size in (100, len(content) // 2, len(content) - 100):
             (tmp_path / name).write_bytes(content[:size])

@@ -24,36 +24,11 @@ import yaml
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = REPOSITORY / "workflow" / "scripts"
 DEMO = REPOSITORY / "demo"
-TIMEOUT_S = 180
+TIMEOUT_S = 600  # far more than anything takes, so that only what hangs is ended
 PROCESSES_END_S = 30
 
 # Widths of synthetic esm2_t6_8M_UR50D and dnabert_s_tiny.
 WIDTHS = {"esm2": 320, "dnabert_s": 96}
-
-# VirNucPro's classifier as its training script saves it: a whole module, its class under __main__, synthetic weights.
-PUBLISHED_CLASSIFIER = """
-import sys, torch
-
-class MLPClassifier(torch.nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.hidden_layer = torch.nn.Linear(width, 512)
-        self.bn1 = torch.nn.BatchNorm1d(512)
-        self.output_layer = torch.nn.Linear(512, 2)
-        self.dropout = torch.nn.Dropout(p=0.5)
-
-    def forward(self, x):
-        x = torch.relu(self.bn1(self.hidden_layer(x)))
-        return torch.softmax(self.output_layer(self.dropout(x)), dim=1)
-
-torch.manual_seed(3)
-model = MLPClassifier(int(sys.argv[1]))
-model(torch.randn(256, int(sys.argv[1])) * 0.3)
-with torch.no_grad():
-    model.output_layer.weight.mul_(8)
-torch.save(model.eval(), sys.argv[2])
-torch.save(model.state_dict(), sys.argv[3])
-"""
 
 
 @dataclass(frozen=True)
@@ -254,17 +229,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with one synthetic classifier: ``500_model.pth`` of VirNucPro, ``.safetensors``, ``state.pth``."""
+    """A directory with one synthetic classifier: what ``virnucpro.py`` writes, and ``500_model.safetensors``."""
 
     def make(directory: Path) -> None:
+        publish = [REPOSITORY / "tests/reference/virnucpro.py", str(sum(WIDTHS.values())), directory]
         pickled, converted = directory / "500_model.pth", directory / "500_model.safetensors"
-        program = directory / "publish.py"
-        program.write_text(PUBLISHED_CLASSIFIER)
-        publish = [sys.executable, "-W", "ignore", str(program), str(sum(WIDTHS.values())), str(pickled)]
-        publish.append(str(directory / "state.pth"))
-        convert = [sys.executable, str(SCRIPTS / "convert_classifier.py"), str(pickled), str(converted)]
-        for command in (publish, convert):
-            subprocess.run(command, check=True, timeout=TIMEOUT_S)
+        for program in (publish, [SCRIPTS / "convert_classifier.py", pickled, converted]):
+            subprocess.run([sys.executable, "-W", "ignore", *program], check=True, timeout=TIMEOUT_S)
 
     return _once(tmp_path_factory, "classifiers", make)
 
@@ -290,3 +261,21 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("workflow", "envs"):
         shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     return copy
+
+
+@pytest.fixture
+def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """A function that makes of a directory what git finds at ``https://github.com/OWNER/holdfast``, with a tag."""
+
+    def at_github(source: Path) -> None:
+        monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+        monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+        monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.file://{source}.insteadOf")
+        monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://github.com/OWNER/holdfast")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.delenv("GITHUB_TOKEN", raising=False)
+        author = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+        for command in (("init", "-q"), ("add", "."), (*author, "commit", "-qm", "All"), ("tag", "v0.1.0")):
+            subprocess.run(["git", *command], cwd=source, check=True)
+
+    return at_github

@@ -1,10 +1,8 @@
 """Holdfast as a module of other workflows: the worked example, a module from a tag on GitHub, and mistakes."""
 
 import json
-import os
 import shutil
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -129,26 +127,12 @@ def test_the_example_embeds_what_its_own_rule_filters_and_notices_what_that_make
 
 
 @pytest.fixture
-def two(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+def two(tmp_path: Path, models: Path, publish: Callable[[Path], None]) -> Iterator[Project]:
     """A workflow with two modules, and a repository on GitHub as git finds it: elsewhere."""
     source = tmp_path / "source"
     for name in ("workflow", "envs"):
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
-    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.file://{tmp_path}/holdfast.git.insteadOf")
-    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://github.com/OWNER/holdfast")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("GITHUB_TOKEN", raising=False)
-    author = ("-c", "user.name=test", "-c", "user.email=test@localhost")
-    for command in (
-        ("init", "--quiet", "-b", "main"),
-        ("add", "."),
-        (*author, "commit", "--quiet", "-m", "All"),
-        ("tag", "v0.1.0"),
-        ("clone", "--quiet", "--bare", ".", str(tmp_path / "holdfast.git")),
-    ):
-        subprocess.run(["git", *command], cwd=source, check=True)
+    publish(source)
     some = Project(tmp_path / "project", models)
     some.write("data/p.faa", fasta({"p1": "MKVLAAGGIVA", "p2": "MKV"}))
     some.write("data/d.fna", fasta({"d1": "ACGTNACGT"}))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def test_what_was_prepared_with_a_network_runs_without_one_in_a_container(
 
 
 def test_snakedeploy_deploys_a_tag_whose_dry_run_works(
-    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, models: Path, publish: Callable[[Path], None]
 ) -> None:
     """``https://github.com/OWNER/holdfast`` is a repository of the files that are here."""
     source = tmp_path / "source"
@@ -82,15 +83,7 @@ def test_snakedeploy_deploys_a_tag_whose_dry_run_works(
     for name in names.rstrip("\0").split("\0"):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes((REPOSITORY / name).read_bytes())
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
-    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.file://{source}.insteadOf")
-    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://github.com/OWNER/holdfast")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("GITHUB_TOKEN", raising=False)
-    author = ("-c", "user.name=test", "-c", "user.email=test@localhost")
-    for command in (("init", "-q"), ("add", "."), (*author, "commit", "-qm", "All"), ("tag", "v0.1.0")):
-        subprocess.run(["git", *command], cwd=source, check=True)
+    publish(source)
 
     deployed = tmp_path / "deployed"
     command = [BIN / "snakedeploy", "deploy-workflow", "https://github.com/OWNER/holdfast", deployed, "--tag", "v0.1.0"]
