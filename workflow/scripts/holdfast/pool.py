@@ -38,7 +38,10 @@ from .spool import Spool
 from .status import Launcher, Observer, PoolState
 from .worker import Ready
 
-POLL_S = 0.02
+SHORTEST_PAUSE_S = 0.02
+LONGEST_PAUSE_S = 0.25
+PAUSE_SHARE = 0.01
+"""Between two looks at the spool passes this share of the time since a job last came or went, within these limits."""
 ERRORS = 5
 BEAT_S = 1.0
 TAKE_OVER_S = 2.0
@@ -177,16 +180,14 @@ class Pool:
             self.fleet.ledger.refresh()
 
     def _ended(self) -> bool:
-        now = time.monotonic()
-        if self.jobs:
-            self.last_work = now
+        idle_s = 0.0 if self.jobs else time.monotonic() - self.last_work
         if self.signal:  # the ordinary end, if nothing is left undone: so Snakemake ends its services
             self._stop(self.signal if self.jobs else f"told to, with no job open ({self.signal})")
         elif not self.endpoint.exists():
             self._stop("the endpoint file is gone, nobody waits any more")
         elif self.launcher.is_gone():
             self._stop("the Snakemake that started the pool is gone")
-        elif self.settings.idle_timeout_s is not None and now - self.last_work > self.settings.idle_timeout_s:
+        elif self.settings.idle_timeout_s is not None and idle_s > self.settings.idle_timeout_s:
             self._stop(f"idle for {self.settings.idle_timeout_s:g} s")
         return bool(self.stop_reason)
 
@@ -196,9 +197,10 @@ class Pool:
 
     def _advance(self) -> None:
         """Handle what has completed, in the order in which it was begun, or wait a little for it."""
+        pause_s = min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, PAUSE_SHARE * (time.monotonic() - self.last_work)))
         if not self.futures:
-            time.sleep(POLL_S)
-        done = wait(self.futures, POLL_S, FIRST_COMPLETED).done if self.futures else set()
+            time.sleep(pause_s)
+        done = wait(self.futures, pause_s, FIRST_COMPLETED).done if self.futures else set()
         self.spool.check_claims(self.name)
         for future in [future for future in self.futures if future in done]:
             then, what = self.futures.pop(future, (None, ()))
@@ -293,6 +295,7 @@ class Pool:
             directory = self.spool.work_directory(self.name, manifest.job)
             job = self.jobs[self.number] = Job(self.number, manifest, directory, time.monotonic())
             self.number += 1
+            self.last_work = time.monotonic()
             self._read(job)
             if not self.readers.room:
                 return
@@ -333,7 +336,6 @@ class Pool:
         """Have the embeddings of a job written, now that it lacks nothing."""
         if self.fleet.ledger is None or self.fleet.report is None:
             raise ValueError("no job is complete before a worker is ready")
-        self.last_work = time.monotonic()
         descriptions = {model: self.models[model] for model in job.sequences}
         places = self.fleet.ledger.places(job)
         facts = (job.failures, self.fleet.report.precision, self.fleet.report.software)
@@ -385,6 +387,7 @@ class Pool:
         )
         self.spool.finish(self.name, outcome, job.directory)
         del self.jobs[job.number]
+        self.last_work = time.monotonic()
         if self.fleet.ledger:
             self.fleet.ledger.close(job)
             if not self.jobs and not self.spool.waiting():  # the jobs of adopted blocks have gone elsewhere
