@@ -36,7 +36,7 @@ from tests.workflow.conftest import SCRIPTS, Project, models, project  # noqa: E
 
 __all__ = ["models", "project"]
 
-LONG_S = 120
+LONG_S = 300  # far more than anything takes, so that only what hangs is ended
 PROCESSES_END_S = 10
 CONSUMERS_NOTICE_S = 15
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
@@ -273,12 +273,7 @@ class RunningPool:
 
     def processes(self, with_torch: bool) -> list[psutil.Process]:
         """Its workers, or its readers."""
-        spawned = [
-            child
-            for child in psutil.Process(self.process.pid).children()
-            if "--multiprocessing-fork" in child.cmdline()
-        ]
-        return [child for child in spawned if with_torch == ("libtorch" in Path(f"/proc/{child.pid}/maps").read_text())]
+        return processes_of(psutil.Process(self.process.pid), with_torch)
 
     def stop(self) -> None:
         """End it as Snakemake does; nothing of it may be left."""
@@ -365,12 +360,14 @@ class RunningSnakemake:
 
     def supervisors(self) -> list[psutil.Process]:
         """The living pools of the project."""
-        return [
-            psutil.Process(pid)
-            for pid in processes_in(self.project.directory)
-            if b"serve_pool.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
-            and not (Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"sh"))
-        ]
+        found = []
+        for pid in processes_in(self.project.directory):
+            with suppress(psutil.NoSuchProcess):  # ended meanwhile
+                process = psutil.Process(pid)
+                program, *words = process.cmdline() or [""]
+                if not program.endswith("sh") and any("serve_pool.py" in word for word in words):
+                    found.append(process)
+        return found
 
     def wait_for_work(self) -> None:
         """Wait until the pool has written vectors."""
@@ -405,6 +402,17 @@ def blocks(spool: Path) -> list[Path]:
         for name in names
         if name.endswith(".npy")
     ]
+
+
+def processes_of(pool: psutil.Process, with_torch: bool) -> list[psutil.Process]:
+    """The workers of a pool, or its readers; one that is just ending is none."""
+    found = []
+    for child in pool.children():
+        with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+            torch = "libtorch" in Path(f"/proc/{child.pid}/maps").read_text()
+            if "--multiprocessing-fork" in child.cmdline() and torch == with_torch:
+                found.append(child)
+    return found
 
 
 def processes_in(directory: Path) -> list[int]:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ from tests.drills.conftest import (
     processes_in,
     proteins,
     results_of,
+    token_marker,
 )
 from tests.workflow.conftest import SCRIPTS, NewProject, Project, fasta
 
@@ -67,6 +69,11 @@ def make(project: NewProject, name: str, *samples: str, **changed: object) -> Pr
         some.write(f"data/{sample}.faa", fasta(proteins(BATCHES, TOKENS - 2, sum(map(ord, sample)))))
     some.write_sheet(*((sample, f"data/{sample}.faa", "proteins") for sample in samples))
     return some
+
+
+def fasta_of(project: Project, sample: str) -> list[str]:
+    """The sequences of a sample."""
+    return project.read(f"data/{sample}.faa").split()[1::2]
 
 
 def spool_of(project: Project) -> Path:
@@ -109,7 +116,7 @@ def end(pool: RunningPool, number: signal.Signals) -> float:
 
 
 def test_pools_come_and_go_and_die_under_two_runs_and_no_value_differs(
-    project: NewProject, launch: Launch, serve: Serve, tmp_path: Path
+    project: NewProject, launch: Launch, serve: Serve, models: Path, tmp_path: Path
 ) -> None:
     samples = {"one": ("a", "b", "c"), "two": ("d", "e", "f")}
     projects = {name: make(project, name, *names) for name, names in samples.items()}
@@ -121,7 +128,13 @@ def test_pools_come_and_go_and_die_under_two_runs_and_no_value_differs(
         return all(text in run.text for run in runs) and len(logs) == 4 and all(text in log for log in logs)
 
     eventually(lambda: told(f"no pool serves {spool} now; start one with serve_pool.py"))
-    noting = Injection(tmp_path / "faults", SLOW, Fault("embed", "note", after=True))
+    # Each pool stops at the fourth sequence of its first sample, until there are two to be told to end.
+    stops = [
+        Fault("embed", "wait", token_marker(models, fasta_of(some, sample)[3]))
+        for key, some in projects.items()
+        for sample in samples[key]
+    ]
+    noting = Injection(tmp_path / "faults", SLOW, *stops, Fault("embed", "note", after=True))
     slurm = {"HOLDFAST": str(ROOT), "HOLDFAST_PYTHON": sys.executable, "SLURM_JOB_ID": "7"}
 
     def start(name: str, **more: object) -> RunningPool:
@@ -136,6 +149,7 @@ def test_pools_come_and_go_and_die_under_two_runs_and_no_value_differs(
     held = claims(stopped)
     assert not set(held) & set(claims(killed))
     killed.process.kill()
+    noting.release()
     assert end(stopped, signal.SIGTERM) < PROCESSES_END_S
     assert (stopped.process.returncode, stopped.state.reason) == (0, "SIGTERM")
     finished = {path.name for path in spool.glob("done/*")}
@@ -173,7 +187,7 @@ def another_host(name: str, here: Path, there: Path, hidden: Path) -> list[str]:
 
 @needs_another_host
 def test_another_host_takes_over_after_the_lease_and_a_pool_that_wakes_up_late_does_no_harm(
-    serve: Serve, tmp_path: Path
+    serve: Serve, models: Path, tmp_path: Path
 ) -> None:
     spool, there, hidden = (tmp_path / name for name in ("spool", "there", "hidden"))
     Spool(spool)
@@ -183,16 +197,18 @@ def test_another_host_takes_over_after_the_lease_and_a_pool_that_wakes_up_late_d
         for name in names:
             (directory / f"{name}.faa").write_text(fasta(proteins(8, 62, ord(name))))
 
-    def elsewhere(name: str, *faults: Fault) -> RunningPool:
+    def elsewhere(name: str, sample: str) -> RunningPool:
+        """A pool on a host of that name, which hangs over the last sequence of a sample."""
+        last = (tmp_path / f"{sample}.faa").read_text().split()[-1]
+
         def command(usual: list[str]) -> list[str]:
             usual[usual.index("--spool") + 1] = str(there)
             return [*another_host(name, spool, there, hidden), *usual]
 
         told = {"spool": spool, "command": command, "tokens_per_batch": 64, "lease_s": LEASE_S}
-        return serve(*faults, name=name, **told)
+        return serve(Fault("embed", "hang", token_marker(models, last)), name=name, **told)
 
-    slow = Fault("embed", "slow", words="0.5")
-    dying, stalling = elsewhere("dying", slow), elsewhere("stalling", slow)
+    dying, stalling = elsewhere("dying", "b"), elsewhere("stalling", "c")
     # Both do a whole job for a consumer here, which finds the embeddings at its own path; files they lack are named.
     job, lacking = dying.job("a", tmp_path / "a.faa"), dying.job("h", hidden / "h.faa")
     outputs = [tmp_path / f"{sample}.json" for sample in "ah"]
@@ -348,7 +364,7 @@ def test_another_user_can_do_nothing_with_a_spool() -> None:
 
 
 def test_a_pool_by_hand_outlives_its_shell_but_not_its_terminal(serve: Serve, tmp_path: Path) -> None:
-    (tmp_path / "s.faa").write_text(fasta(proteins(8, 62, 1)))
+    (tmp_path / "s.faa").write_text(fasta(proteins(100, 62, 1)))  # 25 s for the slow pool: it is told to end early
     kept = serve(name="kept", command=lambda usual: ["bash", "-c", 'nohup "$@" & wait', "bash", *usual])
     hears = ["env", "--default-signal=HUP"]  # also where whoever started the tests ignores it
     closed = serve(SLOW, name="closed", tokens_per_batch=64, command=lambda usual: [*hears, *usual])
@@ -388,7 +404,8 @@ def test_what_a_killed_snakemake_started_ends_be_it_a_pool_by_hand_or_a_waiting_
     assert "ending: the Snakemake that started the pool is gone" in by_hand.read("pool.log")
     assert "error: the Snakemake that started this consumer is gone" in waiting.project.read("logs/embed/0.log")
     for pid in processes_in(by_hand.directory):
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # the shell of the one before
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_waiting_consumer_hands_in_anew_what_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,21 @@ from pathlib import Path
 from holdfast import embeddings
 
 from tests.drills import drill
-from tests.drills.conftest import Fault, Injection, RunningPool, Serve, blocks, check_equal, eventually, proteins
+from tests.drills.conftest import (
+    Fault,
+    Injection,
+    Serve,
+    blocks,
+    check_equal,
+    eventually,
+    proteins,
+    token_marker,
+)
 from tests.workflow.conftest import fasta
 
 KILLS = 20
-TOKENS_PER_BATCH = 512
+SEQUENCES_PER_BATCH = 8
+TOKENS_PER_BATCH = SEQUENCES_PER_BATCH * 64
 
 
 def test_after_kills_at_random_moments_the_results_are_those_of_an_undisturbed_run(
@@ -24,27 +34,33 @@ def test_after_kills_at_random_moments_the_results_are_those_of_an_undisturbed_r
 def test_a_killed_supervisor_costs_at_most_the_batches_at_the_device(
     tmp_path: Path, models: Path, serve: Serve
 ) -> None:
+    records = proteins(120, 62, 1)
     path = tmp_path / "sample.faa"
-    path.write_text(fasta(proteins(120, 62, 1)))
+    path.write_text(fasta(records))
     tokens = 120 * 64
     undisturbed = serve(name="undisturbed")
     expected = embeddings.read(undisturbed.embed(undisturbed.job("sample", path))["sample"].embeddings)
-    injection = Injection(tmp_path / "faults", Fault("embed", "note", after=True), Fault("embed", "slow", words="0.1"))
+    note, noted = Fault("embed", "note", after=True), []
 
-    def killed_after(batches: int) -> RunningPool:
+    def kill_after(batches: int) -> None:
+        """Kill a supervisor while its worker has the next batch, computed but not handed over."""
+        marker = token_marker(models, [*records.values()][batches * SEQUENCES_PER_BATCH])
+        injection = Injection(tmp_path / f"faults-{batches}", note, Fault("embed", "wait", marker, after=True))
         pool = serve(environment=injection.environment, tokens_per_batch=TOKENS_PER_BATCH)
         pool.spool.submit(pool.job("sample", path))
-        eventually(lambda: len(blocks(pool.spool.root)) >= batches)
+        injection.wait_for()
+        eventually(lambda: len(blocks(pool.spool.root)) == batches)
         pool.process.kill()
         pool.process.wait()
-        return pool
+        noted.extend(injection.notes())
 
     kills = [4, 8, 12]
     for batches in kills:
-        killed_after(batches)
+        kill_after(batches)
+    injection = Injection(tmp_path / "faults", note)
     last = serve(environment=injection.environment, tokens_per_batch=TOKENS_PER_BATCH)
     outcome = last.embed(last.job("sample", path))["sample"]
     check_equal(embeddings.read(outcome.embeddings), expected)
-    computed = sum(noted for _, noted in injection.notes())
-    assert tokens <= computed <= tokens + len(kills) * TOKENS_PER_BATCH
+    computed = sum(tokens for _, tokens in [*noted, *injection.notes()])
+    assert computed == tokens + len(kills) * TOKENS_PER_BATCH
     assert last.log.read_text().count("is dead: took over 1 jobs and") == len(kills)

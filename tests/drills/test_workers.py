@@ -128,14 +128,16 @@ def test_a_sequence_over_which_workers_hang_is_given_up(
 
 
 def test_a_worker_killed_from_outside_costs_its_batch_a_repetition(
-    serve: Serve, files: dict[str, Path], expected: dict[str, Embeddings]
+    serve: Serve, models: Path, files: dict[str, Path], expected: dict[str, Embeddings], tmp_path: Path
 ) -> None:
-    pool = serve(Fault("embed", "slow", words="0.3"), tokens_per_batch=256)
-    pool.wait_until_ready()
+    last = [*fasta.read(files["three"], Alphabet.PROTEIN)][-1]
+    injection = Injection(tmp_path / "faults", Fault("embed", "wait", token_marker(models, last.sequence)))
+    pool = serve(environment=injection.environment, tokens_per_batch=256)
     waiting = [pool.hand_in(pool.job(name, files[name])) for name in NAMES]
-    eventually(lambda: pool.progress("batches"))
+    injection.wait_for()
     (worker,) = pool.processes(with_torch=True)
     worker.kill()
+    injection.release()
     for name, future in zip(NAMES, waiting, strict=True):
         check(future.result(LONG_S), expected[name], {})
     assert check_replacements(pool) == 1

@@ -48,6 +48,7 @@ AccountingStorageType=accounting_storage/none
 MailProg=/bin/true
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
+MinJobAge=3600
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
 GresTypes=gpu
 SlurmdParameters=config_overrides

@@ -26,7 +26,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `pytest tests/slurm` alone finds no other directory of tests
 
 
-from tests.drills.conftest import Fault, Injection, RunningSnakemake, eventually, proteins
+from tests.drills.conftest import Fault, Injection, RunningSnakemake, eventually, processes_of, proteins
 from tests.slurm import cluster
 from tests.workflow.conftest import REPOSITORY, Project, classifiers, fasta, models, open_sequence
 
@@ -214,36 +214,34 @@ def story(tmp_path_factory: pytest.TempPathFactory, models: Path, classifiers: P
                     run.process.wait()
 
 
-def _hold(*pools: psutil.Process) -> None:
-    """Let the workers and readers of pools stand still."""
-    for pool in pools:
-        for process in pool.children():
-            with suppress(psutil.NoSuchProcess):
-                process.suspend()
-
-
 def _let_go(pool: psutil.Process) -> None:
-    """Let them go on."""
-    for process in pool.children():
-        with suppress(psutil.NoSuchProcess):
-            process.resume()
+    """Let the worker of a pool that is held go on."""
+    with suppress(psutil.NoSuchProcess):
+        for worker in processes_of(pool, with_torch=True):
+            worker.resume()
 
 
 def _first(told: Story, run: RunningSnakemake) -> None:
     """The run in which things happen to lanes."""
     node = f"NodeName={socket.gethostname().partition('.')[0]}"
 
-    def two_at_work() -> bool:
-        told.look()
-        return sum(bool(told.done(lane)) for lane in told.jobs) == 2
+    held = set()
 
-    eventually(two_at_work)
+    def two_are_held() -> bool:
+        """Hold the worker of a lane once it has done a sample, which may be all of them before another lane begins."""
+        told.look()
+        for lane in {lane for lane in told.jobs if told.done(lane)} - held:
+            for worker in processes_of(told.jobs[lane].pool, with_torch=True):
+                worker.suspend()
+                held.add(lane)
+        return len(held) == 2
+
+    eventually(two_are_held)
     told.plan = json.loads(next(told.project.path(".holdfast/runs").glob("*/plan.json")).read_text())["plan"]
     cancelled, late = told.jobs.values()
     told.cancelled, told.late = cancelled.lane, late.lane
     cluster.ask("scontrol", "update", node, "State=DRAIN", "Reason=test")
     processes = [*cancelled.processes, *late.processes]
-    _hold(cancelled.pool, late.pool)
     eventually(lambda: len(told.claims) >= 10)  # more than workers hold
     cluster.ask("scancel", cancelled.asked["JobId"])
     _let_go(cancelled.pool)

@@ -88,7 +88,7 @@ def test_a_line_moves_on_the_terminal_and_pool_status_tells_more(project: NewPro
     spool = some.path(".holdfast/spool")
     seen: dict[str, Any] = {"pools": []}
     deadline = time.monotonic() + 120
-    while not any(pool["progress"]["tokens_per_s"] for pool in seen["pools"]):
+    while not any(pool["progress"]["tokens_per_s"] and pool["progress"]["failed"] for pool in seen["pools"]):
         assert run.process.poll() is None, run.text
         assert time.monotonic() < deadline
         time.sleep(0.2)
