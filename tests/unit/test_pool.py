@@ -371,7 +371,7 @@ def test_a_model_that_the_pool_does_not_hold_is_named(
 def test_what_is_no_manifest_does_not_stop_the_pool(
     pool: ServedPool, tmp_path: Path, models: dict[str, Path], encoders: dict[str, Any]
 ) -> None:
-    incoming = pool.spool_path / "incoming"
+    incoming = pool.spool.root / "incoming"  # made here, if the pool has announced itself and not yet opened its spool
     (incoming / "x.yaml").write_text("sample: [")
     (incoming / "y.yaml").write_text(job(models, "y", tmp_path, "dna").dump().replace("kind: dna", "kind: !!bool x"))
     with open(os.fsencode(incoming) + b"/z\xff.yaml", "w") as file:
