@@ -121,6 +121,10 @@ class Device:
         self.flights.remove(flight)
         self._since = time.monotonic()
 
+    def idle_s(self) -> float:
+        """Seconds for which a device that has no batch has had none."""
+        return time.monotonic() - self._since
+
     def overdue(self, limit_s: float, budget_tokens: int) -> bool:
         """Whether the load, or the batch in work, takes longer than ``limit_s`` for every ``budget_tokens`` of it."""
         if self._executor is None or (self.ready and not self.flights):

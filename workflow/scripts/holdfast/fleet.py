@@ -26,6 +26,9 @@ from .settings import PoolSettings
 from .worker import Ready, WorkerSettings
 
 BATCHES_AHEAD = 2
+LINGER_S = 0.03
+"""While samples are being read, an idle device waits so long for a batch that is not full: tiny samples then share one,
+which costs little more than a batch of one of them. A device with enough to do never waits."""
 
 log = logging.getLogger("holdfast.fleet")
 
@@ -138,10 +141,13 @@ class Fleet:
                 log.error("%s: no answer for longer than pool.batch_timeout_s allows: killing the worker", device.name)
                 device.kill()
 
-    def dispatch(self) -> None:
+    def dispatch(self, more: bool) -> None:
         """Keep two batches at every device, one in work and one to follow; only an idle device gets one not full.
 
         A batch over which a worker has died travels alone, so that the next death is known to be its own.
+
+        Args:
+            more: Whether samples are being read, so that more sequences will come soon.
         """
         if self.ledger is None:
             return
@@ -151,7 +157,7 @@ class Fleet:
                 device.stop()
                 self._when(device.start(), self._loaded, device)
             while device.ready and not device.worn and len(device.flights) < BATCHES_AHEAD:
-                flight = self._next(device, self.ledger)
+                flight = self.choose(device, self.ledger, more)
                 if flight is None:
                     break
                 try:
@@ -163,7 +169,7 @@ class Fleet:
                     break
                 self._when(future, self._landed, device, flight)
 
-    def _next(self, device: Device, ledger: Ledger) -> Flight | None:
+    def choose(self, device: Device, ledger: Ledger, more: bool) -> Flight | None:
         """What to send to a device: first what has to be tried again, a suspect on another device if there is one."""
         if any(flight.failures for flight in device.flights):
             return None
@@ -172,7 +178,7 @@ class Fleet:
             if not flight.failures or (not device.flights and (flight.last is not device or not others)):
                 self._again.remove(flight)
                 return flight
-        batch = ledger.next_batch(partial=not device.flights)
+        batch = ledger.next_batch(partial=not device.flights and not (more and device.idle_s() < LINGER_S))
         return None if batch is None else Flight(batch)
 
     def _loaded(self, future: Future[Ready], device: Device) -> None:

@@ -117,7 +117,7 @@ class Pool:
             self.fleet.start()
             while not self._ended():
                 self._claim()
-                self.fleet.dispatch()
+                self.fleet.dispatch(more=any(not job.sequences for job in self.jobs.values()))
                 self._advance()
                 self._beat()
             self._drain()

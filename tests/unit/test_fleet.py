@@ -1,0 +1,45 @@
+"""When a device is given a batch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from holdfast import fleet as fleets
+from holdfast.batching import Batch, Queue
+from holdfast.device import Device, Flight
+from holdfast.fleet import Fleet
+from holdfast.ledger import Ledger
+from holdfast.settings import PoolSettings
+from holdfast.worker import WorkerSettings
+
+BUDGET_TOKENS = 100
+
+
+@pytest.mark.parametrize(
+    ("tokens", "more", "at_work", "given", "later"),
+    [
+        (30, False, False, 30, 30),  # nothing else is coming
+        (30, True, False, 0, 30),  # something is, and may share the batch
+        (130, True, False, 100, 100),  # full
+        (30, False, True, 0, 0),  # what is in work comes first
+        (130, True, True, 100, 100),
+    ],
+)
+def test_a_batch_goes_out_full_or_when_little_is_gained_by_waiting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokens: int, more: bool, at_work: bool, given: int, later: int
+) -> None:
+    def choose(linger_s: float) -> int:
+        ledger = Ledger({}, "fp32", tmp_path, "p", BUDGET_TOKENS)
+        queue = ledger.queues["esm2"] = Queue("esm2", BUDGET_TOKENS)
+        queue.add(1, np.arange(tokens // 10), np.full(tokens // 10, 10, np.int32))
+        device = Device(WorkerSettings("cpu:0", {}, "fp32", 1, "", 0.9, 0), max_tasks=None)
+        before = Flight(Batch("esm2", np.zeros(1, int), np.zeros(1, int), np.ones(1, int)))
+        device.flights.append(before)
+        if not at_work:
+            device.landed(before)
+        monkeypatch.setattr(fleets, "LINGER_S", linger_s)
+        fleet = Fleet(PoolSettings({}), {}, lambda *_: None, lambda _: None, lambda _: None)
+        flight = fleet.choose(device, ledger, more)
+        return flight.batch.tokens if flight else 0
+
+    assert (choose(3600), choose(0)) == (given, later)
