@@ -239,7 +239,7 @@ def test_umap_is_asked_for_by_name_where_it_is_missing(monkeypatch: pytest.Monke
 
 @pytest.mark.filterwarnings("default")
 def test_umap_keeps_neighbours_together_and_is_repeatable() -> None:
-    pytest.importorskip("umap", reason="umap-learn is not in the lock")
+    pytest.importorskip("umap", reason="umap-learn is not installed, being no dependency; .ci/run installs it")
     chance = np.random.default_rng(2)
     matrix = np.concatenate([chance.normal(size=(40, 20)), chance.normal(size=(40, 20)) + 9])
     places = projection.umap(matrix, 7)

@@ -225,7 +225,7 @@ def test_the_export_has_one_dataset_an_id(runs: Project) -> None:
 @pytest.mark.parametrize("block", [code for language, code in BLOCKS if language == "python"])
 def test_the_python_of_the_page_works_as_it_stands_there(runs: Project, block: str) -> None:
     if "import anndata" in block and importlib.util.find_spec("anndata") is None:
-        pytest.skip("anndata is not installed; it is no dependency, since it asks for an older pandas")
+        pytest.skip("anndata is not installed, being no dependency; .ci/run installs it")
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", block],
         cwd=runs.directory,
