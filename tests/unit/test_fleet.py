@@ -43,3 +43,25 @@ def test_a_batch_goes_out_full_or_when_little_is_gained_by_waiting(
         return flight.batch.tokens if flight else 0
 
     assert (choose(3600), choose(0)) == (given, later)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_suspect_gets_its_turn_although_full_batches_wait(tmp_path: Path, alone: bool) -> None:
+    """On another device if there is one, and when that is empty."""
+    ledger = Ledger({}, "fp32", tmp_path, "p", BUDGET_TOKENS)
+    queue = ledger.queues["esm2"] = Queue("esm2", BUDGET_TOKENS)
+    queue.add(1, np.arange(100), np.full(100, 10, np.int32))
+    settings = WorkerSettings("cpu:0", {}, "fp32", 1, "", 0.9, 0)
+    culprit, other = devices = Device(settings, None), Device(settings, None)
+    fleet = Fleet(PoolSettings({}), {}, lambda *_: None, lambda _: None, lambda _: None)
+    fleet.devices = [culprit] if alone else list(devices)
+    taker = culprit if alone else other
+    suspect = Flight(Batch("esm2", np.zeros(1, int), np.zeros(1, int), np.ones(1, int)), failures=1, last=culprit)
+    fleet._again.append(suspect)
+    busy = fleet.choose(culprit, ledger, False) if not alone else Flight(suspect.batch)
+    assert busy is not None
+    assert not busy.failures
+    taker.flights.append(busy)
+    assert fleet.choose(taker, ledger, False) is None
+    taker.landed(busy)
+    assert fleet.choose(taker, ledger, False) is suspect

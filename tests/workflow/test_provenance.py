@@ -135,9 +135,9 @@ def test_a_crate_of_the_results_leads_from_inputs_to_files_and_says_what_ran(run
     done = subprocess.run(
         [*command, "https://spdx.org/licenses/CC0-1.0"], capture_output=True, text=True, timeout=TIMEOUT_S
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{results / crate.METADATA}\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{results / provenance.CRATE}\n", "")
     after = {path for path in results.rglob("*") if path.is_file()}
-    assert after == before.keys() | {results / crate.METADATA}
+    assert after == before.keys() | {results / provenance.CRATE}
     assert {path: sha256(path) for path in before} == before
 
     made = ROCrate(results)

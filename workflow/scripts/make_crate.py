@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from holdfast import crate
+from holdfast import provenance
 from holdfast.errors import run
 
 
@@ -15,9 +15,11 @@ def main() -> None:
         "--license", required=True, metavar="URL", help="of the results, such as https://spdx.org/licenses/CC-BY-4.0"
     )
     arguments = parser.parse_args()
+    from holdfast import crate  # here, for a clear message where rocrate is missing
+
     for name in crate.write(arguments.results, arguments.license):
         print(f"left out, changed since its run: {arguments.results / name}")
-    print(arguments.results / crate.METADATA)
+    print(arguments.results / provenance.CRATE)
 
 
 if __name__ == "__main__":

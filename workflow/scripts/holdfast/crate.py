@@ -2,8 +2,8 @@
 
 The directory of the results is the crate; nothing in it is copied or moved. The profile is Process Run Crate 0.5
 (https://w3id.org/ro/wfrun/process/0.5). A file is a result of the run in whose record its digest stands; embeddings,
-which records do not hash, are of the run that the receipt beside them names. Inputs lie outside, where they lay, and
-are told by their digests.
+which records do not hash, are of the first run in whose record their job stands. Inputs lie outside, where they lay,
+and are told by their digests.
 """
 
 import json
@@ -25,9 +25,15 @@ try:
 except ImportError:
     raise ResourceError("a crate needs the Python package rocrate; install it") from None
 
-METADATA = "ro-crate-metadata.json"
+EMBEDDINGS = "embeddings.h5"
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 CONTEXT = "https://w3id.org/ro/terms/workflow-run/context"
+
+KEYS = {
+    *("run", "directory", "results", "command", "began", "ended", "software", "config", "models", "classifier_sha256"),
+    *("synthetic_weights", "pools", "samples", "outputs"),
+}
+LIMIT_BYTES = 2**28  # a record has about 1 kB a sample
 
 Record = dict[str, Any]  # docs/provenance.md has the keys
 
@@ -57,6 +63,7 @@ def write(results: Path, license_url: str) -> list[str]:
     crate.description = f"Embeddings of sequences and what was made of them.{_warning(runs)}"
     crate.license = _work(crate, license_url, "License of the results")
     crate.root_dataset["conformsTo"] = _work(crate, PROFILE, "Process Run Crate", version="0.5")
+    makers = _makers(results, runs)
     told: set[str] = set()
     changed: set[str] = set()
     digest = cache(provenance.sha256)
@@ -65,25 +72,30 @@ def write(results: Path, license_url: str) -> list[str]:
         there = {name for name in recorded if (results / name).is_file()}
         whole = {name: {"sha256": recorded[name]} for name in there if digest(results / name) == recorded[name]}
         changed |= there - whole.keys()
-        made = dict(_embeddings(results, run)) | {name: whole[name] for name in sorted(whole.keys() - told)}
+        own = [sample for sample, (maker, _) in makers.items() if maker == run["run"]]
+        made = {f"{sample}/{EMBEDDINGS}": {"identifier": makers[sample][1]} for sample in own}
+        made |= {name: whole[name] for name in sorted(whole.keys() - told)}
         told |= made.keys()
         files = [crate.add_file(dest_path=name, properties=_file(results / name) | of) for name, of in made.items()]
-        action = crate.add_action(_software(crate, run), f"#{run['run']}", [*_inputs(crate, run)], files, _story(run))
+        read = list(_inputs(crate, run, own))
+        action = crate.add_action(_software(crate, run), f"#{run['run']}", read, files, _story(run))
         crate.root_dataset.append_to("mentions", action)
-    with atomic_text(results / METADATA) as file:
+    with atomic_text(results / provenance.CRATE) as file:
         file.write(json.dumps(crate.metadata.generate(), indent=2) + "\n")
     return sorted(changed - told)
 
 
 def _read(path: Path) -> Record:
     try:
-        record = documents.read_json(path)
+        record = documents.parse_json(documents.read_text(path, LIMIT_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path}: is missing; give the directory of the results of a run that has ended") from None
     except DocumentError as error:
         raise ConfigError(f"{path}: not the record of a run: {error}") from None
     if not isinstance(record, dict) or record.get("format") != provenance.FORMAT:
         raise ConfigError(f"{path}: not the record of a run: format is not {provenance.FORMAT}")
+    if record.get("format_version") != provenance.FORMAT_VERSION or KEYS - record.keys():
+        raise ConfigError(f"{path}: the record of a run of another version; use the make_crate.py of that version")
     return record
 
 
@@ -96,11 +108,16 @@ def _file(path: Path) -> dict[str, str]:
     return {"name": path.name, "encodingFormat": kind, "contentSize": str(path.stat().st_size)}
 
 
-def _embeddings(results: Path, run: Record) -> Iterator[tuple[str, dict[str, str]]]:
-    for sample in run["samples"]:
-        outcome, path = receipt.read(results / sample / "receipt.json"), results / sample / "embeddings.h5"
-        if outcome and outcome.run == run["run"] and path.is_file():
-            yield f"{sample}/{path.name}", {"identifier": outcome.job}
+def _makers(results: Path, runs: list[Record]) -> dict[str, tuple[str, str]]:
+    """By sample whose embeddings are there the run that made them, the first that knew of their job, and the job."""
+    found = {}
+    for run in reversed(runs):
+        for sample, told in run["samples"].items():
+            outcome = receipt.read(results / sample / "receipt.json")
+            made = outcome and outcome.state == "done" and (results / sample / EMBEDDINGS).is_file()
+            if outcome and made and sample not in found and told.get("job") == outcome.job:
+                found[sample] = (run["run"], outcome.job)
+    return found
 
 
 def _software(crate: ROCrate, run: Record) -> SoftwareApplication:
@@ -116,14 +133,16 @@ def _software(crate: ROCrate, run: Record) -> SoftwareApplication:
     return crate.add(SoftwareApplication(crate, f"#{run['run']}-holdfast", {**told, "softwareRequirements": others}))
 
 
-def _inputs(crate: ROCrate, run: Record) -> Iterator[Entity]:
-    """What a run read: samples, unless it reused their results, weights, a classifier, the config."""
+def _inputs(crate: ROCrate, run: Record, made: list[str]) -> Iterator[Entity]:
+    """What a run read: samples, those ``made`` by it and those that failed, weights, a classifier, the config."""
     for sample, told in run["samples"].items():
-        if told["state"] in ("done", "failed") and (sha256 := told.get("input_sha256")):
+        if (sample in made or told["state"] == "failed") and (sha256 := told.get("input_sha256")):
             url = Path(os.path.abspath(os.path.join(run["directory"], told["fasta"]))).as_uri()
             if url in crate and crate.get(url)["sha256"] != sha256:
                 url += f"#{sha256}"  # as it was then
-            yield crate.add_file(url, properties={"name": f"Sample {sample}", "sha256": sha256})
+            if url not in crate:
+                crate.add_file(url, properties={"name": PurePath(told["fasta"]).name, "sha256": sha256})
+            yield crate.get(url)
     for model, known in run["models"].items():
         if sha256 := known.get("weights_sha256"):
             name = f"{'Synthetic weights' if known['synthetic'] else 'Weights'} of {model}"

@@ -175,9 +175,12 @@ class Fleet:
             return None
         others = [other for other in self.devices if other is not device and not other.retired]
         for flight in self._again:
-            if not flight.failures or (not device.flights and (flight.last is not device or not others)):
-                self._again.remove(flight)
-                return flight
+            if flight.failures and flight.last is device and others:
+                continue
+            if flight.failures and device.flights:
+                return None  # nothing more until this device is empty, for the suspect's turn to come
+            self._again.remove(flight)
+            return flight
         batch = ledger.next_batch(partial=not device.flights and not (more and device.idle_s() < LINGER_S))
         return None if batch is None else Flight(batch)
 

@@ -31,6 +31,7 @@ FORMAT = "holdfast-run"
 FORMAT_VERSION = 1
 LATEST = "run.json"
 RUNS = "runs"
+CRATE = "ro-crate-metadata.json"
 _START_FILE = "start.json"
 
 
@@ -234,7 +235,7 @@ def _tables(results: Path, samples: Iterable[str], began_s: float) -> Iterator[P
         others = entry.name != RUNS and not (entry / "receipt.json").exists()
         files = [entry] if entry.is_file() else entry.rglob("*") if entry.name in known or others else []
         for path in sorted(files):
-            passed = path.name in (LATEST, "receipt.json") or path.suffix == ".h5" or path.name.startswith(".")
+            passed = path.name in (LATEST, CRATE, "receipt.json") or path.suffix == ".h5" or path.name.startswith(".")
             if path.is_file() and not passed and path.stat().st_mtime >= began_s:
                 yield path
 
