@@ -2,8 +2,8 @@
 
 The directory of the results is the crate; nothing in it is copied or moved. The profile is Process Run Crate 0.5
 (https://w3id.org/ro/wfrun/process/0.5). A file is a result of the run in whose record its digest stands; embeddings,
-which records do not hash, are of the first run in whose record their job stands. Inputs lie outside, where they lay,
-and are told by their digests.
+which records do not hash, are of the run that the receipt beside them names. Inputs lie outside, where they lay, and
+are told by their digests.
 """
 
 import json
@@ -109,13 +109,19 @@ def _file(path: Path) -> dict[str, str]:
 
 
 def _makers(results: Path, runs: list[Record]) -> dict[str, tuple[str, str]]:
-    """By sample whose embeddings are there the run that made them, the first that knew of their job, and the job."""
+    """By sample whose embeddings are there the run that made them, and their job.
+
+    A receipt names the run, unless the job was done before a consumer came for it: then it is the first that knew it.
+    """
+    names = {run["run"] for run in runs}
     found = {}
     for run in reversed(runs):
         for sample, told in run["samples"].items():
             outcome = receipt.read(results / sample / "receipt.json")
-            made = outcome and outcome.state == "done" and (results / sample / EMBEDDINGS).is_file()
-            if outcome and made and sample not in found and told.get("job") == outcome.job:
+            if outcome is None or outcome.state != "done" or not (results / sample / EMBEDDINGS).is_file():
+                continue
+            first = sample not in found and outcome.run not in names and told.get("job") == outcome.job
+            if outcome.run == run["run"] or first:
                 found[sample] = (run["run"], outcome.job)
     return found
 
