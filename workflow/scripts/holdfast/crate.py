@@ -9,7 +9,7 @@ are told by their digests.
 import json
 import mimetypes
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
@@ -63,7 +63,7 @@ def write(results: Path, license_url: str) -> list[str]:
     crate.description = f"Embeddings of sequences and what was made of them.{_warning(runs)}"
     crate.license = _work(crate, license_url, "License of the results")
     crate.root_dataset["conformsTo"] = _work(crate, PROFILE, "Process Run Crate", version="0.5")
-    makers = _makers(results, runs)
+    embedded = _made(results, runs)
     told: set[str] = set()
     changed: set[str] = set()
     digest = cache(provenance.sha256)
@@ -72,8 +72,8 @@ def write(results: Path, license_url: str) -> list[str]:
         there = {name for name in recorded if (results / name).is_file()}
         whole = {name: {"sha256": recorded[name]} for name in there if digest(results / name) == recorded[name]}
         changed |= there - whole.keys()
-        own = [sample for sample, (maker, _) in makers.items() if maker == run["run"]]
-        made = {f"{sample}/{EMBEDDINGS}": {"identifier": makers[sample][1]} for sample in own}
+        own = embedded[run["run"]]
+        made = {f"{sample}/{EMBEDDINGS}": {"identifier": job} for sample, job in own.items()}
         made |= {name: whole[name] for name in sorted(whole.keys() - told)}
         told |= made.keys()
         files = [crate.add_file(dest_path=name, properties=_file(results / name) | of) for name, of in made.items()]
@@ -108,22 +108,21 @@ def _file(path: Path) -> dict[str, str]:
     return {"name": path.name, "encodingFormat": kind, "contentSize": str(path.stat().st_size)}
 
 
-def _makers(results: Path, runs: list[Record]) -> dict[str, tuple[str, str]]:
-    """By sample whose embeddings are there the run that made them, and their job.
+def _made(results: Path, runs: list[Record]) -> dict[str, dict[str, str]]:
+    """By run the samples whose embeddings it made and that are there, with their job; runs latest first.
 
     A receipt names the run, unless the job was done before a consumer came for it: then it is the first that knew it.
     """
-    names = {run["run"] for run in runs}
-    found = {}
-    for run in reversed(runs):
-        for sample, told in run["samples"].items():
-            outcome = receipt.read(results / sample / "receipt.json")
-            if outcome is None or outcome.state != "done" or not (results / sample / EMBEDDINGS).is_file():
-                continue
-            first = sample not in found and outcome.run not in names and told.get("job") == outcome.job
-            if outcome.run == run["run"] or first:
-                found[sample] = (run["run"], outcome.job)
-    return found
+    made: dict[str, dict[str, str]] = {run["run"]: {} for run in runs}
+    for sample in sorted({sample for run in runs for sample in run["samples"]}):
+        outcome = receipt.read(results / sample / "receipt.json")
+        if outcome is None or outcome.state != "done" or not (results / sample / EMBEDDINGS).is_file():
+            continue
+        knew = [run["run"] for run in runs if run["samples"].get(sample, {}).get("job") == outcome.job]
+        maker = outcome.run if outcome.run in made else knew[-1] if knew else None
+        if maker is not None:
+            made[maker][sample] = outcome.job
+    return made
 
 
 def _software(crate: ROCrate, run: Record) -> SoftwareApplication:
@@ -139,7 +138,7 @@ def _software(crate: ROCrate, run: Record) -> SoftwareApplication:
     return crate.add(SoftwareApplication(crate, f"#{run['run']}-holdfast", {**told, "softwareRequirements": others}))
 
 
-def _inputs(crate: ROCrate, run: Record, made: list[str]) -> Iterator[Entity]:
+def _inputs(crate: ROCrate, run: Record, made: Collection[str]) -> Iterator[Entity]:
     """What a run read: samples, those ``made`` by it and those that failed, weights, a classifier, the config."""
     for sample, told in run["samples"].items():
         if (sample in made or told["state"] == "failed") and (sha256 := told.get("input_sha256")):

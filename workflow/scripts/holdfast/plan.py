@@ -273,9 +273,10 @@ def make(
         sheet = place(".holdfast/samples.tsv")
         write_samples(samples.values(), Path(sheet))
     sizes = pending(config, samples.values(), place)
-    consumers = max(CONSUMERS_A_LANE, math.ceil(len(sizes) / lanes / SAMPLES_A_CONSUMER))
     if lifecycle == "external":  # they take a core or a job each: no more than run at once, so that none waits
         consumers = min(CONSUMERS_A_LANE, cores or CONSUMERS_A_LANE)
+    else:
+        consumers = max(CONSUMERS_A_LANE, math.ceil(len(sizes) / lanes / SAMPLES_A_CONSUMER))
     plan = Plan(str(directory), share_out(sizes, lanes, consumers), gpu, threads, sheet)
     if lifecycle == "external" and plan.batches:
         tell_absence(Path(spool))
