@@ -33,6 +33,7 @@ format: .venv/installed
 	$(BIN)/ruff check --quiet --fix $(SOURCES)
 	$(BIN)/ruff format --quiet $(SOURCES)
 	$(BIN)/snakefmt workflow examples
+	cd workflow/scripts && find entry.py holdfast -name '*.py' | LC_ALL=C sort > holdfast.files
 
 # The pages of docs/ as HTML, in docs/_build.
 docs: .venv/installed
@@ -65,8 +66,9 @@ fuzz: .venv/installed
 clean:
 	rm -rf docs/_build demo/report.html demo/results demo/resources demo/logs demo/benchmarks demo/.holdfast demo/.snakemake
 
-.venv/installed: envs/lock.txt
+.venv/installed: envs/lock.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r envs/lock.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@

@@ -25,9 +25,12 @@ import psutil  # type: ignore[import-untyped]
 import samples
 import torch
 import workload
-from holdfast import esm2, fasta, frames, weights
-from holdfast.models import Alphabet
-from holdfast.training import Network
+from holdfast.models import prepare as weights
+from holdfast.models.esm import Esm2
+from holdfast.results.training import Network
+from holdfast.sequences import Alphabet
+from holdfast.sequences.fasta import read_records
+from holdfast.sequences.frames import chunk_bounds, write_frames_fasta
 from report import Report
 from timing import seconds
 
@@ -81,7 +84,7 @@ def measure_speed(report: Report, peak: float) -> None:
     """ESM-2 35M at one length and at mixed lengths, ours and the peers."""
     architecture = models.esm2_architecture(NAME)
     weights = models.make("esm2", architecture, "cpu", torch.float32)
-    ours = esm2.Esm2(weights, architecture)
+    ours = Esm2(weights, architecture)
     forwards = {
         "fair-esm": peers.fair_esm(architecture, weights),
         "transformers SDPA": peers.transformers_sdpa(architecture, weights),
@@ -120,17 +123,17 @@ def measure_frames(report: Report, directory: Path) -> None:
 
     Seqkit translates chunks in six frames, as we do, but writes closed frames, too; what is open there must be ours.
     """
-    pieces = [record.sequence for record in fasta.read(BACTERIUM, Alphabet.NUCLEOTIDE)]
+    pieces = [record.sequence for record in read_records(BACTERIUM, Alphabet.NUCLEOTIDE)]
     sequence = "".join(pieces * (1 + GENOME_BP // sum(map(len, pieces))))[:GENOME_BP]
     genome, chunks, ours = directory / "genome.fna", directory / "chunks.fna", directory / "p.faa"
     genome.write_text(f">genome\n{sequence}\n")
-    taken = seconds(lambda: frames.write(genome, CHUNK_BP, directory / "n.fna", ours), 3, 1)
+    taken = seconds(lambda: write_frames_fasta(genome, CHUNK_BP, directory / "n.fna", ours), 3, 1)
     report.add("frames", "chunks and frames, written, Mbp/s", GENOME_BP / taken / 1e6)
     seqkit = shutil.which("seqkit")
     if seqkit is None:
         report.add("frames", "seqkit translate -f 6 -j 1, Mbp/s", "not measured: not installed")
         return
-    bounds = zip(*frames.chunk_bounds(GENOME_BP, CHUNK_BP), strict=True)
+    bounds = zip(*chunk_bounds(GENOME_BP, CHUNK_BP), strict=True)
     chunks.write_text("".join(f">{start}\n{sequence[start:end]}\n" for start, end in bounds))
     output = directory / "seqkit.faa"
     for name, source in (("chunks that lie there", chunks), ("the genome uncut", genome)):

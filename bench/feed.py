@@ -1,6 +1,6 @@
 """What the CPU side of a pool can deliver: supervisor and readers at work for devices that cost nothing.
 
-Takes the arguments of ``serve_pool.py`` and serves a pool whose workers answer every batch at once with vectors of
+Takes the arguments of ``holdfast serve`` and serves a pool whose workers answer every batch at once with vectors of
 zeros; everything else is real. A model is its description alone, without weights. Nothing that such a pool writes is a
 result.
 """
@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from holdfast import prepared, synthetic, worker
 from holdfast.errors import run
-from holdfast.prepared import TOKENIZER_FILE, Prepared
-from holdfast.worker import Ready, WorkerSettings
+from holdfast.models.registry import TOKENIZER_FILE, Prepared, read_prepared
+from holdfast.models.synthetic import write_tokenizer
+from holdfast.pool import worker
+from holdfast.pool.worker import Ready, WorkerSettings
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 ARCHITECTURES = {"esm2": {"layers": 36, "width": 2560}, "dnabert_s": {"layers": 12, "width": 768}}
@@ -26,13 +27,13 @@ def describe(directory: Path) -> dict[str, Path]:
         path.mkdir(parents=True)
         sizes = ARCHITECTURES[model]
         Prepared(model, dict(sizes), sizes["width"], "synthetic:bench", "", "0" * 64, True, {}).write(path)
-    synthetic.write_tokenizer(4096, models["dnabert_s"] / TOKENIZER_FILE)
+    write_tokenizer(4096, models["dnabert_s"] / TOKENIZER_FILE)
     return models
 
 
 def start(settings: WorkerSettings) -> Ready:
     """Be ready, in place of :func:`worker.start`."""
-    _widths.update({model: prepared.read(directory).width for model, directory in settings.models.items()})
+    _widths.update({model: read_prepared(directory).width for model, directory in settings.models.items()})
     return Ready(0.0, "fp32", f"nothing, as {settings.name}", "", {})
 
 

@@ -5,7 +5,7 @@ Only to see what it would buy and what it costs in accuracy; the workflow has no
 """
 
 import torch
-from holdfast.esm2 import Esm2
+from holdfast.models.esm import Esm2
 from torch import Tensor
 
 LARGEST = 448.0  # of float8_e4m3fn

@@ -19,8 +19,10 @@ import models
 import numpy as np
 import torch
 import workload
-from holdfast import esm2, worker
-from holdfast.settings import PoolSettings
+from holdfast.models.esm import Esm2
+from holdfast.models.registry import open_model
+from holdfast.pool.settings import PoolSettings
+from holdfast.pool.worker import Worker, WorkerSettings
 from report import Report
 from timing import seconds
 
@@ -65,10 +67,10 @@ def main() -> None:
             measure_samples(report, prepared, directory)
 
 
-def start_worker(directories: dict[str, Path], precision: str = "fp16") -> worker.Worker:
+def start_worker(directories: dict[str, Path], precision: str = "fp16") -> Worker:
     """A worker in this process, as the pool starts it in its own."""
     defaults = PoolSettings({model: str(path) for model, path in directories.items()})
-    settings = worker.WorkerSettings(
+    settings = WorkerSettings(
         name="cuda:0",
         models=directories,
         precision=precision,
@@ -77,10 +79,10 @@ def start_worker(directories: dict[str, Path], precision: str = "fp16") -> worke
         memory_fraction=defaults.memory_fraction,
         cache_clear_interval=defaults.cache_clear_interval,
     )
-    return worker.Worker(settings)
+    return Worker(settings)
 
 
-def embed_all(owner: worker.Worker, model: str, batches: list[tuple[np.ndarray, np.ndarray]]) -> None:
+def embed_all(owner: Worker, model: str, batches: list[tuple[np.ndarray, np.ndarray]]) -> None:
     """Send every batch, one after the other."""
     for ids, lengths in batches:
         owner.embed(model, ids, lengths)
@@ -98,7 +100,7 @@ def measure_speed(
     """From host tokens to vectors on the host: ours by budget, the peers, and every path's accuracy."""
     owner = start_worker({"esm2": prepared})
     layers, width = int(architecture["layers"]), int(architecture["width"])
-    exact_model = esm2.Esm2({name: tensor.float() for name, tensor in weights.items()}, architecture)
+    exact_model = Esm2({name: tensor.float() for name, tensor in weights.items()}, architecture)
     peers = load_peers(architecture, weights)
     for label, lengths in (("168 tokens", workload.uniform(2**17)), ("32-1024 tokens", workload.mixed(2**17))):
         ids, flops, total = workload.proteins(lengths), workload.flops(lengths, layers, width), sum(lengths)
@@ -140,12 +142,12 @@ def measure_fp8(
 
     lengths = workload.uniform(PEER_BUDGET_TOKENS)
     tokens = torch.from_numpy(workload.proteins(lengths)).cuda()
-    exact = esm2.Esm2({name: tensor.float() for name, tensor in weights.items()}, architecture)
+    exact = Esm2({name: tensor.float() for name, tensor in weights.items()}, architecture)
     wanted = exact.embed(tokens, lengths).cpu().numpy()
     del exact
     torch.cuda.empty_cache()
     times = {}
-    for name, model in (("fp16", esm2.load(prepared, "cuda")), ("fp8", fp8.Fp8(weights, architecture))):
+    for name, model in (("fp16", open_model(prepared, "cuda")), ("fp8", fp8.Fp8(weights, architecture))):
         times[name] = seconds(partial(model.embed, tokens, lengths), 8, 3)
         report.add("fp8", f"{name}, tokens/s", len(tokens) / times[name])
         report.add(

@@ -26,7 +26,7 @@ def anonymous_bytes() -> int:
 def load(loader: str, path: Path, device: str) -> object:
     """Load a model as its users would, in fp16 on CUDA and fp32 on a CPU."""
     if loader == "holdfast":
-        from holdfast import esm2
+        from holdfast.models import esm as esm2
 
         return esm2.load(path, device)
     import esm

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 import workload
-from holdfast import esm2
+from holdfast.models.registry import open_model
 
 
 def main() -> None:
     """Run the batches and report."""
     directory, count, budget, interval = Path(sys.argv[1]), *map(int, sys.argv[2:5])
-    model = esm2.load(directory, "cuda")
+    model = open_model(directory, "cuda")
     weights_bytes = torch.cuda.memory_allocated()
     generator = random.Random(3)
     torch.cuda.reset_peak_memory_stats()

@@ -6,10 +6,13 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
-from holdfast import dnabert_s, esm2, synthetic
-from holdfast.layout import FAIR_ESM, Layout
-from holdfast.packed import HEADER_KEY
-from holdfast.prepared import WEIGHTS_FILE, Prepared
+from holdfast.models import esm as esm2
+from holdfast.models import mosaic_bert as dnabert_s
+from holdfast.models.encoder import HEADER_KEY
+from holdfast.models.esm import FAIR_ESM
+from holdfast.models.layout import Layout
+from holdfast.models.registry import WEIGHTS_FILE, Prepared
+from holdfast.models.synthetic import DNABERT_S_SIZES, ESM2_SIZES, SEED
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,21 +21,21 @@ Architecture = dict[str, int | float | str | bool]
 
 def esm2_architecture(name: str) -> Architecture:
     """Sizes of a published ESM-2."""
-    layers, width, heads, _ = synthetic.ESM2_SIZES[name]
+    layers, width, heads, _ = ESM2_SIZES[name]
     sizes: Architecture = {"layers": layers, "width": width, "heads": heads, "mlp_width": 4 * width}
     return sizes | {"vocabulary": 33, "layer_norm_epsilon": 1e-5, "token_dropout": True}
 
 
 def dnabert_s_architecture() -> Architecture:
     """Sizes of the published DNABERT-S."""
-    layers, width, heads, mlp_width, vocabulary = synthetic.DNABERT_S_SIZES["dnabert_s"]
+    layers, width, heads, mlp_width, vocabulary = DNABERT_S_SIZES["dnabert_s"]
     sizes: Architecture = {"layers": layers, "width": width, "heads": heads, "mlp_width": mlp_width}
     return sizes | {"vocabulary": vocabulary, "token_types": 2, "layer_norm_epsilon": 1e-12}
 
 
 def make(model: str, architecture: Architecture, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """Seeded random weights by the encoder's own names, ``inv_freq`` as released files have it."""
-    generator = torch.Generator(device).manual_seed(synthetic.SEED)
+    generator = torch.Generator(device).manual_seed(SEED)
     shapes = {"esm2": esm2, "dnabert_s": dnabert_s}[model].tensor_shapes(architecture)
     weights = {}
     for name, shape in shapes.items():

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from esm.model.esm2 import ESM2
-from holdfast.layout import FAIR_ESM, HUGGING_FACE_ESM
+from holdfast.models.esm import FAIR_ESM, HUGGING_FACE_ESM
 from models import Architecture, published
 from torch import Tensor
 from transformers import EsmConfig, EsmModel

@@ -11,10 +11,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from holdfast import manifest, prepared, status
-from holdfast.receipt import Receipt
-from holdfast.settings import PoolSettings
-from holdfast.spool import Spool
+from holdfast.models.registry import read_prepared
+from holdfast.pool.settings import PoolSettings
+from holdfast.spool.job import Receipt, make_manifest
+from holdfast.spool.spool import Spool
+from holdfast.spool.state import PoolState, read_state, state_path
 
 LOG = "pool.log"
 SERVE = Path(__file__).parents[1] / "workflow" / "scripts" / "serve_pool.py"
@@ -34,10 +35,10 @@ class Client:
     """
 
     def __init__(
-        self, directory: Path, models: dict[str, Path], pool: status.PoolState, server: "subprocess.Popen[bytes]"
+        self, directory: Path, models: dict[str, Path], pool: PoolState, server: "subprocess.Popen[bytes]"
     ) -> None:
         self.directory = directory
-        self.digests = {model: prepared.read(path).weights_sha256 for model, path in models.items()}
+        self.digests = {model: read_prepared(path).weights_sha256 for model, path in models.items()}
         self.spool = Spool(pool.spool)
         self.load_s = float(pool.progress.load_s)
         self.start_s = 0.0
@@ -60,7 +61,7 @@ class Client:
             path = self.directory / f"sample{self._number}.fasta"
             sequences = ("".join(choices(letters, k=choice(lengths))) for _ in range(records))
             path.write_text("".join(f">r{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
-            jobs.append(manifest.make(path.stem, kind, str(path), CHUNK_BP, self.digests, "auto", "float32"))
+            jobs.append(make_manifest(path.stem, kind, str(path), CHUNK_BP, self.digests, "auto", "float32"))
         began = time.perf_counter()
         for job in jobs:
             self.spool.submit(job)
@@ -103,11 +104,11 @@ def serving(directory: Path, models: dict[str, Path], script: Path = SERVE, **to
             server.wait()
 
 
-def _ready(server: "subprocess.Popen[bytes]", endpoint: Path, log: Path) -> status.PoolState:
+def _ready(server: "subprocess.Popen[bytes]", endpoint: Path, log: Path) -> PoolState:
     while server.poll() is None:
-        announced = status.read(endpoint)
+        announced = read_state(endpoint)
         if announced is not None:
-            state = status.read(status.state_path(announced.spool, announced.identity.pool))
+            state = read_state(state_path(announced.spool, announced.identity.pool))
             if state is not None and state.state == "ready":
                 return state
         time.sleep(0.02)

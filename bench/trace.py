@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import workload
-from holdfast import prepared, worker
 from holdfast.errors import run
-from holdfast.settings import PoolSettings
+from holdfast.models.registry import read_prepared
+from holdfast.pool.settings import PoolSettings
+from holdfast.pool.worker import Worker, WorkerSettings
 
 BATCHES = 2
 
 
-def trace(owner: worker.Worker, model: str, batches: list[tuple[np.ndarray, np.ndarray]], path: Path) -> None:
+def trace(owner: Worker, model: str, batches: list[tuple[np.ndarray, np.ndarray]], path: Path) -> None:
     """Save the trace of some batches, after one to warm up."""
     owner.embed(model, *batches[0])
     with torch.profiler.profile() as profiled:
@@ -36,8 +37,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.tokens_per_batch < workload.UNIFORM_TOKENS:
         parser.error(f"--tokens-per-batch must be at least {workload.UNIFORM_TOKENS}")
-    model = prepared.read(arguments.prepared).model
-    settings = worker.WorkerSettings(
+    model = read_prepared(arguments.prepared).model
+    settings = WorkerSettings(
         name=f"{arguments.device}:0",
         models={model: arguments.prepared},
         precision="auto",
@@ -49,7 +50,7 @@ def main() -> None:
     lengths = workload.uniform(arguments.tokens_per_batch) * BATCHES
     ids = workload.proteins(lengths) if model == "esm2" else workload.dna(lengths)
     batches = workload.batches(ids, lengths, arguments.tokens_per_batch)
-    trace(worker.Worker(settings), model, batches, arguments.trace)
+    trace(Worker(settings), model, batches, arguments.trace)
     print(f"{arguments.trace}: {len(batches)} batches of {model} on {arguments.device}")
 
 

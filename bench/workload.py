@@ -3,7 +3,7 @@
 import random
 
 import numpy as np
-from holdfast.batching import Batch, Queue
+from holdfast.pool.batches import Batch, Queue
 
 LONGEST_TOKENS = 1024
 UNIFORM_TOKENS = 168

@@ -12,13 +12,11 @@ def main() -> None:
     metrics = json.loads((results / "classifier" / "metrics.json").read_text())
     with open(results / "summary.tsv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    print(
-        f"\n{'sample':<18} {'kind':<9} {'records':>7} {'embedded':>8} {'called':>6} {'virus':>5} {'no open frame':>13}"
-    )
+    line = "{:<18} {:<9} {:>7} {:>8} {:>6} {:>5} {:>18}".format
+    print("\n" + line("sample", "kind", "records", "embedded", "called", "virus", "no stop-free frame"))
     for row in rows:
-        cells = [row[name] for name in ("records", "rows", "contigs_called", "contigs_virus", "contigs_no_open_frame")]
-        records, embedded, called, virus, frameless = (cell or "-" for cell in cells)
-        print(f"{row['sample']:<18} {row['kind']:<9} {records:>7} {embedded:>8} {called:>6} {virus:>5} {frameless:>13}")
+        counts = ("records", "rows", "contigs_called", "contigs_virus", "contigs_no_stop_free_frame")
+        print(line(row["sample"], row["kind"], *(row[name] or "-" for name in counts)))
     print(
         f"\nHeld-out contigs of the training samples: {metrics['contig_accuracy']:.1%} called right "
         f"({metrics['accuracy']:.1%} of their frames, AUC {metrics['auc']:.3f})."

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
-from holdfast import consumer, embeddings, manifest, prepared, status, tokens
-from holdfast.embeddings import Embeddings
-from holdfast.manifest import Manifest
-from holdfast.receipt import Receipt
-from holdfast.settings import PoolSettings
-from holdfast.spool import Spool
-from holdfast.status import PoolState
+from holdfast.models.registry import load_tokenizer, read_prepared
+from holdfast.pool.settings import PoolSettings
+from holdfast.results.embeddings import Embeddings, read_embeddings
+from holdfast.run.client import submit_jobs
+from holdfast.spool.job import Manifest, Receipt, make_manifest
+from holdfast.spool.spool import Spool
+from holdfast.spool.state import PoolState, read_state, state_path
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # `pytest tests/drills` alone imports no conftest but this one
@@ -186,7 +186,7 @@ def eventually(condition: Callable[[], object], limit_s: float = LONG_S) -> None
 
 def token_marker(models: Path, protein: str) -> str:
     """The tokens of a protein's residues, as they stand in a batch."""
-    numbers, _ = tokens.tokenizer("esm2", models / "esm2")([protein])
+    numbers, _ = load_tokenizer("esm2", models / "esm2")([protein])
     return numbers[1:-1].astype(np.int16).tobytes().hex()
 
 
@@ -197,7 +197,7 @@ def proteins(count: int, length_aa: int, seed: int) -> dict[str, str]:
 
 
 class RunningPool:
-    """``serve_pool.py`` in a process of its own; its files are in ``directory``, the spool, too, if none is named."""
+    """``holdfast serve`` in a process of its own; its files are in ``directory``, the spool, too, if none is named."""
 
     def __init__(
         self,
@@ -223,7 +223,7 @@ class RunningPool:
         arguments = ["--config", directory / "pool.yaml", "--spool", self.root, "--endpoint", self.endpoint]
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
-                command([sys.executable, str(SCRIPTS / "serve_pool.py"), *map(str, arguments)]),
+                command([sys.executable, str(SCRIPTS / "entry.py"), "serve", *map(str, arguments)]),
                 env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
                 stdout=log,
                 stderr=log,
@@ -239,9 +239,9 @@ class RunningPool:
     @property
     def state(self) -> PoolState:
         """What it says of itself."""
-        announced = status.read(self.endpoint)
+        announced = read_state(self.endpoint)
         assert announced is not None
-        return status.read(status.state_path(self.root, announced.identity.pool)) or announced
+        return read_state(state_path(self.root, announced.identity.pool)) or announced
 
     def wait_until_ready(self) -> None:
         """Wait for the models to be loaded."""
@@ -258,13 +258,13 @@ class RunningPool:
 
     def job(self, sample: str, path: Path, kind: str = "proteins") -> Manifest:
         """A job on a file, its embeddings to be stored in float32."""
-        digests = {model: prepared.read(self.models / model).weights_sha256 for model in ("esm2", "dnabert_s")}
-        return manifest.make(sample, kind, str(path), 500, digests, "auto", "float32")
+        digests = {model: read_prepared(self.models / model).weights_sha256 for model in ("esm2", "dnabert_s")}
+        return make_manifest(sample, kind, str(path), 500, digests, "auto", "float32")
 
     def hand_in(self, job: Manifest) -> Future[Receipt]:
         """Submit a job through a consumer of its own; its receipt, or why there will be none."""
         output = self.directory / f"{job.sample}.json"
-        return self._threads.submit(lambda: consumer.submit([job], self.spool, self.endpoint, [output])[0])
+        return self._threads.submit(lambda: submit_jobs([job], self.spool, self.endpoint, [output])[0])
 
     def embed(self, *jobs: Manifest) -> dict[str, Receipt]:
         """Have jobs done at once; their receipts by sample."""
@@ -323,7 +323,7 @@ def check_equal(found: Embeddings, expected: Embeddings, without: set[str] = fro
 
 def results_of(project: Project) -> dict[str, Embeddings]:
     """The embeddings of a project by sample."""
-    return {path.parent.name: embeddings.read(path) for path in project.path("results").glob("*/embeddings.h5")}
+    return {path.parent.name: read_embeddings(path) for path in project.path("results").glob("*/embeddings.h5")}
 
 
 class RunningSnakemake:

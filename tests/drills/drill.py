@@ -27,7 +27,7 @@ import psutil  # type: ignore[import-untyped]
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
-from holdfast import embeddings  # noqa: E402
+from holdfast.results.embeddings import read_embeddings  # noqa: E402
 
 VICTIMS = {"worker": 2, "reader": 2, "supervisor": 1, "snakemake": 1, "all": 1}  # the last three end the run
 SAMPLES_A_FILE = 2
@@ -183,11 +183,11 @@ def compare(directory: Path, reference: Path, outcome: Outcome) -> None:
 
 def compare_embeddings(mine: Path, theirs: Path, outcome: Outcome) -> None:
     """Compare two embeddings files row by row, bit by bit."""
-    expected = embeddings.read(theirs)
+    expected = read_embeddings(theirs)
     if not mine.exists():
         outcome.lost += len(expected.ids)
         return
-    found = embeddings.read(mine)
+    found = read_embeddings(mine)
     outcome.lost += len(set(expected.ids) - set(found.ids))
     outcome.doubled += len(found.ids) - len(set(found.ids))
     if found.ids != expected.ids:

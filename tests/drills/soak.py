@@ -24,9 +24,10 @@ import psutil  # type: ignore[import-untyped]
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
-from holdfast import manifest, prepared  # noqa: E402
-from holdfast.settings import PoolSettings  # noqa: E402
-from holdfast.spool import Spool  # noqa: E402
+from holdfast.models.registry import read_prepared
+from holdfast.pool.settings import PoolSettings  # noqa: E402
+from holdfast.spool.job import Manifest, make_manifest  # noqa: E402
+from holdfast.spool.spool import Spool  # noqa: E402
 
 OPEN_JOBS = 50
 LENGTH_BP = 2000
@@ -43,17 +44,17 @@ def prepare_models(directory: Path) -> dict[str, str]:
     return {model: str(directory / model) for model in models}
 
 
-def make_jobs(work: Path, models: dict[str, str], count: int) -> Iterator[manifest.Manifest]:
+def make_jobs(work: Path, models: dict[str, str], count: int) -> Iterator[Manifest]:
     """Jobs on pieces of phage lambda, their files written as they are asked for."""
     with gzip.open(ROOT / "tests" / "data" / "frames" / "NC_001416_1_20000.fna.gz", "rt") as file:
         genome = "".join(line.strip() for line in file if not line.startswith(">"))
     chance = random.Random(1)
-    digests = {model: prepared.read(directory).weights_sha256 for model, directory in models.items()}
+    digests = {model: read_prepared(directory).weights_sha256 for model, directory in models.items()}
     for number in range(count):
         start = chance.randrange(len(genome) - LENGTH_BP)
         path = work / "fasta" / f"{number}.fna"
         path.write_text(f">piece_{number}\n{genome[start : start + LENGTH_BP]}\n")
-        yield manifest.make(f"s{number}", "contigs", str(path), 500, digests, "fp32", "float16")
+        yield make_manifest(f"s{number}", "contigs", str(path), 500, digests, "fp32", "float16")
 
 
 def measure(pool: psutil.Process, spool: Path, done: int, began: float) -> dict[str, float]:
@@ -82,7 +83,7 @@ def soak(work: Path, jobs: int) -> pandas.DataFrame:
     with open(work / "pool.log", "w") as log:
         pool = subprocess.Popen([sys.executable, script, *map(str, told)], stdout=log, stderr=log)
     process, rows, began = psutil.Process(pool.pid), [], time.monotonic()
-    waiting: dict[str, manifest.Manifest] = {}
+    waiting: dict[str, Manifest] = {}
     source, done = make_jobs(work, models, jobs), 0
     while done < jobs:
         while len(waiting) < OPEN_JOBS and (job := next(source, None)) is not None:

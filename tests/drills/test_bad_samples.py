@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from holdfast import embeddings
+from holdfast.results.embeddings import read_embeddings
 
 from tests.drills.conftest import Fault, Injection, Serve, check_equal, proteins, results_of, token_marker
 from tests.workflow.conftest import NewProject, Project, fasta, jobs
@@ -63,7 +63,7 @@ def test_the_bad_ones_of_fifty_samples_harm_nobody_and_run_again_when_repaired(
     good = write_samples(some)
     undisturbed = serve()
     outcomes = undisturbed.embed(*(undisturbed.job(name, some.path(f"data/{name}")) for name in [*good, "killer"]))
-    expected = {name: embeddings.read(outcome.embeddings) for name, outcome in outcomes.items()}
+    expected = {name: read_embeddings(outcome.embeddings) for name, outcome in outcomes.items()}
     undisturbed.stop()
     faults = (
         Fault("embed", "kill", token_marker(models, CULPRIT)),

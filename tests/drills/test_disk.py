@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from holdfast.embeddings import Embeddings
+from holdfast.results.embeddings import Embeddings
 
 from tests.drills.conftest import Fault, Injection, Launch, RunningSnakemake, check_equal, proteins, results_of
 from tests.workflow.conftest import NewProject, Project, fasta

@@ -22,11 +22,13 @@ from pathlib import Path
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
-from holdfast import consumer, embeddings, prepared, status
-from holdfast.manifest import Manifest
-from holdfast.receipt import Receipt
-from holdfast.settings import PoolSettings
-from holdfast.spool import Spool
+from holdfast.models.registry import DESCRIPTION_FILE, WEIGHTS_FILE, read_prepared
+from holdfast.pool.settings import PoolSettings
+from holdfast.results.embeddings import read_embeddings
+from holdfast.run import client as consumer
+from holdfast.spool.job import Manifest, Receipt
+from holdfast.spool.spool import Spool
+from holdfast.spool.state import read_state
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -104,7 +106,7 @@ def by_systemd(usual: list[str]) -> list[str]:
 def claims(pool: RunningPool) -> list[str]:
     """What a pool has claimed; its directory may go meanwhile."""
     name = pool.state.identity.pool
-    return sorted(path.name for path in pool.root.glob(f"claimed/{name}/*.yaml"))
+    return sorted(path.name for path in pool.root.glob(f"claimed/{name}/*.json"))
 
 
 def end(pool: RunningPool, number: signal.Signals) -> float:
@@ -127,7 +129,7 @@ def test_pools_come_and_go_and_die_under_two_runs_and_no_value_differs(
         logs = [path.read_text() for some in projects.values() for path in some.path("logs/embed").glob("*.log")]
         return all(text in run.text for run in runs) and len(logs) == 4 and all(text in log for log in logs)
 
-    eventually(lambda: told(f"no pool serves {spool} now; start one with serve_pool.py"))
+    eventually(lambda: told(f"no pool serves {spool} now; start one with `holdfast serve`"))
     # Each pool stops at the fourth sequence of its first sample, until there are two to be told to end.
     stops = [
         Fault("embed", "wait", token_marker(models, fasta_of(some, sample)[3]))
@@ -153,7 +155,7 @@ def test_pools_come_and_go_and_die_under_two_runs_and_no_value_differs(
     assert end(stopped, signal.SIGTERM) < PROCESSES_END_S
     assert (stopped.process.returncode, stopped.state.reason) == (0, "SIGTERM")
     finished = {path.name for path in spool.glob("done/*")}
-    assert set(Spool(spool).waiting()) >= {name for name in held if name.removesuffix(".yaml") not in finished}
+    assert set(Spool(spool).waiting()) >= {name for name in held if name.removesuffix(".json") not in finished}
     last = start("last", idle_timeout_s=2)
     for run in runs:
         assert run.wait() == 0, run.text
@@ -166,7 +168,7 @@ def test_pools_come_and_go_and_die_under_two_runs_and_no_value_differs(
     jobs = [
         undisturbed.job(name, some.path(f"data/{name}.faa")) for key, some in projects.items() for name in samples[key]
     ]
-    expected = {name: embeddings.read(done.embeddings) for name, done in undisturbed.embed(*jobs).items()}
+    expected = {name: read_embeddings(done.embeddings) for name, done in undisturbed.embed(*jobs).items()}
     found = {name: result for some in projects.values() for name, result in results_of(some).items()}
     assert found.keys() == expected.keys() == set("abcdef")
     for name, result in found.items():
@@ -212,9 +214,9 @@ def test_another_host_takes_over_after_the_lease_and_a_pool_that_wakes_up_late_d
     # Both do a whole job for a consumer here, which finds the embeddings at its own path; files they lack are named.
     job, lacking = dying.job("a", tmp_path / "a.faa"), dying.job("h", hidden / "h.faa")
     outputs = [tmp_path / f"{sample}.json" for sample in "ah"]
-    done, failed = consumer.submit([job, lacking], Spool(spool), None, outputs, patience_s=LONG_S)
+    done, failed = consumer.submit_jobs([job, lacking], Spool(spool), None, outputs, patience_s=LONG_S)
     assert Path(done.embeddings) == spool / "done" / job.job / "embeddings.h5"
-    expected = {"a": embeddings.read(done.embeddings)}
+    expected = {"a": read_embeddings(done.embeddings)}
     assert failed.error.startswith(f"{hidden}/h.faa: cannot be read: No such file or directory (by the pool on ")
     assert failed.error.split()[-1] in ("dying)", "stalling)")
 
@@ -236,7 +238,7 @@ def test_another_host_takes_over_after_the_lease_and_a_pool_that_wakes_up_late_d
     assert time.monotonic() - killed > LEASE_S
     log = here.log.read_text()
     for pool in (dying, stalling):
-        identity = status.read(pool.endpoint).identity  # type: ignore[union-attr]
+        identity = read_state(pool.endpoint).identity  # type: ignore[union-attr]
         assert identity.host == pool.directory.name
         assert f"pool {identity.pool} is dead: took over 1 jobs" in log
     process.resume()
@@ -245,10 +247,10 @@ def test_another_host_takes_over_after_the_lease_and_a_pool_that_wakes_up_late_d
     assert "Traceback" not in stalling.log.read_text()
     assert {path.name for path in spool.glob("done/*")} == {job.job, *(entry.job for entry in jobs.values())}
     assert {outcome.pool["id"] for outcome in outcomes.values()} == {here.state.identity.pool}
-    expected |= {name: embeddings.read(outcomes[name].embeddings) for name in jobs}
+    expected |= {name: read_embeddings(outcomes[name].embeddings) for name in jobs}
     again = [dataclasses.replace(entry, sample=f"{entry.sample}-again") for entry in (job, *jobs.values())]
     for name, undisturbed in here.embed(*again).items():
-        check_equal(expected[name[0]], embeddings.read(undisturbed.embeddings))
+        check_equal(expected[name[0]], read_embeddings(undisturbed.embeddings))
 
 
 SUBMITTER = """
@@ -287,7 +289,7 @@ def test_hosts_whose_processes_have_the_same_ids_hand_in_whole_jobs(tmp_path: Pa
 def other_weights(models: Path, directory: Path) -> Path:
     """A copy of the prepared models in which esm2 has other weights."""
     shutil.copytree(models, directory)
-    path, description = directory / "esm2" / prepared.WEIGHTS_FILE, directory / "esm2" / prepared.DESCRIPTION_FILE
+    path, description = directory / "esm2" / WEIGHTS_FILE, directory / "esm2" / DESCRIPTION_FILE
     with safe_open(path, "numpy") as file:
         header = file.metadata()
     save_file({name: matrix * np.float32(0.9) for name, matrix in load_file(path).items()}, path, header)
@@ -309,11 +311,11 @@ def test_jobs_of_other_weights_precision_and_versions_are_separated_or_refused(
     path.write_text(fasta(proteins(8, 62, 1)))
     jobs = [pool.job("s", path) for pool in pools]
     outputs = [tmp_path / f"{number}.json" for number in range(2)]
-    outcomes = consumer.submit(jobs, Spool(root), None, outputs, patience_s=LONG_S)
-    found = [embeddings.read(outcome.embeddings) for outcome in outcomes]
+    outcomes = consumer.submit_jobs(jobs, Spool(root), None, outputs, patience_s=LONG_S)
+    found = [read_embeddings(outcome.embeddings) for outcome in outcomes]
     for pool, outcome, result in zip(pools, outcomes, found, strict=True):
         assert outcome.pool["id"] == pool.state.identity.pool
-        digest = prepared.read(pool.models / "esm2").weights_sha256
+        digest = read_prepared(pool.models / "esm2").weights_sha256
         assert result.attributes["models"]["esm2"]["weights_sha256"] == digest
     assert not np.array_equal(found[0].matrices["esm2"], found[1].matrices["esm2"])
 
@@ -323,7 +325,7 @@ def test_jobs_of_other_weights_precision_and_versions_are_separated_or_refused(
     lack = f"sample 'a' needs esm2 in fp16, with the weights of this config; the 2 pool(s) on {root} hold other weights"
     run = some.run()
     assert run.returncode == 1
-    assert f"1 sample(s) from 'a' on wait: {lack} or compute otherwise; start one with serve_pool.py" in run.text
+    assert f"1 sample(s) from 'a' on wait: {lack} or compute otherwise; start one with `holdfast serve`" in run.text
     assert f"holdfast: error: {lack} or compute otherwise, and none came for 3 s (pool.patience_s)" in run.text
     assert not some.path("results/a/receipt.json").exists()
     (waiting,) = Spool(root).waiting()
@@ -377,7 +379,7 @@ def test_a_pool_by_hand_outlives_its_shell_but_not_its_terminal(serve: Serve, tm
     supervisor.send_signal(signal.SIGHUP)
     assert end(closed, signal.SIGHUP) < PROCESSES_END_S
     assert (closed.process.returncode, closed.state.state, closed.state.reason) == (0, "ended", "SIGHUP")
-    assert closed.spool.waiting() == [f"{job.job}.yaml"]
+    assert closed.spool.waiting() == [f"{job.job}.json"]
     assert kept.embed(kept.job("s", tmp_path / "s.faa"))["s"].state == "done"
     supervisor.terminate()
     psutil.wait_procs([supervisor], LONG_S)
@@ -389,7 +391,7 @@ def test_what_a_killed_snakemake_started_ends_be_it_a_pool_by_hand_or_a_waiting_
 ) -> None:
     by_hand = project("by_hand")
     PoolSettings({"esm2": str(models / "esm2")}, device="cpu", threads=1).write(by_hand.path("pool.yaml"))
-    pool = [sys.executable, str(SCRIPTS / "serve_pool.py"), "--config", "pool.yaml", "--spool", "spool"]
+    pool = [sys.executable, str(SCRIPTS / "entry.py"), "serve", "--config", "pool.yaml", "--spool", "spool"]
     shell = f"nohup {shlex.join(pool)} --endpoint pool.json > pool.log 2>&1 & sleep 1000"
     snakefile = by_hand.write("Snakefile", f"rule pool:\n    output: 'never'\n    shell: {shell!r}\n")
     command = [str(Path(sys.executable).with_name("snakemake")), "-s", str(snakefile), "--cores", "1"]
@@ -414,10 +416,10 @@ def test_a_waiting_consumer_hands_in_anew_what_was_lost(tmp_path: Path, monkeypa
     job = Manifest("s", "proteins", "/s.faa", 0, 0, 0, {"esm2": "a" * 64}, "auto", "float32")
     outcome = Receipt(job.job, "s", "done")
     with ThreadPoolExecutor() as threads:
-        waiting = threads.submit(consumer.submit, [job], spool, None, [tmp_path / "s.json"])
+        waiting = threads.submit(consumer.submit_jobs, [job], spool, None, [tmp_path / "s.json"])
         for _ in range(3):
             eventually(spool.waiting)
-            (spool.root / "incoming" / f"{job.job}.yaml").unlink(missing_ok=True)
+            (spool.root / "incoming" / f"{job.job}.json").unlink(missing_ok=True)
         (spool.root / "done" / job.job).mkdir()
         outcome.write(spool.root / "done" / job.job / "receipt.json")
         assert waiting.result(LONG_S) == [outcome]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from holdfast import embeddings
+from holdfast.results.embeddings import read_embeddings
 
 from tests.drills import drill
 from tests.drills.conftest import (
@@ -39,7 +39,7 @@ def test_a_killed_supervisor_costs_at_most_the_batches_at_the_device(
     path.write_text(fasta(records))
     tokens = 120 * 64
     undisturbed = serve(name="undisturbed")
-    expected = embeddings.read(undisturbed.embed(undisturbed.job("sample", path))["sample"].embeddings)
+    expected = read_embeddings(undisturbed.embed(undisturbed.job("sample", path))["sample"].embeddings)
     note, noted = Fault("embed", "note", after=True), []
 
     def kill_after(batches: int) -> None:
@@ -60,7 +60,7 @@ def test_a_killed_supervisor_costs_at_most_the_batches_at_the_device(
     injection = Injection(tmp_path / "faults", note)
     last = serve(environment=injection.environment, tokens_per_batch=TOKENS_PER_BATCH)
     outcome = last.embed(last.job("sample", path))["sample"]
-    check_equal(embeddings.read(outcome.embeddings), expected)
+    check_equal(read_embeddings(outcome.embeddings), expected)
     computed = sum(tokens for _, tokens in [*noted, *injection.notes()])
     assert computed == tokens + len(kills) * TOKENS_PER_BATCH
     assert last.log.read_text().count("is dead: took over 1 jobs and") == len(kills)

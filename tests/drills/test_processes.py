@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from holdfast import status
-from holdfast.fleet import BATCHES_AHEAD
+from holdfast.pool.devices import BATCHES_AHEAD
+from holdfast.spool.state import read_state
 
 from tests.drills.conftest import (
     CONSUMERS_NOTICE_S,
@@ -133,7 +133,7 @@ def test_sigterm_lets_the_pool_finish_its_batches_and_hand_back_the_rest(serve: 
     assert pool.process.wait(LONG_S) == 0
     finished = len(injection.notes())
     assert finished == len(blocks(pool.spool.root)) == BATCHES_AHEAD  # the one in work, and the one behind it
-    assert pool.spool.waiting() == [f"{job.job}.yaml"]
+    assert pool.spool.waiting() == [f"{job.job}.json"]
     assert list(pool.spool.root.glob("claimed/*")) == list(pool.spool.root.glob("work/*")) == []
     assert (pool.state.state, pool.state.reason) == ("ended", "SIGTERM")
     again = serve(tokens_per_batch=64)
@@ -161,7 +161,7 @@ def test_a_reader_at_work_does_not_hold_up_the_end_of_the_pool(serve: Serve, tmp
     finally:
         injection.release()
     assert psutil.wait_procs(children, PROCESSES_END_S)[1] == []
-    assert pool.spool.waiting() == [f"{job.job}.yaml"]
+    assert pool.spool.waiting() == [f"{job.job}.json"]
 
 
 def test_a_killed_supervisor_ends_the_run_within_seconds_and_is_named(
@@ -203,14 +203,14 @@ def test_what_dead_runs_and_foreign_hosts_leave_does_no_harm(
     injection = Injection(tmp_path / "faults", *stops)
     run = launch(some, environment=injection.environment)
     injection.wait_for()
-    eventually(lambda: len([*some.path(".holdfast/spool").glob("claimed/*/*.yaml")]) == 2)
+    eventually(lambda: len([*some.path(".holdfast/spool").glob("claimed/*/*.json")]) == 2)
     for process in [*psutil.Process(run.process.pid).children(recursive=True), psutil.Process(run.process.pid)]:
         with suppress(psutil.NoSuchProcess):  # it has followed another
             process.kill()
     run.wait()
     eventually(lambda: not some.processes(), PROCESSES_END_S)
     spool = some.path(".holdfast/spool")
-    dead = status.read(some.path(".holdfast/pool.0.json"))
+    dead = read_state(some.path(".holdfast/pool.0.json"))
     assert dead is not None
     name = dead.identity.pool
     assert {path.name for path in spool.glob("claimed/*")} == {name}
@@ -219,7 +219,7 @@ def test_what_dead_runs_and_foreign_hosts_leave_does_no_harm(
     # One of the two claims comes from a host that nobody can ask; half a state, a half-written block and manifest.
     foreign = spool / "claimed" / "elsewhere-1-1"
     foreign.mkdir()
-    (claim,) = spool.glob(f"claimed/{name}/a-*.yaml")
+    (claim,) = spool.glob(f"claimed/{name}/a-*.json")
     claim.rename(foreign / claim.name)
     content = json.loads((spool / "pools" / f"{name}.json").read_text())
     content["lease_s"] = LEASE_S
@@ -227,7 +227,7 @@ def test_what_dead_runs_and_foreign_hosts_leave_does_no_harm(
     (spool / "pools" / "elsewhere-1-1.json").write_text(json.dumps(content))
     (spool / "pools" / "torn-2-2.json").write_text('{"identity": {"ho')
     (kept[0].parent / ".torn.npy.1.partial").write_bytes(b"\x93NUM")
-    (spool / "incoming" / ".torn.yaml.1.partial").write_text("sample: [")
+    (spool / "incoming" / ".torn.json.1.partial").write_text("sample: [")
     assert some.run("--unlock").returncode == 0
     began = time.monotonic()
     again = some.run()

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
-from holdfast import embeddings, fasta, frames, provenance
-from holdfast.embeddings import Embeddings
 from holdfast.errors import ResourceError
-from holdfast.fleet import BATCHES_AHEAD
-from holdfast.models import Alphabet
-from holdfast.receipt import Receipt
+from holdfast.pool.devices import BATCHES_AHEAD
+from holdfast.results.embeddings import Embeddings, read_embeddings
+from holdfast.run.provenance import begin_record
+from holdfast.sequences import Alphabet
+from holdfast.sequences.fasta import read_records
+from holdfast.sequences.frames import find_frames, frame_id
+from holdfast.spool.job import Receipt
 
 from tests.drills.conftest import (
     LONG_S,
@@ -49,7 +51,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     samples = {name: proteins(14, 30, seed) for seed, name in enumerate(NAMES)}
     samples["one"] |= {"culprit": CULPRIT}
     samples["two"] = {"same": CULPRIT, **samples["two"]}
-    contigs = [*fasta.read(CONTIGS, Alphabet.NUCLEOTIDE)]
+    contigs = [*read_records(CONTIGS, Alphabet.NUCLEOTIDE)]
     samples["contigs"] = {record.id: record.sequence for record in contigs[:2]}
     samples["many"] = proteins(300, 40, 9)
     bases = np.array(list("ACGT"))[np.random.default_rng(1).integers(0, 4, LONG_BP)]
@@ -64,7 +66,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory, models: Path, files: dict
     """What an undisturbed pool makes of the samples."""
     pool = RunningPool(tmp_path_factory.mktemp("undisturbed"), models, {}, tokens_per_batch=1024)
     outcomes = pool.embed(*(pool.job(name, path, kind(name)) for name, path in files.items()))
-    found = {name: embeddings.read(outcome.embeddings) for name, outcome in outcomes.items()}
+    found = {name: read_embeddings(outcome.embeddings) for name, outcome in outcomes.items()}
     pool.stop()
     return found
 
@@ -78,7 +80,7 @@ def check(outcome: Receipt, expected: Embeddings, given_up: dict[str, str]) -> N
     assert (outcome.state, outcome.error) == ("done", "")
     assert outcome.failures == given_up
     assert outcome.counts["failed"] == len(given_up)
-    found = embeddings.read(outcome.embeddings)
+    found = read_embeddings(outcome.embeddings)
     check_equal(found, expected, without=set(given_up))
     suffering = {expected.records.ids[expected.record[expected.ids.index(row)]] for row in given_up}
     assert found.records.status == ["failed" if record in suffering else "ok" for record in found.records.ids]
@@ -112,12 +114,12 @@ def test_a_sequence_that_no_worker_survives_is_given_up_in_its_samples_alone(
 def test_a_sequence_over_which_workers_hang_is_given_up(
     serve: Serve, models: Path, files: dict[str, Path], expected: dict[str, Embeddings]
 ) -> None:
-    (record, *_) = fasta.read(files["contigs"], Alphabet.NUCLEOTIDE)
-    culprit = max(frames.find(record.sequence, 500), key=lambda frame: len(frame.protein))
+    (record, *_) = read_records(files["contigs"], Alphabet.NUCLEOTIDE)
+    culprit = max(find_frames(record.sequence, 500), key=lambda frame: len(frame.protein))
     settings = {"tokens_per_batch": 256, "batch_timeout_s": BATCH_TIMEOUT_S}
     pool = serve(Fault("embed", "hang", token_marker(models, culprit.protein)), **settings)
     outcomes = pool.embed(pool.job("contigs", files["contigs"], "contigs"), pool.job("three", files["three"]))
-    row = frames.frame_id(record.id, culprit.chunk, culprit.frame)
+    row = frame_id(record.id, culprit.chunk, culprit.frame)
     check(
         outcomes["contigs"], expected["contigs"], {row: "esm2: the worker died over it on cpu:0, in company and alone"}
     )
@@ -130,7 +132,7 @@ def test_a_sequence_over_which_workers_hang_is_given_up(
 def test_a_worker_killed_from_outside_costs_its_batch_a_repetition(
     serve: Serve, models: Path, files: dict[str, Path], expected: dict[str, Embeddings], tmp_path: Path
 ) -> None:
-    last = [*fasta.read(files["three"], Alphabet.PROTEIN)][-1]
+    last = [*read_records(files["three"], Alphabet.PROTEIN)][-1]
     injection = Injection(tmp_path / "faults", Fault("embed", "wait", token_marker(models, last.sequence)))
     pool = serve(environment=injection.environment, tokens_per_batch=256)
     waiting = [pool.hand_in(pool.job(name, files[name])) for name in NAMES]
@@ -212,10 +214,10 @@ def test_with_no_device_left_pool_and_consumers_end_with_the_reason(
     plan = pool.directory / "plan.json"
     sample = {"sample": "two", "fasta": str(files["two"]), "kind": "proteins", "label": ""}
     config = {"chunk_length": 500, "precision": "auto", "store_dtype": "float32"}
-    batches = [{"lane": 0, "samples": ["two"]}]
-    plan.write_text(json.dumps({"plan": {"batches": batches}, "samples": {"two": sample}, "config": config}))
-    provenance.begin(plan.parent, plan.parent / "results", config, {}, ["two"], {})
-    arguments = [SCRIPTS / "submit_jobs.py", plan, "--batch", "0", "--models", *names, "--spool", pool.spool.root]
+    consumers = [{"replica": 0, "samples": ["two"]}]
+    plan.write_text(json.dumps({"plan": {"consumers": consumers}, "samples": {"two": sample}, "config": config}))
+    begin_record(plan.parent, plan.parent / "results", config, {}, ["two"], {})
+    arguments = [SCRIPTS / "entry.py", "submit", plan, "--consumer", "0", "--models", *names, "--spool", pool.spool.root]
     arguments += ["--endpoint", pool.endpoint, "--receipts", pool.directory / "two.json"]
     told = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=LONG_S)
     assert pool.process.wait(LONG_S) == 1

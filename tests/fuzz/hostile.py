@@ -5,6 +5,7 @@ than Python and the libraries have at the start, and prints JSON: name to messag
 """
 
 import builtins
+import collections
 import faulthandler
 import gzip
 import io
@@ -61,11 +62,6 @@ def contents(canary: Path) -> dict[str, list[tuple[str, bytes]]]:
     found["receipt"].append(("many small values", b"[" + b"[]," * 1_200_000 + b"[]]"))
     for name in ("pth", "fair_esm", "pytorch_bin"):
         found[name] += _pickles(canary)
-        found[name] += [
-            (f"endless {what}, {wrap.__name__.strip('_')}", wrap(pickled))
-            for what, pickled in _endless().items()
-            for wrap in (_zipped, _legacy)
-        ]
     for name in ("classifier", "safetensors", "prepared_weights"):
         found[name] += _safetensors(seeds.seeds()[name][0])
     found["fasta"] += _bombs()
@@ -154,6 +150,9 @@ def _pickles(canary: Path) -> list[tuple[str, bytes]]:
         "getattr": Call(getattr, "text", "upper"),
         "nested": {"model": [Call(os.system, command)]},
         "torch.load": Call(torch.load, str(canary)),
+        "a tensor of 4 TiB": Call(torch.Tensor, 2**40),
+        "8 GiB": Call(bytearray, 2**33),
+        "a count of 8 GiB": Call(collections.Counter, {"a": Call(bytearray, 2**33)}),
     }
     found = []
     for name, call in calls.items():
@@ -162,8 +161,7 @@ def _pickles(canary: Path) -> list[tuple[str, bytes]]:
             torch.save(call, file, _use_new_zipfile_serialization=is_new)
             found.append((f"{name}, {'zip' if is_new else 'legacy'}", file.getvalue()))
         found.append((f"{name}, bare", pickle.dumps(call, protocol=2)))
-    found += [(name, _zipped(pickled)) for name, pickled in _opcodes().items()]
-    found += [(f"{name}, legacy", _legacy(pickled)) for name, pickled in _opcodes().items()]
+    found += [(name, _zipped(pickled)) for name, pickled in {**_opcodes(), **_endless()}.items()]
     locator = struct.pack("<4sLQL", b"PK\x06\x07", 1, 0, 7)  # of a zip's large end, on the second of 7 disks
     end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0, 0, 0, 0, 0)
     found += [(f"many disks, {name}", start + locator + end) for name, start in (("zip", b"PK\3\4"), ("bare", b"."))]
@@ -175,7 +173,7 @@ def _opcodes() -> dict[str, bytes]:
     reference = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX%b0X\x03\0\0\0cpu%btQ"
     rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n(" + reference % (b"\x01\0\0\0", b"J\x01\0\0\0") + b"K\0%b\x89}tR"
     return {
-        "a place in the memo of 4 thousand million": b"\x80\x02Nr\xff\xff\xff\x7f.",
+        "a place in the memo of 4 billion": b"\x80\x02Nr\xff\xff\xff\x7f.",
         "a place in the memo of 200 million": b"\x80\x02Nr\x00\x00\xff\x0c.",
         "a text of 2**60 letters": b"\x80\x02\x8d" + struct.pack("<Q", 2**60) + b"x.",
         "a text of 2**31 letters": b"\x80\x02X" + struct.pack("<I", 2**31 - 1) + b"x.",
@@ -190,8 +188,10 @@ def _opcodes() -> dict[str, bytes]:
         + rebuild % (b"(" + b"K\x01" * 5000 + b"t(" + b"K\0" * 5000 + b"t")
         + b".",
         "a tensor of a tuple": b"\x80\x02" + rebuild % b"(K\x01K\x01\x86J\xff\xff\xff\x7ftK\0\x85" + b".",
+        "a tensor of 2**62 numbers": b"\x80\x02" + rebuild % b"J\0\0\0@J\0\0\0@\x86K\0K\0\x86" + b".",
         "lists in lists": b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".",
-        "many dictionaries": b"\x80\x02" + b"}" * 2_000_000 + b".",
+        "many dictionaries": b"\x80\x02" + b"}" * 1_000_000 + b".",
+        "too many dictionaries": b"\x80\x02" + b"}" * 2_000_000 + b".",
         "no stack": b"\x80\x02s.",
         "no mark": b"\x80\x02t.",
         "build of a dictionary": b"\x80\x02}}b.",
@@ -206,12 +206,15 @@ def _opcodes() -> dict[str, bytes]:
 
 
 def _endless() -> dict[str, bytes]:
-    """Pickles of a small tuple of tuples of tuples, whose hash takes for ever; torch's own unpickler tries."""
-    doubled = b"(tq\0" + b"h\0h\0\x86q\0" * 60
+    """Pickles of a tuple of tuples of tuples, to hash or to show which takes for ever; torch's own unpickler tries."""
+    doubled, deep = b")q\0" + b"h\0\x86q\0" * 60, b")" + b"\x85" * 1_000_000
     return {
-        "a key": b"\x80\x02}" + doubled + b"K\x01s.",
-        "a set": b"\x80\x02c__builtin__\nset\n](" + doubled + b"e\x85R.",
-        "an OrderedDict": b"\x80\x02ccollections\nOrderedDict\n]" + doubled + b"K\x01\x86a\x85R.",
+        "an endless key": b"\x80\x02}" + doubled + b"K\x01s.",
+        "an endless set": b"\x80\x02c__builtin__\nset\n](" + doubled + b"e\x85R.",
+        "an endless OrderedDict": b"\x80\x02ccollections\nOrderedDict\n]" + doubled + b"K\x01\x86a\x85R.",
+        "an endless name of a function": b"\x80\x02" + doubled + b")R.",
+        "an endless key of a storage": b"\x80\x02(X\7\0\0\0storagectorch\nFloatStorage\n" + doubled + b"K\0K\1tQ.",
+        "a deep key": b"\x80\x02}" + deep + b"K\x01s.",
     }
 
 
@@ -223,11 +226,6 @@ def _zipped(pickled: bytes) -> bytes:
         archive.writestr("x/data/0", bytes(4))
         archive.writestr("x/version", "3\n")
     return file.getvalue()
-
-
-def _legacy(pickled: bytes) -> bytes:
-    head = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}})
-    return b"".join(pickle.dumps(part, protocol=2) for part in head) + pickled + pickle.dumps(["0"], protocol=2)
 
 
 def _safetensors(valid: bytes) -> list[tuple[str, bytes]]:
@@ -256,7 +254,7 @@ def _safetensors(valid: bytes) -> list[tuple[str, bytes]]:
         ("metadata that is a number", with_metadata("1")),
         ("metadata of 10,000 digits", with_metadata("1" * 10_000)),
         ("models that are a list", with_metadata('{"format_version": 1, "classes": [], "models": [], "source": 1}')),
-        ("a thousand million layers", with_metadata(json.dumps({"architecture": sizes}))),
+        ("a billion layers", with_metadata(json.dumps({"architecture": sizes}))),
         ("no heads", with_metadata(json.dumps({"architecture": sizes | {"layers": 1, "heads": 0}}))),
         ("a width of infinity", with_metadata('{"architecture": {"width": Infinity, "mlp_width": 1}}')),
         ("an architecture of text", with_metadata('{"architecture": "esm2"}')),
@@ -272,7 +270,7 @@ def _safetensors(valid: bytes) -> list[tuple[str, bytes]]:
 def _bombs() -> list[tuple[str, bytes]]:
     """Compressed files of some megabytes that grow to more than is allowed."""
     found = []
-    for name, start, letter in (("zeros", b"", b"\0"), ("letters", b">a\n", b"A")):
+    for name, start, letter in (("zeros", b">", b"\0"), ("letters", b">a\n", b"A"), ("qualities", b"@a\nA\n+\n", b"I")):
         members = [gzip.compress(start), *[gzip.compress(letter * 2**26, 1)] * 17]
         found.append((name, b"".join(members)))
     found.append(("a long id", b">" + b"a" * 30_000_000 + b"\nACGT\n"))

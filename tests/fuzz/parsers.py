@@ -12,27 +12,24 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from holdfast import (
-    calls,
-    checkpoint,
-    classifier,
-    configuration,
-    embeddings,
-    esm2,
-    fasta,
-    frames,
-    manifest,
-    prepared,
-    pth,
-    receipt,
-    settings,
-    status,
-    summary,
-    tokens,
-    weights,
-)
 from holdfast.errors import HoldfastError
-from holdfast.models import Alphabet
+from holdfast.models.checkpoint import read_checkpoint
+from holdfast.models.prepare import _copy_tokenizer
+from holdfast.models.registry import open_model, read_prepared
+from holdfast.pool import settings
+from holdfast.report.tally import write_summary
+from holdfast.results import classifier, embeddings
+from holdfast.results.calls import CONTIG_STATUSES, read_contigs
+from holdfast.results.embeddings import EmbeddingsFile
+from holdfast.run import config as configuration
+from holdfast.run.config import check_config, check_files, check_fit
+from holdfast.sequences import Alphabet, fasta
+from holdfast.sequences.frames import find_frames, frame_id
+from holdfast.sequences.tokens import NucleotideTokenizer, tokenize_proteins
+from holdfast.spool import job as receipt
+from holdfast.spool import state as status
+from holdfast.spool.job import parse_manifest
+from holdfast.spool.state import Observer, state_path
 
 from tests.fuzz import seeds
 
@@ -41,34 +38,34 @@ Parser = Callable[[bytes], str]
 
 
 def read_nucleotides(path: Path) -> None:
-    for record in fasta.read(path, Alphabet.NUCLEOTIDE):
-        for frame in frames.find(record.sequence, 300):
-            tokens.tokenize_proteins([frame.protein])
+    for record in fasta.read_records(path, Alphabet.NUCLEOTIDE):
+        for frame in find_frames(record.sequence, 300):
+            tokenize_proteins([frame.protein])
 
 
 def read_proteins(path: Path) -> None:
-    for record in fasta.read(path, Alphabet.PROTEIN):
-        tokens.tokenize_proteins([record.sequence])
+    for record in fasta.read_records(path, Alphabet.PROTEIN):
+        tokenize_proteins([record.sequence])
 
 
 def read_manifest(path: Path) -> None:
-    job = manifest.parse(path.read_bytes().decode("utf-8", "replace"), path.name)
-    assert manifest.parse(job.dump(), "again") == job
+    job = parse_manifest(path.read_bytes().decode("utf-8", "replace"), path.name)
+    assert parse_manifest(job.dump(), "again") == job
     assert job.job
     os.path.exists(job.fasta)  # no NUL in it, which would be an error
 
 
 def read_receipt(path: Path) -> None:
-    outcome = receipt.read(path)
+    outcome = receipt.read_receipt(path)
     assert outcome is not None
     outcome.write(path)
-    assert receipt.read(path) == outcome
+    assert receipt.read_receipt(path) == outcome
 
 
 def read_settings(path: Path) -> None:
-    read = settings.read(path)
+    read = settings.read_settings(path)
     read.write(path)
-    assert settings.read(path) == read
+    assert settings.read_settings(path) == read
 
 
 def read_config(path: Path) -> None:
@@ -82,68 +79,68 @@ def read_config(path: Path) -> None:
         except (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError, TypeError):
             return
     if isinstance(content, dict):
-        filled = configuration.with_defaults(content, SCHEMAS / "config.schema.yaml")
-        configuration.check(filled, {})
+        filled = check_config(content, SCHEMAS / "config.schema.yaml")
+        check_fit(filled, {})
 
 
 def read_samples(path: Path) -> None:
     samples = configuration.read_samples(path, SCHEMAS / "samples.schema.yaml")
-    configuration.check_files(str(path), samples)
+    check_files(str(path), samples)
 
 
 def read_state(path: Path) -> None:
     """A state that cannot be read is none."""
-    state = status.read(path)
+    state = status.read_state(path)
     if state is None:
         raise HoldfastError(f"{path}: no state")
-    state.trouble(status.Observer())
-    assert status.state_path("/spool", state.identity.pool).parent == Path("/spool/pools")
+    state.trouble(Observer())
+    assert state_path("/spool", state.identity.pool).parent == Path("/spool/pools")
 
 
-def read_frames(path: Path) -> None:
-    with embeddings.Reader(path.with_name("sample.h5")) as reader:
-        probabilities = calls.read_probabilities(path, reader)
-    assert np.isfinite(probabilities).all()
+def read_calls(path: Path) -> None:
+    for call in read_contigs(path):
+        assert call.outcome in ("virus", "non-viral", *CONTIG_STATUSES[1:])
+        assert call.score is None or 0 <= call.score <= 1
 
 
 def read_embeddings(path: Path) -> None:
-    with embeddings.Reader(path) as reader:
+    with EmbeddingsFile(path) as reader:
         list(reader.record_blocks())
         for rows in reader.blocks(list(reader.models)):
             for name, chunk, frame in zip(rows.ids, rows.chunk.tolist(), rows.frame.tolist(), strict=True):
-                name.removesuffix(frames.frame_id("", chunk, frame))
-    embeddings.read(path)
+                name.removesuffix(frame_id("", chunk, frame))
+    embeddings.read_embeddings(path)
 
 
 def read_classifier(path: Path) -> None:
-    network = (pth if path.suffix == ".pth" else classifier).load(path)
+    network = (classifier.load_published if path.suffix == ".pth" else classifier.load_classifier)(path)
     assert np.isfinite(network.predict(np.zeros((2, network.feature_width), np.float32))).all()
 
 
 def read_source(path: Path) -> None:
-    checkpoint.read(path, "esm2", None).own_tensors()
+    read_checkpoint(path, None).own_tensors()
 
 
 def read_source_directory(path: Path) -> None:
-    checkpoint.read(path.parent, "esm2", None).own_tensors()
+    read_checkpoint(path.parent, None).own_tensors()
 
 
 def read_prepared_weights(path: Path) -> None:
-    esm2.load(path.parent, "cpu", "fp32")
+    open_model(path.parent, "cpu", "fp32")
 
 
 def read_tokenizer(path: Path) -> None:
-    tokens.NucleotideTokenizer(path)(["ACGTNACGT", ""])
+    NucleotideTokenizer(path)(["ACGTNACGT", ""])
 
 
 def read_published_tokenizer(path: Path) -> None:
-    weights._copy_tokenizer(path, 64, path.with_name("copied.json"))
-    tokens.NucleotideTokenizer(path.with_name("copied.json"))(["ACGTNACGT"])
+    _copy_tokenizer(path, 64, path.with_name("copied.json"))
+    NucleotideTokenizer(path.with_name("copied.json"))(["ACGTNACGT"])
 
 
 def read_for_summary(path: Path) -> None:
     results, table = path.parent.parent, path.with_name("summary.tsv")
-    summary.write(path.with_name("samples.tsv"), SCHEMAS / "samples.schema.yaml", results, table)
+    write_summary(path.with_name("samples.tsv"), results, table)
     header, row = table.read_text().splitlines()
     assert header.count("\t") == row.count("\t")
 
@@ -156,12 +153,12 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "settings": ("pool.yaml", read_settings),
     "config": ("config.yaml", read_config),
     "samples": ("samples.tsv", read_samples),
-    "prepared": ("model.json", lambda path: prepared.read(path.parent)),
+    "prepared": ("model.json", lambda path: read_prepared(path.parent)),
     "tokenizer": ("tokenizer.json", read_tokenizer),
     "published_tokenizer": ("tokenizer.json", read_published_tokenizer),
     "summary": ("receipt.json", read_for_summary),
     "state": ("pool.json", read_state),
-    "frames": ("frames.tsv", read_frames),
+    "contigs": ("contigs.tsv", read_calls),
     "embeddings": ("embeddings.h5", read_embeddings),
     "pth": ("classifier.pth", read_classifier),
     "classifier": ("classifier.safetensors", read_classifier),

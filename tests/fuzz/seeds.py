@@ -19,16 +19,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from holdfast import calls, classifier, embeddings, esm2, packed, synthetic
-from holdfast.frames import frame_id
-from holdfast.layout import FAIR_ESM, HUGGING_FACE_ESM, Layout
-from holdfast.manifest import Manifest
-from holdfast.prepared import Prepared
-from holdfast.progress import DeviceProgress, Progress
-from holdfast.receipt import Receipt
-from holdfast.settings import PoolSettings
-from holdfast.status import Identity, PoolState
-from holdfast.training import Network
+from holdfast.models.checkpoint import Layout
+from holdfast.models.encoder import HEADER_KEY
+from holdfast.models.esm import FAIR_ESM, HUGGING_FACE_ESM, tensor_shapes
+from holdfast.models.registry import Prepared
+from holdfast.models.synthetic import write_tokenizer
+from holdfast.pool.settings import PoolSettings
+from holdfast.results.calls import call_contigs
+from holdfast.results.classifier import load_classifier
+from holdfast.results.embeddings import EmbeddingsFile
+from holdfast.results.training import Network
+from holdfast.results.writer import EmbeddingsWriter
+from holdfast.sequences.frames import frame_id
+from holdfast.spool.job import Manifest, Receipt
+from holdfast.spool.progress import DeviceProgress, Progress
+from holdfast.spool.state import Identity, PoolState
 from safetensors.torch import save
 from torch import Tensor
 
@@ -54,8 +59,8 @@ HUGGING_FACE_CONFIG = {
     "token_dropout": True,
     "position_embedding_type": "rotary",
 }
-FASTA = b">a first\nACGTACGTNN\nacgu\n>b\n\n>\xc3\xa9|c/1\r\nATGATGATGATGTAA\r\n"
-FASTQ = b"@a\nACGT\n+\nIIII\n@b\nAC\n+b\nII\n"
+FASTA = b"\xef\xbb\xbf# c\n>a first\nACGTACGTNN\nacgu\n>b\n\n#x\n>\xc3\xa9|c/1\r\nATGATGATGATGTAA\r\n>d\rACGT\r"
+FASTQ = b"\n@a\nACGT\n+\nIIII\n\r\n@b\nAC\n+b\nII\n\n"
 
 # As VirNucPro's training script saves a module: whole, its class under __main__.
 PUBLISHED = """
@@ -68,8 +73,7 @@ class MLPClassifier(torch.nn.Module):
         self.output_layer = torch.nn.Linear(6, 2)
         self.dropout = torch.nn.Dropout(p=0.5)
         self.relu = torch.nn.ReLU()
-for name, is_new in (("new.pth", True), ("old.pth", False)):
-    torch.save(MLPClassifier().eval(), name, _use_new_zipfile_serialization=is_new)
+torch.save(MLPClassifier().eval(), "500_model.pth")
 """
 
 
@@ -93,9 +97,9 @@ def seeds() -> dict[str, list[bytes]]:
             "published_tokenizer": [_tokenizer(directory)],
             "summary": [_receipt(directory)],
             "state": [_state(directory)],
-            "frames": [_frames(directory)],
+            "contigs": [_contigs(directory)],
             "embeddings": [_embeddings(directory)],
-            "pth": _pth(directory),
+            "pth": [_pth(directory)],
             "classifier": [_classifier(directory)],
             "fair_esm": [_torch(_fair_esm())],
             "pytorch_bin": [_torch(OrderedDict(_published(HUGGING_FACE_ESM, "esm.")))],
@@ -110,7 +114,6 @@ def beside(name: str) -> dict[str, bytes]:
     """Files that a parser needs beside its own, valid."""
     config = seeds()["hugging_face_config"][0]
     return {
-        "frames": {"sample.h5": seeds()["embeddings"][0]},
         "pytorch_bin": {"config.json": config},
         "safetensors": {"config.json": config},
         "hugging_face_config": {"model.safetensors": seeds()["safetensors"][0]},
@@ -158,7 +161,7 @@ def _prepared(directory: Path) -> bytes:
 
 
 def _tokenizer(directory: Path) -> bytes:
-    synthetic.write_tokenizer(64, directory / "tokenizer.json")
+    write_tokenizer(64, directory / "tokenizer.json")
     return (directory / "tokenizer.json").read_bytes()
 
 
@@ -178,42 +181,42 @@ def _state(directory: Path) -> bytes:
 def _embeddings(directory: Path) -> bytes:
     path = directory / "sample.h5"
     names = [frame_id("r", 1, frame) for frame in (0, 3)]
-    with embeddings.Writer.create(path, "s", "contigs", 500) as writer:
+    with EmbeddingsWriter.create(path, "s", "contigs", 500) as writer:
         writer.append_records(["r", "short"], [400, 2], ["ok", "too_short"])
         writer.append_rows(names, [100, 90], [bytes(32)] * 2, [0, 0], [1, 1], [0, 3])
-    with embeddings.Writer.reopen(path, {"torch": "2"}) as writer:
+    with EmbeddingsWriter.reopen(path, {"torch": "2"}) as writer:
         for model, width in WIDTHS.items():
             block = np.ones((2, width), np.float32)
             writer.write_matrix(replace(PREPARED, model=model, width=width), [block], "float16", "fp32")
     return path.read_bytes()
 
 
-def _frames(directory: Path) -> bytes:
+def _contigs(directory: Path) -> bytes:
     _embeddings(directory)
-    path = directory / "frames.tsv"
-    with embeddings.Reader(directory / "sample.h5") as reader:
+    frames, chunks, contigs = (directory / f"{name}.tsv" for name in ("frames", "chunks", "contigs"))
+    with EmbeddingsFile(directory / "sample.h5") as reader:
         probabilities = np.array([[0.25, 0.75], [0.5, 0.5]], np.float32)
-        calls.write_frames(path, [(rows, probabilities) for rows in reader.blocks()])
-    return path.read_bytes()
+        call_contigs(reader, [(rows, probabilities) for rows in reader.blocks()], 0.5, frames, chunks, contigs)
+    return contigs.read_bytes()
 
 
-def _pth(directory: Path) -> list[bytes]:
+def _pth(directory: Path) -> bytes:
     subprocess.run([sys.executable, "-W", "ignore", "-c", PUBLISHED], cwd=directory, check=True)
-    return [(directory / name).read_bytes() for name in ("new.pth", "old.pth")]
+    return (directory / "500_model.pth").read_bytes()
 
 
 def _classifier(directory: Path) -> bytes:
     path = directory / "classifier.safetensors"
     models = {name: {"width": width, "source": "x", "synthetic": True} for name, width in WIDTHS.items()}
     Network(sum(WIDTHS.values()), 4).classifier(models, "synthetic").save(path)
-    assert classifier.load(path).models == models
+    assert load_classifier(path).models == models
     return path.read_bytes()
 
 
 def _published(layout: Layout, prefix: str) -> dict[str, Tensor]:
     """Synthetic tensors of a small ESM-2 under published names."""
     found: dict[str, Tensor] = {}
-    for own, shape in esm2.tensor_shapes(ARCHITECTURE).items():
+    for own, shape in tensor_shapes(ARCHITECTURE).items():
         parts = ["layers.0.self_attn.rot_emb.inv_freq"] if own == "inv_freq" else layout.published(own)
         if own == "inv_freq" and layout is HUGGING_FACE_ESM:
             continue
@@ -233,5 +236,5 @@ def _torch(content: object) -> bytes:
 
 
 def _prepared_weights() -> bytes:
-    tensors = {name: torch.full(shape, 0.5) for name, shape in esm2.tensor_shapes(ARCHITECTURE).items()}
-    return save(tensors, {packed.HEADER_KEY: json.dumps({"architecture": ARCHITECTURE})})
+    tensors = {name: torch.full(shape, 0.5) for name, shape in tensor_shapes(ARCHITECTURE).items()}
+    return save(tensors, {HEADER_KEY: json.dumps({"architecture": ARCHITECTURE})})

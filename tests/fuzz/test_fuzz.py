@@ -167,6 +167,7 @@ def test_the_hostile_files_are_many_and_the_worst_are_refused(hostile: dict[str,
     for what in (
         "fasta: zeros",
         "fasta: letters",
+        "fasta: qualities",
         "fasta: a long id",
         "manifest: os.system",
         "settings: laughs in a value",
@@ -174,8 +175,9 @@ def test_the_hostile_files_are_many_and_the_worst_are_refused(hostile: dict[str,
         assert hostile[what]
     for name in ("pth", "fair_esm", "pytorch_bin"):
         assert all(message for what, message in hostile.items() if what.startswith(f"{name}: "))
-        for call in ("os.system, zip", "eval, zip"):
+        for call in ("os.system, zip", "eval, zip", "a tensor of 4 TiB, zip", "8 GiB, zip"):
             assert "refused" in hostile[f"{name}: {call}"]
+        assert "saved by torch before 1.6" in hostile[f"{name}: os.system, legacy"]
     embeddings = {what: message for what, message in hostile.items() if what.startswith("embeddings: ")}
     assert [what for what, message in embeddings.items() if not message] == []
 

@@ -149,7 +149,7 @@ def _finished_jobs(text: str) -> list[str]:
             samples = re.findall(r"results/([^/]+)/receipt\.json", receipts)
             names.setdefault(number, [f"embed {sample}" for sample in samples] or [rule])
         elif match := re.match(r"\s*wildcards: (\w+)=(\S+)$", line):
-            names[number] = [rule if match[1] == "lane" else f"{rule} {match[2]}"]
+            names[number] = [rule if match[1] == "replica" else f"{rule} {match[2]}"]
         elif match := re.match(r"\s*Finished jobid: (\d+) \(Rule: (\w+)\)$", line):
             assert {name.split()[0] for name in names[match[1]]} == {re.sub(r"^embed_\d+$", "embed", match[2])}
             finished += names[match[1]]
@@ -165,7 +165,7 @@ def jobs(*samples: str, called: Sequence[str] = (), once: Sequence[str] = ()) ->
         once: Jobs beyond pool, summary, report and ``all`` that run once.
     """
     each = [f"{rule} {sample}" for rule in ("embed", "collect") for sample in samples]
-    each += [f"{rule} {sample}" for rule in ("classify", "call") for sample in called]
+    each += [f"classify_contigs {sample}" for sample in called]
     return sorted([*each, *once, "pool", "summarize", "draw", "all"])
 
 
@@ -187,10 +187,12 @@ def closed_sequence(length_bp: int) -> str:
 def embedded(models: Path, model: str, sequences: Sequence[str]) -> list[list[float]]:
     """Embeddings computed directly, each sequence alone: the mean of the residues (esm2), or of all tokens."""
     import torch
-    from holdfast import dnabert_s, esm2, tokens
+    from holdfast.models import esm as esm2
+    from holdfast.models import mosaic_bert as dnabert_s
+    from holdfast.models.registry import load_tokenizer
 
     encoder = {"esm2": esm2, "dnabert_s": dnabert_s}[model].load(models / model, "cpu", "fp32")
-    tokenize = tokens.tokenizer(model, models / model)
+    tokenize = load_tokenizer(model, models / model)
     vectors = []
     for sequence in sequences:
         numbers, lengths = tokenize([sequence])
@@ -221,7 +223,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(directory: Path) -> None:
         for model, architecture in (("esm2", "esm2_t6_8M_UR50D"), ("dnabert_s", "dnabert_s_tiny")):
             source, output = f"synthetic:{architecture}", str(directory / model)
-            command = [sys.executable, str(SCRIPTS / "prepare_weights.py"), source, "--model", model]
+            command = [sys.executable, str(SCRIPTS / "entry.py"), "prepare", source]
             subprocess.run([*command, "--output", output], check=True, timeout=TIMEOUT_S)
 
     return _once(tmp_path_factory, "models", make)
@@ -232,9 +234,9 @@ def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with one synthetic classifier: what ``virnucpro.py`` writes, and ``500_model.safetensors``."""
 
     def make(directory: Path) -> None:
-        publish = [REPOSITORY / "tests/reference/virnucpro.py", str(sum(WIDTHS.values())), directory]
+        publish = [REPOSITORY / "tests/results/virnucpro.py", str(sum(WIDTHS.values())), directory]
         pickled, converted = directory / "500_model.pth", directory / "500_model.safetensors"
-        for program in (publish, [SCRIPTS / "convert_classifier.py", pickled, converted]):
+        for program in (publish, [SCRIPTS / "entry.py", "convert-classifier", pickled, converted]):
             subprocess.run([sys.executable, "-W", "ignore", *program], check=True, timeout=TIMEOUT_S)
 
     return _once(tmp_path_factory, "classifiers", make)

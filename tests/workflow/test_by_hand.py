@@ -1,4 +1,4 @@
-"""``embed_fasta.py``: one file through one model, without Snakemake and without a pool."""
+"""``holdfast embed``: one file through one model, without Snakemake and without a pool."""
 
 import subprocess
 import sys
@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from holdfast import embeddings, fasta
-from holdfast.models import MODELS
+from holdfast.models.registry import MODELS
+from holdfast.results.embeddings import read_embeddings
+from holdfast.sequences.fasta import read_records
 
 from .conftest import DEMO, SCRIPTS, embedded
 
 
 def embed(models: Path, name: str, model: str, output: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, SCRIPTS / "embed_fasta.py", DEMO / "data" / name, "--model", model]
+    command = [sys.executable, SCRIPTS / "holdfast embed", DEMO / "data" / name, "--model", model]
     command += ["--weights", models / model, "--output", output, "--device", "cpu"]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
@@ -22,10 +23,10 @@ def embed(models: Path, name: str, model: str, output: Path) -> subprocess.Compl
 def test_a_file_is_embedded_record_by_record(models: Path, tmp_path: Path, name: str, model: str) -> None:
     output = tmp_path / "embeddings.h5"
     ended = embed(models, name, model, output)
-    records = [*fasta.read(DEMO / "data" / name, MODELS[model].alphabet)]
+    records = [*read_records(DEMO / "data" / name, MODELS[model].alphabet)]
     said = f"{output}: {len(records)} embeddings of {len(records)} records, synthetic {model} on cpu\n"
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, said, "")
-    found = embeddings.read(output)
+    found = read_embeddings(output)
     assert list(found.ids) == [record.id for record in records]
     expected = embedded(models, model, [record.sequence for record in records])
     np.testing.assert_allclose(found.matrices[model], expected, atol=1e-5)

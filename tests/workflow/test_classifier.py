@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas  # type: ignore[import-untyped]
 import torch
-from holdfast import embeddings
+from holdfast.results.embeddings import read_embeddings
 from torch.nn.functional import batch_norm, linear
 
 from tests.workflow.conftest import DEMO, NewProject, fasta, jobs, open_sequence
@@ -29,7 +29,7 @@ def test_a_given_classifier_calls_all_contigs_and_trains_nothing(project: NewPro
     assert not some.path("results/p/frames.tsv").exists()
 
     # The network written out, on the stored features.
-    found = embeddings.read(some.path("results/a/embeddings.h5"))
+    found = read_embeddings(some.path("results/a/embeddings.h5"))
     features = np.concatenate([found.matrices["dnabert_s"], found.matrices["esm2"]], axis=1).astype(np.float32)
     state = torch.load(classifiers / "state.pth", weights_only=True)
     hidden = linear(torch.from_numpy(features), state["hidden_layer.weight"], state["hidden_layer.bias"])

@@ -5,8 +5,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from holdfast import embeddings, fasta, frames, prepared
-from holdfast.models import Alphabet
+from holdfast.models.registry import read_prepared
+from holdfast.results.embeddings import read_embeddings
+from holdfast.sequences import Alphabet
+from holdfast.sequences.fasta import Record, read_records
+from holdfast.sequences.frames import find_frames, frame_id
 
 from tests.workflow.conftest import DEMO, WIDTHS, NewProject, Project, embedded, jobs
 
@@ -16,13 +19,13 @@ CALLED = ("bacterium_heldout", "phage_heldout", "mixture")
 SYNTHETIC = {"esm2": "synthetic:esm2_t6_8M_UR50D", "dnabert_s": "synthetic:dnabert_s_tiny"}
 
 
-def check_calls(project: Project, sample: str, records: list[fasta.Record]) -> None:
+def check_calls(project: Project, sample: str, records: list[Record]) -> None:
     """Every record has its row, in order, and the tables follow from frames.tsv by the documented rules."""
     contigs, chunks, calls = (project.table(f"{sample}/{name}.tsv") for name in ("contigs", "chunks", "frames"))
     assert contigs["contig"].tolist() == [record.id for record in records]
     assert contigs["length"].astype(int).tolist() == [len(record.sequence) for record in records]
-    found = [(record.id, frame) for record in records for frame in frames.find(record.sequence, CHUNK_LENGTH_BP)]
-    assert calls["frame_id"].tolist() == [frames.frame_id(name, frame.chunk, frame.frame) for name, frame in found]
+    found = [(record.id, frame) for record in records for frame in find_frames(record.sequence, CHUNK_LENGTH_BP)]
+    assert calls["frame_id"].tolist() == [frame_id(name, frame.chunk, frame.frame) for name, frame in found]
 
     calls[["p_virus", "p_other"]] = calls[["p_virus", "p_other"]].astype("float32")
     np.testing.assert_allclose(calls["p_virus"] + calls["p_other"], 1, atol=1e-6)
@@ -41,7 +44,7 @@ def check_calls(project: Project, sample: str, records: list[fasta.Record]) -> N
 
 def check_embeddings(project: Project, sample: str, texts: dict[str, list[str]]) -> None:
     """Ids and models are complete and marked synthetic; a few rows equal a direct computation."""
-    found = embeddings.read(project.path(f"results/{sample}/embeddings.h5"))
+    found = read_embeddings(project.path(f"results/{sample}/embeddings.h5"))
     assert sorted(found.matrices) == sorted(texts)
     for model, sequences in texts.items():
         matrix, attributes = found.matrices[model], found.attributes["models"][model]
@@ -72,9 +75,9 @@ def test_demo_gives_everything_it_promises_and_a_second_call_runs_nothing(projec
     assert summary.index.tolist() == list(samples)
     for sample, (path, kind) in samples.items():
         row = summary.loc[sample]
-        records = list(fasta.read(path, Alphabet.PROTEIN if kind == "proteins" else Alphabet.NUCLEOTIDE))
+        records = list(read_records(path, Alphabet.PROTEIN if kind == "proteins" else Alphabet.NUCLEOTIDE))
         if kind == "contigs":
-            found = [frame for record in records for frame in frames.find(record.sequence, CHUNK_LENGTH_BP)]
+            found = [frame for record in records for frame in find_frames(record.sequence, CHUNK_LENGTH_BP)]
             texts = {"esm2": [f.protein for f in found], "dnabert_s": [f.nucleotides for f in found]}
         else:
             texts = {"esm2": [record.sequence for record in records]}
@@ -107,7 +110,7 @@ def test_demo_gives_everything_it_promises_and_a_second_call_runs_nothing(projec
     for label, frames_of_label in labelled.items():
         assert metrics["train"][label]["frames"] + metrics["held_out"][label]["frames"] == frames_of_label
     for model, source in SYNTHETIC.items():
-        description = prepared.read(demo.path(f"resources/{model}"))
+        description = read_prepared(demo.path(f"resources/{model}"))
         assert (description.source, description.synthetic) == (source, True)
     assert not demo.path(".holdfast/runs").exists()
     assert not demo.path(".holdfast/pool.0.json").exists()

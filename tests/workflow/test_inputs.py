@@ -4,9 +4,9 @@ import gzip
 import os
 
 import numpy as np
-from holdfast import embeddings
-from holdfast import fasta as fasta_reader
-from holdfast.models import Alphabet
+from holdfast.results.embeddings import read_embeddings
+from holdfast.sequences import Alphabet
+from holdfast.sequences.fasta import read_records
 
 from tests.workflow.conftest import DEMO, WIDTHS, NewProject, closed_sequence, fasta, jobs, open_sequence
 
@@ -67,7 +67,7 @@ def test_samples_without_anything_to_embed_are_finished_samples(
     assert some.table("tiny/frames.tsv")["frame_id"].tolist() == ["r3_chunk_1F1", "r3_chunk_1R1"]
 
     for name in samples:
-        found = embeddings.read(some.path(f"results/{name}/embeddings.h5"))
+        found = read_embeddings(some.path(f"results/{name}/embeddings.h5"))
         assert found.attributes["complete"]
         ids = {"tiny": ["r3_chunk_1F1", "r3_chunk_1R1"]}.get(name, [])
         ids = ["r1", "r2", "r3"] if name in ("tiny_proteins", "tiny_dna") else ids
@@ -84,7 +84,7 @@ def test_samples_without_anything_to_embed_are_finished_samples(
 def test_formats_give_equal_results_and_ids_survive(project: NewProject, classifiers: os.PathLike[str]) -> None:
     some = project()
     some.configure(classifier=f"{classifiers}/500_model.safetensors")
-    heldout = list(fasta_reader.read(DEMO / "data" / "bacterium_heldout.fna", Alphabet.NUCLEOTIDE))[:3]
+    heldout = list(read_records(DEMO / "data" / "bacterium_heldout.fna", Alphabet.NUCLEOTIDE))[:3]
     records = {record.id: record.sequence for record in heldout}
     plain = fasta(records)
     fastq = "".join(f"@{name} run\n{sequence}\n+\n{'I' * len(sequence)}\n" for name, sequence in records.items())
@@ -102,10 +102,10 @@ def test_formats_give_equal_results_and_ids_survive(project: NewProject, classif
     assert run.returncode == 0, run.text
     assert run.jobs == jobs(*names, called=list(names))
 
-    expected = embeddings.read(some.path("results/plain/embeddings.h5"))
+    expected = read_embeddings(some.path("results/plain/embeddings.h5"))
     assert len(expected.ids) > 2
     for sample in set(names) - {"ids"}:
-        found = embeddings.read(some.path(f"results/{sample}/embeddings.h5"))
+        found = read_embeddings(some.path(f"results/{sample}/embeddings.h5"))
         assert found.ids == expected.ids
         assert found.records.ids == list(records)
         for model in WIDTHS:
@@ -115,7 +115,7 @@ def test_formats_give_equal_results_and_ids_survive(project: NewProject, classif
     distinct = some.table("summary.tsv").set_index("sample")["distinct_sequences"]
     assert distinct.nunique() == 2
 
-    found = embeddings.read(some.path("results/ids/embeddings.h5"))
+    found = read_embeddings(some.path("results/ids/embeddings.h5"))
     assert found.records.ids == list(IDS)
     assert some.table("ids/contigs.tsv")["contig"].tolist() == list(IDS)
     assert some.table("ids/contigs.tsv")["status"].tolist() == ["called"] * len(IDS)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from holdfast import embeddings
+from holdfast.results.embeddings import read_embeddings
 
 from tests.workflow.conftest import NewProject, embedded, fasta, jobs, open_sequence
 
@@ -20,7 +20,7 @@ def test_proteins_alone_need_esm2_alone_on_the_cpu_in_float32(project: NewProjec
     assert run.returncode == 0, run.text
     assert run.jobs == jobs("p")
     assert "loading esm2 on cpu" in some.read("logs/pool.0.log")
-    found = embeddings.read(some.path("results/p/embeddings.h5"))
+    found = read_embeddings(some.path("results/p/embeddings.h5"))
     assert found.ids == list(PROTEINS)
     assert list(found.matrices) == ["esm2"]
     assert found.matrices["esm2"].dtype == np.float32
@@ -43,7 +43,7 @@ def test_dna_alone_needs_dnabert_s_alone_on_one_core(project: NewProject) -> Non
     assert run.returncode == 0, run.text
     assert run.jobs == jobs("d")
     assert "loading dnabert_s on cpu" in some.read("logs/pool.0.log")
-    found = embeddings.read(some.path("results/d/embeddings.h5"))
+    found = read_embeddings(some.path("results/d/embeddings.h5"))
     assert found.ids == list(records)
     assert list(found.matrices) == ["dnabert_s"]
     assert found.matrices["dnabert_s"].dtype == np.float16

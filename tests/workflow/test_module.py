@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from holdfast import embeddings
+from holdfast.results.embeddings import read_embeddings
 
 from tests.workflow.conftest import DEMO, REPOSITORY, Project, fasta
 
@@ -84,11 +84,11 @@ def test_the_example_embeds_what_its_own_rule_filters_and_notices_what_that_make
         + [f"holdfast_collect {name}" for name in ("long_pieces", "long_proteins")]
         + [f"filter {name}" for name in ("pieces.fna", "proteins.faa")]
     )
-    proteins = embeddings.read(some.path("holdfast/results/long_proteins/embeddings.h5"))
+    proteins = read_embeddings(some.path("holdfast/results/long_proteins/embeddings.h5"))
     wanted = [name for name, length in lengths(DEMO / "data/phage_proteins.faa").items() if length >= 150]
     assert 0 < len(wanted) < 20
     assert (proteins.ids, list(proteins.matrices)) == (wanted, ["esm2"])
-    pieces = embeddings.read(some.path("holdfast/results/long_pieces/embeddings.h5"))
+    pieces = read_embeddings(some.path("holdfast/results/long_pieces/embeddings.h5"))
     assert (pieces.ids, list(pieces.matrices)) == (list(lengths(DEMO / "data/bacterium_heldout.fna")), ["dnabert_s"])
     summary = some.read("holdfast/results/summary.tsv").splitlines()
     assert [line.split("\t")[:2] for line in summary[1:]] == [["long_proteins", "proteins"], ["long_pieces", "dna"]]
@@ -119,7 +119,7 @@ def test_the_example_embeds_what_its_own_rule_filters_and_notices_what_that_make
         "holdfast_pool",
         "holdfast_summarize",
     ]
-    again = embeddings.read(some.path("holdfast/results/long_proteins/embeddings.h5"))
+    again = read_embeddings(some.path("holdfast/results/long_proteins/embeddings.h5"))
     assert 0 < len(again.ids) < len(wanted)
     assert set(again.ids) < set(wanted)
     np.testing.assert_array_equal(again.matrices["esm2"][0], proteins.matrices["esm2"][wanted.index(again.ids[0])])
@@ -160,7 +160,7 @@ def test_two_modules_from_github_with_models_of_their_own(two: Project, tmp_path
     each = [f"{job} s" if job.endswith("collect") else job for job in each]
     assert run.jobs == sorted([*each, "all", "make d.fna", "make p.faa"])
     for name, model, ids in (("first", "esm2", ["p1", "p2"]), ("second", "dnabert_s", ["d1"])):
-        found = embeddings.read(two.path(f"{name}/results/s/embeddings.h5"))
+        found = read_embeddings(two.path(f"{name}/results/s/embeddings.h5"))
         assert (found.ids, list(found.matrices)) == (ids, [model])
         assert f"loading {model} on cpu" in two.read(f"{name}/logs/pool.0.log")
         record = json.loads(two.read(f"{name}/results/run.json"))

@@ -19,7 +19,12 @@ from urllib.parse import unquote, urlsplit
 import h5py
 import numpy as np
 import pytest
-from holdfast import crate, embeddings, prepared, provenance, receipt, uniprot
+from holdfast.models.registry import read_prepared
+from holdfast.results.embeddings import read_embeddings
+from holdfast.results.export import dataset_name
+from holdfast.run.crate import PROFILE
+from holdfast.run.provenance import CRATE, begin_record, finish_record
+from holdfast.spool.job import read_receipt
 from rocrate.rocrate import ROCrate
 
 from tests.workflow.conftest import DEMO, REPOSITORY, SCRIPTS, TIMEOUT_S, Project, fasta
@@ -75,7 +80,7 @@ def test_a_record_says_what_ran_where_on_what_and_with_what(runs: Project) -> No
     assert first["classifier_sha256"] == sha256(Path(first["config"]["classifier"]))
     assert first["synthetic_weights"] == ["dnabert_s", "esm2"]
     for known in first["models"].values():
-        assert known["weights_sha256"] == prepared.read(known["directory"]).weights_sha256
+        assert known["weights_sha256"] == read_prepared(known["directory"]).weights_sha256
     code = b"".join(path.read_bytes() for path in sorted((REPOSITORY / "workflow/scripts/holdfast").glob("*.py")))
     assert first["software"]["holdfast_sha256"] == hashlib.sha256(code).hexdigest()
     (pool,) = first["pools"].values()
@@ -116,11 +121,11 @@ def test_every_file_leads_to_its_record(runs: Project) -> None:
     summary = runs.table("summary.tsv").set_index("sample")
     for name, path, *_ in SHEET:
         of = second if name == "odd" else first
-        outcome = receipt.read(runs.path(f"results/{name}/receipt.json"))
+        outcome = read_receipt(runs.path(f"results/{name}/receipt.json"))
         assert outcome is not None
         assert outcome.run == of["run"] == summary.loc[name, "run"]
         assert outcome.input_sha256 == of["samples"][name]["input_sha256"] == sha256(runs.path(path))
-        attributes = embeddings.read(runs.path(f"results/{name}/embeddings.h5")).attributes
+        attributes = read_embeddings(runs.path(f"results/{name}/embeddings.h5")).attributes
         assert attributes["job"] == outcome.job == of["samples"][name]["job"]
         assert attributes["input_sha256"] == outcome.input_sha256
         assert attributes["software"] == next(iter(of["pools"].values()))["software"]
@@ -131,18 +136,18 @@ def test_a_crate_of_the_results_leads_from_inputs_to_files_and_says_what_ran(run
     results = tmp_path / "moved"
     shutil.copytree(runs.path("results"), results)
     before = {path: sha256(path) for path in results.rglob("*") if path.is_file()}
-    command = [sys.executable, "-W", "error", str(SCRIPTS / "make_crate.py"), str(results), "--license"]
+    command = [sys.executable, "-W", "error", str(SCRIPTS / "entry.py"), "crate", str(results), "--license"]
     done = subprocess.run(
         [*command, "https://spdx.org/licenses/CC0-1.0"], capture_output=True, text=True, timeout=TIMEOUT_S
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{results / provenance.CRATE}\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{results / CRATE}\n", "")
     after = {path for path in results.rglob("*") if path.is_file()}
-    assert after == before.keys() | {results / provenance.CRATE}
+    assert after == before.keys() | {results / CRATE}
     assert {path: sha256(path) for path in before} == before
 
     made = ROCrate(results)
     first, second = record(runs, "first.json"), record(runs)
-    assert made.root_dataset["conformsTo"].id == crate.PROFILE
+    assert made.root_dataset["conformsTo"].id == PROFILE
     files = [entity for entity in made.data_entities if "File" in entity.type]
     sizes = 0
     for entity in files:
@@ -195,22 +200,22 @@ def test_the_summary_shares_the_load_out_and_says_how_busy_the_device_was(runs: 
         (pool,) = run["pools"].values()
         assert {float(busy) for busy in summary.loc[list(names), "device_busy"]} == {pool["device_busy"]}
     for name, row in summary.iterrows():
-        outcome = receipt.read(runs.path(f"results/{name}/receipt.json"))
+        outcome = read_receipt(runs.path(f"results/{name}/receipt.json"))
         assert outcome is not None
         assert outcome.counts["computed_tokens"] == int(row["tokens"])
         assert float(row["tokens_per_s"]) == round(int(row["tokens"]) / outcome.seconds["device_s"])
 
 
 def test_the_export_has_one_dataset_an_id(runs: Project) -> None:
-    assert uniprot.name("a/b") == "a%2Fb"
+    assert dataset_name("a/b") == "a%2Fb"
     for sample, model in (("odd", "esm2"), ("bacterium_heldout", "esm2"), ("bacterium_heldout", "dnabert_s")):
-        found = embeddings.read(runs.path(f"results/{sample}/embeddings.h5"))
+        found = read_embeddings(runs.path(f"results/{sample}/embeddings.h5"))
         with h5py.File(runs.path(f"results/{sample}/uniprot/{model}.h5")) as file:
             assert len(file) == len(found.ids) > 0
             assert bool(file.attrs["synthetic"])
             assert (file.attrs["model"], file.attrs["job"]) == (model, found.attributes["job"])
             for identifier, vector in zip(found.ids, found.matrices[model], strict=True):
-                dataset = file[uniprot.name(identifier)]
+                dataset = file[dataset_name(identifier)]
                 assert dataset.attrs["original_id"] == identifier
                 assert dataset.dtype == np.float16
                 np.testing.assert_array_equal(dataset[:], vector)
@@ -268,7 +273,7 @@ def test_the_record_of_a_killed_run_is_written_by_the_next(runs: Project, tmp_pa
     start |= {"run": killed.name, "models": {}, "samples": {"odd": {}}, "pending": ["odd"], "ended": None}
     (killed / "start.json").write_text(json.dumps(start))
     of_odd = runs.path("results/odd/receipt.json")
-    outcome, before = receipt.read(of_odd), of_odd.read_bytes()
+    outcome, before = read_receipt(of_odd), of_odd.read_bytes()
     assert outcome is not None
     of_odd.write_text(json.dumps({**json.loads(before), "run": killed.name}))
     assert runs.run("--dry-run").returncode == 0
@@ -286,15 +291,15 @@ def test_a_record_that_cannot_be_written_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    provenance.begin(tmp_path, Path("results"), {}, {}, [], {})
+    begin_record(tmp_path, Path("results"), {}, {}, [], {})
     (tmp_path / "results").mkdir()
-    provenance.finish(tmp_path, ended=True)
+    finish_record(tmp_path, ended=True)
     assert list((tmp_path / "results").iterdir()) == []
     (tmp_path / "results/summary.tsv").write_text("sample\n")
     (tmp_path / "results/runs").write_text("in the way")
-    provenance.finish(tmp_path, ended=True)
+    finish_record(tmp_path, ended=True)
     assert re.fullmatch(
         r"holdfast: error: the record of this run cannot be written: .*runs.*\n", capsys.readouterr().err
     )
-    provenance.finish(tmp_path / "nowhere", ended=False)
+    finish_record(tmp_path / "nowhere", ended=False)
     assert capsys.readouterr().err == ""

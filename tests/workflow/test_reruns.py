@@ -3,7 +3,7 @@
 import os
 import shutil
 
-from holdfast import embeddings
+from holdfast.results.embeddings import read_embeddings
 
 from tests.workflow.conftest import NewProject, fasta, jobs, open_sequence
 
@@ -42,7 +42,7 @@ def test_only_what_a_change_concerns_runs_again(project: NewProject, classifiers
     assert run.jobs == jobs("a", "c", called=["a", "c"])
     chunks = some.table("a/chunks.tsv")
     assert list(zip(chunks["start"], chunks["end"], strict=True)) == [("0", "300"), ("250", "501"), ("0", "300")]
-    assert embeddings.read(some.path("results/a/embeddings.h5")).attributes["chunk_length_bp"] == 300
+    assert read_embeddings(some.path("results/a/embeddings.h5")).attributes["chunk_length_bp"] == 300
 
     # A sample less.
     some.write_sheet(first, second)
@@ -74,7 +74,7 @@ def test_lost_results_come_back_from_the_spool_or_are_computed_again(project: Ne
     run = some.run()
     assert run.returncode == 0, run.text
     assert run.jobs == jobs("b")
-    found = embeddings.read(lost)
+    found = read_embeddings(lost)
     assert found.ids == ["b1", "b2"]
     assert lost.read_bytes() == before
     assert some.run().jobs == []

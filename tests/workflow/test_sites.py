@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from holdfast import embeddings, prepared
+from holdfast.models.registry import read_prepared
+from holdfast.results.embeddings import read_embeddings
 
-from tests.reference import checkpoints
-from tests.reference.hub import Hub
+from tests.models import checkpoints
+from tests.models.hub import Hub
 from tests.workflow.conftest import REPOSITORY, NewProject, jobs
 
 BIN = Path(sys.executable).parent
@@ -63,8 +64,8 @@ def test_what_was_prepared_with_a_network_runs_without_one_in_a_container(
     run = some.run(*arguments, HF_HUB_OFFLINE="1", HF_ENDPOINT=hub.endpoint)
     assert run.returncode == 0, run.text
     assert run.jobs == jobs("p")
-    found = embeddings.read(some.path("results/p/embeddings.h5"))
-    digest = prepared.read(some.path("resources/esm2")).weights_sha256
+    found = read_embeddings(some.path("results/p/embeddings.h5"))
+    digest = read_prepared(some.path("resources/esm2")).weights_sha256
     assert found.attributes["models"]["esm2"]["weights_sha256"] == digest
     commands = log.read_text().splitlines()
     scripts = ("prepare_weights", "serve_pool", "submit_jobs", "collect_embeddings", "summarize", "draw_report")

@@ -6,9 +6,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from holdfast import fasta
-from holdfast.models import Alphabet
-from holdfast.tokens import tokenize_proteins
+from holdfast.sequences import Alphabet
+from holdfast.sequences.fasta import read_records
+from holdfast.sequences.tokens import tokenize_proteins
 from transformers import EsmConfig, EsmForMaskedLM, EsmModel
 
 from .conftest import DEMO, REPOSITORY, NewProject
@@ -43,7 +43,7 @@ def test_a_third_model_goes_the_way_of_the_others(project: NewProject, checkout:
     subprocess.run(["git", "apply", REPOSITORY / "examples/third_model/esm1b.patch"], cwd=checkout, check=True)
     extended = project(repository=checkout)
     write_checkpoint(extended.directory / "esm1b")
-    records = [*fasta.read(DEMO / "data/phage_proteins.faa", Alphabet.PROTEIN)][:6]
+    records = [*read_records(DEMO / "data/phage_proteins.faa", Alphabet.PROTEIN)][:6]
     proteins = {record.id: record.sequence for record in records} | {"long": "MKVLAARG" * 150}
     extended.write("data/p.faa", "".join(f">{name}\n{sequence}\n" for name, sequence in proteins.items()))
     extended.write_sheet(("p", "data/p.faa", "proteins_esm1b"))

@@ -1,13 +1,21 @@
+CLASSIFIER = "results/classifier"
+PUBLISHED_NAMES = ("prediction_results.txt", "prediction_results_highestscore.csv")
+
+
+def embeddings_of(label):
+    return [f"results/{name}/embeddings.h5" for name, known in LABELLED.items() if known == label]
+
+
 rule train:
     input:
-        script=script("train_classifier"),
+        holdfast=ENTRY,
         virus=embeddings_of("virus"),
-        other=embeddings_of("other"),
+        non_viral=embeddings_of("non-viral"),
     output:
-        classifier="results/classifier/classifier.safetensors",
-        metrics="results/classifier/metrics.json",
-        history="results/classifier/history.tsv",
-        confusion="results/classifier/confusion.tsv",
+        classifier=f"{CLASSIFIER}/classifier.safetensors",
+        metrics=f"{CLASSIFIER}/metrics.json",
+        history=f"{CLASSIFIER}/history.tsv",
+        confusion=f"{CLASSIFIER}/confusion.tsv",
     log:
         "logs/train.log",
     benchmark:
@@ -17,15 +25,15 @@ rule train:
     params:
         seed=config["seed"],
         threshold=config["threshold"],
+        directory=lambda wildcards, output: os.path.dirname(output.classifier),
     shell:
-        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} --virus {input.virus:q} --other {input.other:q} --seed {params.seed}'
-        " --output {output.classifier:q} --metrics {output.metrics:q} --history {output.history:q}"
-        " --confusion {output.confusion:q} 2>&1 | tee {log:q}"
+        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} train --virus {input.virus:q} --non-viral {input.non_viral:q}'
+        " --seed {params.seed} --threshold {params.threshold} --output {params.directory:q} 2>&1 | tee {log:q}"
 
 
 rule convert_classifier:
     input:
-        script=script("convert_classifier"),
+        holdfast=ENTRY,
         published=local(config["classifier"] or []),
     output:
         classifier="resources/classifier.safetensors",
@@ -34,36 +42,22 @@ rule convert_classifier:
     conda:
         "../../envs/models.yaml"
     shell:
-        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.published:q} {output.classifier:q} 2>&1 | tee {log:q}'
+        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} convert-classifier {input.published:q} {output.classifier:q}'
+        " 2>&1 | tee {log:q}"
 
 
-rule classify:
+rule classify_contigs:
     input:
-        script=script("classify_frames"),
+        holdfast=ENTRY,
         embeddings="results/{sample}/embeddings.h5",
         classifier=classifier_file,
     output:
         frames="results/{sample}/frames.tsv",
-    log:
-        "logs/classify/{sample}.log",
-    conda:
-        "../../envs/tables.yaml"
-    shell:
-        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.embeddings:q} --classifier {input.classifier:q}'
-        " --output {output.frames:q} 2>&1 | tee {log:q}"
-
-
-rule call:
-    input:
-        script=script("call_contigs"),
-        embeddings="results/{sample}/embeddings.h5",
-        frames="results/{sample}/frames.tsv",
-    output:
         chunks="results/{sample}/chunks.tsv",
         contigs="results/{sample}/contigs.tsv",
-        virnucpro=virnucpro_files("results/{sample}/virnucpro"),
+        virnucpro=[f"results/{{sample}}/virnucpro/{name}" for name in PUBLISHED_NAMES if config["output_virnucpro"]],
     log:
-        "logs/call/{sample}.log",
+        "logs/classify_contigs/{sample}.log",
     conda:
         "../../envs/tables.yaml"
     params:
@@ -72,5 +66,6 @@ rule call:
             f"--virnucpro {shlex.quote(os.path.dirname(output.virnucpro[0]))}" if output.virnucpro else ""
         ),
     shell:
-        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.embeddings:q} {input.frames:q} --threshold {params.threshold}'
-        " --chunks {output.chunks:q} --contigs {output.contigs:q} {params.virnucpro} 2>&1 | tee {log:q}"
+        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} classify {input.embeddings:q} --classifier {input.classifier:q}'
+        " --threshold {params.threshold} --frames {output.frames:q} --chunks {output.chunks:q}"
+        " --contigs {output.contigs:q} {params.virnucpro} 2>&1 | tee {log:q}"

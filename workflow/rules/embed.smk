@@ -1,16 +1,24 @@
-# A lane is a pool and its consumers. They form one group, in which one failure ends all: consumers are light and never
+PATIENCE = "" if config["pool"]["patience_s"] is None else f"--patience-s {config['pool']['patience_s']}"
+
+
+def file_made_outside(wildcards):
+    """In a module the sample's file, so that Snakemake notices a rule around that makes it anew; otherwise nothing."""
+    return local(SAMPLES[wildcards.sample].fasta) if IS_MODULE else []
+
+
+# A replica is a pool and its consumers. They form one group, in which one failure ends all: consumers are light and never
 # fail because of a sample; `collect`, outside the group, raises a sample's error. Consumers of external pools are jobs
 # like any other; what they say is on the terminal, too, since they may have to wait for somebody.
 
 
 rule pool:
     input:
-        script=script("serve_pool"),
+        holdfast=ENTRY,
         models=prepared_models,
     output:
-        endpoint=service(".holdfast/pool.{lane}.json"),
+        endpoint=service(".holdfast/pool.{replica}.json"),
     log:
-        "logs/pool.{lane}.log",
+        "logs/pool.{replica}.log",
     conda:
         "../../envs/pool.yaml"
     threads: PLAN.threads
@@ -20,22 +28,22 @@ rule pool:
         settings=PLAN.pool_settings,
         spool=SPOOL,
     shell:
-        'exec "${{HOLDFAST_PYTHON:-python}}" {input.script:q} --config {params.settings:q} --spool {params.spool:q}'
+        'exec "${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} serve --config {params.settings:q} --spool {params.spool:q}'
         " --endpoint {output.endpoint:q} > {log:q} 2>&1"
 
 
-for number, batch in enumerate(PLAN.batches):
+for number, share in enumerate(PLAN.consumers):
 
     rule:
         name:
             f"embed_{number}"
         input:
-            script=script("submit_jobs"),
-            endpoint=f".holdfast/pool.{batch.lane}.json" if SERVICE else [],
-            fasta=[local(SAMPLES[name].fasta) for name in batch.samples],
+            holdfast=ENTRY,
+            endpoint=f".holdfast/pool.{share.replica}.json" if SERVICE else [],
+            fasta=[local(SAMPLES[name].fasta) for name in share.samples],
             models=prepared_models,
         output:
-            receipts=[f"results/{name}/receipt.json" for name in batch.samples],
+            receipts=[f"results/{name}/receipt.json" for name in share.samples],
         log:
             f"logs/embed/{number}.log",
         conda:
@@ -45,19 +53,19 @@ for number, batch in enumerate(PLAN.batches):
             mem_mb=0 if SERVICE else 200,
         params:
             plan=PLAN.path,
-            batch=number,
+            number=number,
             spool=SPOOL,
             pool=lambda wildcards, input: f"--endpoint {shlex.quote(input.endpoint)}" if input.endpoint else PATIENCE,
         shell:
             ("exec " if SERVICE else "")
-            + '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {params.plan:q} --batch {params.batch}'
+            + '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} submit {params.plan:q} --consumer {params.number}'
             " --models {input.models:q} --spool {params.spool:q} {params.pool} --receipts {output.receipts:q}"
             + (" > {log:q} 2>&1" if SERVICE else " 2>&1 | tee {log:q}")
 
 
 rule collect:
     input:
-        script=script("collect_embeddings"),
+        holdfast=ENTRY,
         receipt="results/{sample}/receipt.json",
         made=file_made_outside,
     output:
@@ -69,16 +77,16 @@ rule collect:
         "../../envs/tables.yaml"
     params:
         fasta=lambda wildcards: SAMPLES[wildcards.sample].fasta,
-        fetched=lambda wildcards, input: os.path.join(os.path.dirname(input.receipt), consumer.FETCHED),
+        fetched=lambda wildcards, input: os.path.join(os.path.dirname(input.receipt), client.FETCHED),
     shell:  # to begin with, without Python: 2,000 samples are 2,000 of these jobs
         "[[ {params.fetched:q} -nt {params.fasta:q} ]] && mv {params.fetched:q} {output.embeddings:q} || "
-        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.receipt:q} --fasta {params.fasta:q}'
+        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} collect {input.receipt:q} --fasta {params.fasta:q}'
         " --output {output.embeddings:q} 2>&1 | tee {log:q}"
 
 
 rule export:
     input:
-        script=script("export_embeddings"),
+        holdfast=ENTRY,
         embeddings="results/{sample}/embeddings.h5",
     output:
         embeddings="results/{sample}/uniprot/{model}.h5",
@@ -87,5 +95,5 @@ rule export:
     conda:
         "../../envs/tables.yaml"
     shell:
-        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.embeddings:q} --model {wildcards.model}'
+        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} export {input.embeddings:q} --model {wildcards.model}'
         " --output {output.embeddings:q} 2>&1 | tee {log:q}"

@@ -1,7 +1,17 @@
+FIGURES = {  # of the report: name, which is also its caption's, to category and label
+    "outcomes": ("Calls", "What became of every record"),
+    **({"scores": ("Calls", "Contig scores"), "lengths": ("Calls", "Contig length and call")} if CALLED else {}),
+    **({"frames": ("Embeddings", "Stop-free frames per chunk")} if CONTIG_SAMPLES else {}),
+    "embeddings": ("Embeddings", "Projected to a plane"),
+    **({"training": ("Classifier", "Training"), "confusion": ("Classifier", "Held-out frames")} if TRAINS else {}),
+    "throughput": ("Pool", "Throughput and use of the devices"),
+    "load": ("Pool", "Loading models against embedding"),
+}
+
+
 rule summarize:
     input:
-        script=script("summarize"),
-        schema=source("schemas/samples.schema.yaml"),
+        holdfast=ENTRY,
         sheet=local(PLAN.sheet),
         receipts=expand("results/{sample}/receipt.json", sample=SAMPLES),
         embeddings=expand("results/{sample}/embeddings.h5", sample=SAMPLES),
@@ -16,14 +26,13 @@ rule summarize:
     params:
         results=lambda wildcards, output: os.path.dirname(output.summary),
     shell:
-        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.sheet:q} --schema {input.schema:q}'
-        " --results {params.results:q} --output {output.summary:q} 2>&1 | tee {log:q}"
+        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} summarize {input.sheet:q} --results {params.results:q}'
+        " --output {output.summary:q} 2>&1 | tee {log:q}"
 
 
 rule draw:
     input:
-        script=script("draw_report"),
-        schema=source("schemas/samples.schema.yaml"),
+        holdfast=ENTRY,
         page=source("report/page.html"),
         captions=[source(f"report/{name}.rst") for name in FIGURES],
         sheet=local(PLAN.sheet),
@@ -59,7 +68,7 @@ rule draw:
         projection=config["projection"],
         seed=config["seed"],
     shell:
-        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {input.sheet:q} --schema {input.schema:q}'
-        " --results {params.results:q} --spool {params.spool:q} --threshold {params.threshold}"
+        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} draw {input.sheet:q} --results {params.results:q}'
+        " --spool {params.spool:q} --threshold {params.threshold}"
         " --projection {params.projection} --seed {params.seed} --template {input.page:q}"
         " --captions {input.captions:q} 2>&1 | tee {log:q}"

@@ -1,3 +1,14 @@
+def local_source(wildcards):
+    """The checkpoint as an input, so that a newer file is prepared again; a hub id or a synthetic model is none."""
+    weights = MODELS[wildcards.model]["weights"]
+    return local(weights) if os.path.exists(weights) else []
+
+
+def given_classifier(wildcards):
+    """The classifier if the config names one: what needs no sample to be there."""
+    return classifier_file(wildcards) if config["classifier"] else []
+
+
 rule prepare:
     input:
         prepared_models,
@@ -7,7 +18,7 @@ rule prepare:
 
 rule prepare_weights:
     input:
-        script=script("prepare_weights"),
+        holdfast=ENTRY,
         source=local_source,
     output:
         description="resources/{model}/model.json",
@@ -25,5 +36,5 @@ rule prepare_weights:
         ),
         directory=lambda wildcards, output: os.path.dirname(output.description),
     shell:
-        '"${{HOLDFAST_PYTHON:-python}}" {input.script:q} {params.source:q} --model {wildcards.model} --output {params.directory:q}'
-        " {params.sha256} 2>&1 | tee {log:q}"
+        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} prepare {params.source:q} --expect {wildcards.model}'
+        " --output {params.directory:q} {params.sha256} 2>&1 | tee {log:q}"

@@ -3,17 +3,24 @@
 Text passes through :func:`parse_json` or :func:`parse_yaml`, which keep what they return small: limited in size, depth
 and number of values, without references, so that nothing grows when it is walked or shown. :func:`fill` then makes a
 dataclass of it, every field of its annotated type. Whatever is wrong is a :class:`DocumentError`, which the caller
-turns into its own, with the file and what to do.
+turns into its own, with the file and what to do. Config, sample sheet and the settings of pools, which people write,
+are checked by schema: :func:`with_defaults`, then :func:`schema_problems`.
 """
 
+import difflib
 import json
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from os import PathLike
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
+
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
 
 JSON_LIMIT_BYTES = 2**24
 YAML_LIMIT_BYTES = 2**16  # PyYAML reads about 100 kB a second
@@ -63,7 +70,7 @@ def parse_json(text: str) -> Any:
         raise DocumentError("not JSON: nested too deeply") from None
     except ValueError as error:
         raise DocumentError(f"not JSON: {error}") from None
-    check(content)
+    check_values(content)
     return content
 
 
@@ -89,11 +96,11 @@ def parse_yaml(text: str) -> Any:
         raise DocumentError("not YAML: nested too deeply") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise DocumentError(f"not YAML: {' '.join(str(error).split())}") from None
-    check(content)
+    check_values(content)
     return content
 
 
-def check(content: Any) -> None:
+def check_values(content: Any) -> None:
     """Check every value of a parsed document, wherever it came from.
 
     Raises:
@@ -178,3 +185,70 @@ def _fit_dataclass(wanted: Any, value: Any, where: str) -> Any:
 
 def _inside(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
+
+
+def read_schema(path: str | PathLike[str]) -> dict[str, Any]:
+    """Read a JSON schema of ours, written as YAML."""
+    with open(path, encoding="utf-8") as file:
+        schema: dict[str, Any] = yaml.safe_load(file)
+    return schema
+
+
+def own_schema(name: str) -> dict[str, Any]:
+    """Read a schema of ``workflow/schemas`` where it lies: beside the scripts, or in the installed package."""
+    here = Path(__file__).parent
+    beside = here.parents[1] / "schemas" / name
+    return read_schema(beside if beside.is_file() else here / "schemas" / name)
+
+
+def with_defaults(content: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a document with the defaults of its schema where it says nothing."""
+    content = dict(content)
+    for key, entry in schema.get("properties", {}).items():
+        if key not in content and "default" in entry:
+            content[key] = entry["default"]
+        if isinstance(content.get(key), Mapping) and "properties" in entry:
+            content[key] = with_defaults(content[key], entry)
+    return content
+
+
+def schema_problems(content: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a document, each once: the key and what it should be, in words."""
+    from jsonschema import Draft202012Validator  # half a client's time to start, and clients check nothing
+
+    errors = Draft202012Validator(schema).iter_errors(content)
+    ordered = sorted(errors, key=lambda error: [str(part) for part in error.absolute_path])
+    return list(dict.fromkeys(message for error in ordered for message in _messages(error)))
+
+
+def _messages(error: "ValidationError") -> Iterator[str]:
+    path = ".".join(str(part) for part in error.absolute_path)
+    entry = error.schema if isinstance(error.schema, Mapping) else {}
+    if error.validator == "additionalProperties":
+        known = list(entry["properties"])
+        for key in error.instance:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1)
+                hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+                yield f"unknown key '{path + '.' if path else ''}{str(key)[:80]}'; {hint}"
+    elif error.validator == "required":
+        for key in error.validator_value:
+            if key not in error.instance:
+                meaning = entry["properties"][key].get("description", "")
+                yield f"'{path + '.' if path else ''}{key}' is missing: {meaning}"
+    else:
+        if error.validator == "enum":
+            wanted = "must be one of " + ", ".join(map(str, error.validator_value))
+        elif error.validator == "type":
+            kinds = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
+            wanted = "must be of type " + " or ".join(kinds)
+        elif error.validator in ("minimum", "exclusiveMinimum", "maximum", "minProperties"):
+            wanted = {
+                "minimum": "must be at least",
+                "exclusiveMinimum": "must be above",
+                "maximum": "must be at most",
+                "minProperties": "needs keys, at least",
+            }[error.validator] + f" {error.validator_value}"
+        else:
+            wanted = entry.get("x-rule", error.message)
+        yield f"'{path}' {wanted}, is {error.instance!r:.200}"

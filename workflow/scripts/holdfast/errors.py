@@ -1,12 +1,14 @@
-"""Errors a user can act on, and the one place where an entry point prints them.
+"""Errors a user can act on, and the one place where a command prints them.
 
-Every message says what is wrong, where (file, line, record or key) and what to do. Entry points call
-:func:`run`, so that a user's mistake ends with one line and no traceback.
+Every message says what is wrong, where (file, line, record or key) and what to do. Every command passes through
+:func:`guarded`, so that a user's mistake ends with one line and no traceback.
 """
 
 import sys
 from collections.abc import Callable
 from os import PathLike
+
+PREPARE_AGAIN = "prepare the model again with `holdfast prepare`"
 
 
 class HoldfastError(Exception):
@@ -48,7 +50,7 @@ class ResourceError(HoldfastError):
     exit_code = 1
 
 
-def run(main: Callable[[], None]) -> None:
+def guarded(main: Callable[[], None]) -> None:
     """Call ``main`` and turn what the user or the machine did wrong into one line on stderr.
 
     Exit codes: 0 success, 2 the user's input, 1 input/output or the machine, 130 interrupted.

@@ -1,0 +1,159 @@
+"""Published-format checkpoints with synthetic weights, made by the libraries that publish them.
+
+ESM-2 comes from fair-esm's own class and goes through transformers' own writer, so that the names, the nesting and
+the rotary frequencies are theirs and not this project's. DNABERT-S has no library; its files are written by name.
+"""
+
+import argparse
+import json
+import re
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import torch
+from esm.model.esm2 import ESM2
+from holdfast.models.registry import Prepared
+from holdfast.models.synthetic import write_tokenizer
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import EsmConfig, EsmForMaskedLM
+
+LAYERS, WIDTH, HEADS = 3, 48, 4
+GOLDEN = Path(__file__).parents[1] / "data" / "golden_dnabert_s.npz"
+GOLDEN_HEADS = 12  # not recorded in the file; test_dnabert_s finds it
+_TO_HUGGING_FACE = (
+    (r"^embed_tokens\.", "esm.embeddings.word_embeddings."),
+    (r"^emb_layer_norm_after\.", "esm.encoder.emb_layer_norm_after."),
+    (r"^contact_head\.", "esm.contact_head."),
+    (r"^lm_head\.weight$", "lm_head.decoder.weight"),
+    (r"^layers\.(\d+)\.self_attn\.rot_emb\.", r"esm.encoder.layer.\1.attention.self.rotary_embeddings."),
+    (r"^layers\.(\d+)\.self_attn\.q_proj\.", r"esm.encoder.layer.\1.attention.self.query."),
+    (r"^layers\.(\d+)\.self_attn\.k_proj\.", r"esm.encoder.layer.\1.attention.self.key."),
+    (r"^layers\.(\d+)\.self_attn\.v_proj\.", r"esm.encoder.layer.\1.attention.self.value."),
+    (r"^layers\.(\d+)\.self_attn\.out_proj\.", r"esm.encoder.layer.\1.attention.output.dense."),
+    (r"^layers\.(\d+)\.self_attn_layer_norm\.", r"esm.encoder.layer.\1.attention.LayerNorm."),
+    (r"^layers\.(\d+)\.final_layer_norm\.", r"esm.encoder.layer.\1.LayerNorm."),
+    (r"^layers\.(\d+)\.fc1\.", r"esm.encoder.layer.\1.intermediate.dense."),
+    (r"^layers\.(\d+)\.fc2\.", r"esm.encoder.layer.\1.output.dense."),
+)
+
+
+def fair_esm_state(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """State of a small fair-esm model with synthetic weights and the fp16-rounded ``inv_freq`` of released files."""
+    torch.manual_seed(7)
+    state = {}
+    for name, tensor in ESM2(LAYERS, WIDTH, HEADS).state_dict().items():
+        if name.endswith("inv_freq"):
+            state[name] = tensor.half().to(dtype)
+        else:
+            state[name] = (tensor + 0.05 * torch.randn_like(tensor)).to(dtype)
+    state["lm_head.weight"] = state["embed_tokens.weight"]
+    return state
+
+
+def write_fair_esm(path: Path, state: dict[str, Tensor], regression: bool = True, layers: int = LAYERS) -> Path:
+    """Write a state as fair-esm publishes it, prefixed and with its configuration."""
+    prefixed = OrderedDict(
+        (("encoder." if name.startswith("lm_head.") else "encoder.sentence_encoder.") + name, tensor)
+        for name, tensor in state.items()
+        if not name.startswith("contact_head.")
+    )
+    config = argparse.Namespace(
+        encoder_layers=layers, encoder_embed_dim=WIDTH, encoder_attention_heads=HEADS, token_dropout=True
+    )
+    torch.save({"cfg": {"model": config}, "model": prefixed}, path)
+    if regression:
+        heads = OrderedDict((name, tensor) for name, tensor in state.items() if name.startswith("contact_head."))
+        torch.save({"model": heads}, path.with_name(f"{path.stem}-contact-regression.pt"))
+    return path
+
+
+def hugging_face_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same state under transformers' names, with one ``inv_freq`` a layer as in the older published files."""
+    renamed = {}
+    for name, tensor in state.items():
+        for pattern, replacement in _TO_HUGGING_FACE:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def hugging_face_config() -> EsmConfig:
+    """As facebook/esm2_* have it, with the sizes of the small model."""
+    return EsmConfig(
+        vocab_size=33,
+        mask_token_id=32,
+        pad_token_id=1,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=4 * WIDTH,
+        position_embedding_type="rotary",
+        emb_layer_norm_before=False,
+        token_dropout=True,
+        layer_norm_eps=1e-5,
+    )
+
+
+def write_hugging_face_esm(directory: Path, state: dict[str, Tensor], binary: bool = False) -> Path:
+    """Write a state as facebook/esm2_* are published, as safetensors or as ``pytorch_model.bin``."""
+    hugging_face_config().save_pretrained(directory)
+    tensors = hugging_face_state(state)
+    if binary:
+        torch.save(OrderedDict(tensors), directory / "pytorch_model.bin")
+    else:
+        del tensors["lm_head.decoder.weight"]  # shared with the embedding, so published files leave it out
+        save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    return directory
+
+
+def write_by_transformers(directory: Path, state: dict[str, Tensor], shard_size: str = "1GB") -> Path:
+    """Write a state with transformers' current ``save_pretrained``, in shards of at most this size."""
+    model = EsmForMaskedLM(hugging_face_config())
+    tensors = hugging_face_state(state)
+    frequencies = [tensors.pop(name) for name in list(tensors) if name.endswith("inv_freq")]
+    model.load_state_dict(tensors | {"esm.rotary_embeddings.inv_freq": frequencies[0].float()})
+    model.save_pretrained(directory, max_shard_size=shard_size)
+    return directory
+
+
+def golden_weights() -> dict[str, Tensor]:
+    """Synthetic weights of the golden file, under DNABERT-S's published names."""
+    with np.load(GOLDEN) as golden:
+        return {name[2:]: torch.from_numpy(golden[name]) for name in golden.files if name.startswith("w.")}
+
+
+def write_dnabert_s(
+    directory: Path, tensors: dict[str, Tensor], heads: int = GOLDEN_HEADS, binary: bool = False
+) -> Path:
+    """Write DNABERT-S tensors as published: configuration that asks for remote code, weights, tokenizer."""
+    directory.mkdir(exist_ok=True)
+    vocabulary, width = tensors["embeddings.word_embeddings.weight"].shape
+    config = {
+        "architectures": ["BertForMaskedLM"],
+        "auto_map": {"AutoModel": "bert_layers.BertModel"},
+        "hidden_size": width,
+        "intermediate_size": tensors["encoder.layer.0.mlp.wo.weight"].shape[1],
+        "layer_norm_eps": 1e-12,
+        "model_type": "bert",
+        "num_attention_heads": heads,
+        "num_hidden_layers": sum(name.endswith("mlp.wo.weight") for name in tensors),
+        "type_vocab_size": len(tensors["embeddings.token_type_embeddings.weight"]),
+        "vocab_size": vocabulary,
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "bert_layers.py").write_text("raise SystemExit('remote code ran')\n")
+    write_tokenizer(vocabulary, directory / "tokenizer.json")
+    if binary:
+        torch.save(OrderedDict(tensors), directory / "pytorch_model.bin")
+    else:
+        save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+def verified_difference(description: Prepared) -> float:
+    """Largest difference from the reference that ``model.json`` tells of."""
+    difference = description.verification["largest_difference"]
+    assert isinstance(difference, float)
+    return difference

@@ -1,0 +1,621 @@
+"""The pool for real: ``holdfast serve`` as a process, real models with synthetic weights, real samples."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from holdfast.errors import ResourceError
+from holdfast.models.registry import KINDS, load_tokenizer, open_model, read_prepared
+from holdfast.pool.settings import pool_settings
+from holdfast.results.embeddings import read_embeddings
+from holdfast.run.client import submit_jobs
+from holdfast.run.provenance import begin_record
+from holdfast.sequences import Alphabet
+from holdfast.sequences.fasta import read_records
+from holdfast.sequences.frames import find_frames
+from holdfast.spool.job import Manifest, Receipt, make_manifest
+from holdfast.spool.spool import Spool
+from holdfast.spool.state import PoolState, read_state, state_path
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "workflow/scripts"
+DATA = ROOT / "demo/data"
+LONG_S = 120  # far more than anything here takes on a busy machine
+AMINO_ACIDS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
+
+
+class ServedPool:
+    """A pool in a process of its own, with a spool and an endpoint."""
+
+    def __init__(self, directory: Path, models: dict[str, Path], **changed: Any) -> None:
+        """Start it; ``changed`` are settings, and ``environment`` variables of the process."""
+        directory.mkdir(exist_ok=True)
+        environment = changed.pop("environment", {})
+        self.spool_path = changed.pop("spool", directory / "spool")
+        self.endpoint = directory / "endpoint.json"
+        self.log = directory / "pool.log"
+        settings = {
+            "device": "cpu",
+            "threads": 1,
+            **changed,
+            "models": {name: str(path) for name, path in models.items()},
+        }
+        pool_settings(settings, "a test").write(directory / "pool.yaml")
+        arguments = ["--config", directory / "pool.yaml", "--spool", self.spool_path, "--endpoint", self.endpoint]
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, SCRIPTS / "entry.py", "serve", *arguments],
+                env={**os.environ, **environment},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.eventually(self.endpoint.exists)
+
+    def eventually(self, condition: Callable[[], object]) -> None:
+        """Wait for what a living pool does."""
+        until = time.monotonic() + LONG_S
+        while not condition():
+            assert self.process.poll() is None or condition(), self.log.read_text()
+            assert time.monotonic() < until, self.log.read_text()
+            time.sleep(0.02)
+
+    @property
+    def state(self) -> PoolState:
+        """What it says of itself: in the spool, until then in the endpoint file."""
+        announced = read_state(self.endpoint)
+        assert announced is not None
+        return read_state(state_path(self.spool_path, announced.identity.pool)) or announced
+
+    @property
+    def spool(self) -> Spool:
+        """Its spool."""
+        return Spool(self.spool_path)
+
+    def claimed(self) -> list[str]:
+        """Names of the manifests in work."""
+        return [path.name for path in self.spool_path.glob("claimed/*/*.json")]
+
+    def ended(self) -> int:
+        """Its exit code."""
+        return self.process.wait(LONG_S)
+
+    def stop(self) -> None:
+        """End it as Snakemake does, and see that nothing of it is left."""
+        children = family(self.process.pid)
+        self.endpoint.unlink(missing_ok=True)
+        try:
+            self.process.wait(LONG_S)
+        finally:
+            self.process.kill()
+        gone(children)
+
+
+def family(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def gone(processes: list[psutil.Process], limit_s: float = 10) -> None:
+    _, alive = psutil.wait_procs(processes, limit_s)
+    assert [process.cmdline() for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+
+
+@pytest.fixture
+def serve(tmp_path: Path, models: dict[str, Path]) -> Iterator[Callable[..., ServedPool]]:
+    """Start pools that are stopped at the end of the test."""
+    pools: list[ServedPool] = []
+
+    def start(name: str = "pool", **changed: Any) -> ServedPool:
+        pools.append(ServedPool(tmp_path / name, changed.pop("models", models), **changed))
+        return pools[-1]
+
+    yield start
+    for pool in pools:
+        pool.stop()
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> Iterator[ServedPool]:
+    """One pool for the tests that need nothing special of it."""
+    shared = ServedPool(tmp_path_factory.mktemp("pool"), models)
+    yield shared
+    shared.stop()
+
+
+@pytest.fixture(scope="module")
+def encoders(models: dict[str, Path]) -> Iterator[dict[str, Any]]:
+    """The oracle: both models in this process, on one thread, so that it does not contend with the pools."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield {model: open_model(directory, "cpu", "fp32") for model, directory in models.items()}
+    torch.set_num_threads(threads)
+
+
+def job(models: dict[str, Path], sample: str, path: Path, kind: str) -> Manifest:
+    digests = {model: read_prepared(directory).weights_sha256 for model, directory in models.items()}
+    return make_manifest(sample, kind, str(path), 500, digests, "auto", "float32")
+
+
+def submit(pool: ServedPool, *jobs: Manifest) -> dict[str, Receipt]:
+    """Hand jobs in at once, each from a consumer of its own, and wait for their receipts."""
+    outputs = pool.spool_path.parent
+    with ThreadPoolExecutor(len(jobs)) as threads:
+        outcomes = threads.map(
+            lambda job: submit_jobs([job], pool.spool, pool.endpoint, [outputs / f"{job.job}.json"]), jobs
+        )
+        return {outcome.sample: outcome for (outcome,) in outcomes}
+
+
+def texts(entry: Manifest) -> dict[str, list[str]]:
+    """What each model is to embed of a sample, row by row."""
+    alphabet = Alphabet.PROTEIN if entry.kind == "proteins" else Alphabet.NUCLEOTIDE
+    records = [record.sequence for record in read_records(entry.fasta, alphabet)]
+    if entry.kind != "contigs":
+        return {KINDS[entry.kind].models[0]: records}
+    found = [frame for sequence in records for frame in find_frames(sequence, entry.chunk_length)]
+    return {"esm2": [frame.protein for frame in found], "dnabert_s": [frame.nucleotides for frame in found]}
+
+
+def compare(outcome: Receipt, entry: Manifest, models: dict[str, Path], encoders: dict[str, Any]) -> int:
+    """Hold a dozen rows of each matrix against their sequence embedded alone; return how many values there are."""
+    assert (outcome.state, outcome.error, outcome.job) == ("done", "", entry.job)
+    file = read_embeddings(outcome.embeddings)
+    wanted = texts(entry)
+    assert file.matrices.keys() == wanted.keys()
+    for model, sequences in wanted.items():
+        tokenizer = load_tokenizer(model, models[model])
+        assert len(file.matrices[model]) == len(sequences)
+        for row in range(0, len(sequences), 1 + len(sequences) // 12):
+            ids, lengths = tokenizer([sequences[row]])
+            alone = encoders[model].embed(torch.from_numpy(ids.astype(np.int64)), lengths.tolist())[0].numpy()
+            np.testing.assert_allclose(file.matrices[model][row], alone, rtol=1e-5, atol=1e-5)
+    return sum(matrix.size for matrix in file.matrices.values())
+
+
+def proteins(path: Path, count: int, length_aa: int, seed: int = 1) -> Path:
+    """Write random proteins, all different."""
+    letters = AMINO_ACIDS[np.random.default_rng(seed).integers(0, 20, (count, length_aa))]
+    path.write_text("".join(f">p{number}\n{''.join(row)}\n" for number, row in enumerate(letters)))
+    return path
+
+
+def tiny_samples(models: dict[str, Path], directory: Path) -> list[Manifest]:
+    """A dozen samples of one or two pieces of real genomes, two of them alike, and one each of the other kinds."""
+    pieces = [*read_records(DATA / "phage_train.fna", Alphabet.NUCLEOTIDE)][:10]
+    pieces += read_records(DATA / "bacterium_heldout.fna", Alphabet.NUCLEOTIDE)
+    jobs = []
+    for number, piece in enumerate(pieces[:12]):
+        path = directory / f"s{number}.fna"
+        path.write_text(f">{piece.id}\n{piece.sequence}\n")
+        jobs.append(job(models, f"s{number}", path, "contigs"))
+    (directory / "twin.fna").write_bytes((directory / "s0.fna").read_bytes())
+    return [
+        *jobs,
+        job(models, "twin", directory / "twin.fna", "contigs"),
+        job(models, "proteins", DATA / "phage_proteins.faa", "proteins"),
+        job(models, "dna", DATA / "phage_heldout.fna", "dna"),
+    ]
+
+
+def test_samples_share_batches_and_their_embeddings_equal_the_encoders(
+    serve: Callable[..., ServedPool], tmp_path: Path, models: dict[str, Path], encoders: dict[str, Any]
+) -> None:
+    pool = serve(tokens_per_batch=4096)
+    jobs = tiny_samples(models, tmp_path)
+    outcomes = submit(pool, *jobs)
+    compared = {entry.sample: compare(outcomes[entry.sample], entry, models, encoders) for entry in jobs}
+    assert sum(count > 0 for count in compared.values()) > 10
+    pool.eventually(lambda: pool.state.progress.done == len(jobs))
+    progress = pool.state.progress
+    distinct: dict[str, dict[bytes, int]] = {"esm2": {}, "dnabert_s": {}}
+    for entry in jobs:
+        for model, sequences in texts(entry).items():
+            for sequence in sequences:
+                ids, _ = load_tokenizer(model, models[model])([sequence])
+                distinct[model][ids.tobytes()] = len(ids)
+    assert progress.sequences == sum(len(known) for known in distinct.values())
+    assert progress.tokens == sum(sum(known.values()) for known in distinct.values())
+    needed = sum(len(entry.models) for entry in jobs)
+    assert progress.batches < needed, "every sample travelled by itself"
+    assert (progress.failed, progress.jobs, progress.tokens_left) == (0, [], 0)
+    assert list(pool.spool_path.glob("blocks/*/*/*.npy")) == []
+    twin, first = read_embeddings(outcomes["twin"].embeddings), read_embeddings(outcomes["s0"].embeddings)
+    assert np.array_equal(twin.matrices["esm2"], first.matrices["esm2"])
+    pool.process.send_signal(signal.SIGTERM)
+    assert pool.ended() == 0
+    assert list(pool.spool_path.glob("blocks/*")) == []
+
+
+def test_a_renewed_worker_goes_on_where_the_last_one_stopped(
+    serve: Callable[..., ServedPool], models: dict[str, Path], encoders: dict[str, Any]
+) -> None:
+    pool = serve(tokens_per_batch=4096, max_tasks_per_worker=1)
+    entry = job(models, "p", DATA / "phage_proteins.faa", "proteins")
+    dna = job(models, "d", DATA / "phage_heldout.fna", "dna")
+    outcomes = submit(pool, entry, dna)
+    assert compare(outcomes["p"], entry, models, encoders) > 0
+    assert compare(outcomes["d"], dna, models, encoders) > 0
+    batches = pool.state.progress.batches
+    assert batches >= 2
+    text = pool.log.read_text()
+    assert text.count("renewing the worker after 1 batches") >= batches - 1
+    assert text.count("ready after") >= batches
+
+
+HELD_TORCH = """
+import pathlib, sys, time
+
+class HeldTorch:
+    def find_spec(self, name, path, target=None):
+        if name == "torch.torch_version":  # of torch itself the version is asked for, without importing it
+            sys.meta_path.remove(self)
+            while not pathlib.Path(__file__).with_name("released").exists():
+                time.sleep(0.01)
+
+if "--multiprocessing-fork" in sys.orig_argv:
+    sys.meta_path.insert(0, HeldTorch())
+"""
+
+
+def test_a_pool_says_that_it_starts_before_its_models_are_loaded(
+    serve: Callable[..., ServedPool], tmp_path: Path, models: dict[str, Path], encoders: dict[str, Any]
+) -> None:
+    """Snakemake gives up on a service that is silent for 5 s, and torch may take longer than that to import.
+
+    Device auto on a machine without a visible GPU: devices are counted without torch, so it is imported once.
+    """
+    (tmp_path / "sitecustomize.py").write_text(HELD_TORCH)
+    pool = serve(device="auto", environment={"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(tmp_path)})
+    state = state_path(pool.spool_path, pool.state.identity.pool)
+    pool.eventually(state.exists)
+    entry = job(models, "p", DATA / "phage_proteins.faa", "proteins")
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(submit, pool, entry)
+        pool.eventually(lambda: [each.state for each in pool.state.progress.jobs] == ["waiting"])
+        assert pool.state.state == "starting"
+        (tmp_path / "released").touch()
+        outcome = waiting.result()["p"]
+    assert compare(outcome, entry, models, encoders) > 0
+    assert outcome.pool["devices"] == "CPU, 1 threads"
+    assert pool.log.read_text().count("working on the CPU") == 1
+
+
+def test_a_broken_sample_fails_with_its_reason_and_the_others_go_on(
+    pool: ServedPool, tmp_path: Path, models: dict[str, Path], encoders: dict[str, Any]
+) -> None:
+    (tmp_path / "broken.fna").write_text(">a\nACGT\n>b\nAC!T\n")
+    (tmp_path / "binary.fna").write_bytes(os.urandom(500))
+    (tmp_path / "empty.fna").touch()
+    good = job(models, "good", DATA / "phage_heldout.fna", "contigs")
+    outcomes = submit(
+        pool,
+        job(models, "broken", tmp_path / "broken.fna", "contigs"),
+        job(models, "binary", tmp_path / "binary.fna", "dna"),
+        job(models, "missing", tmp_path / "missing.fna", "contigs"),
+        job(models, "directory", tmp_path, "proteins"),
+        job(models, "empty", tmp_path / "empty.fna", "contigs"),
+        good,
+    )
+    compare(outcomes["good"], good, models, encoders)
+    assert (outcomes["empty"].state, outcomes["empty"].counts["rows"]) == ("done", 0)
+    assert "broken.fna, line 4, record 'b'" in outcomes["broken"].error
+    assert "binary.fna" in outcomes["binary"].error
+    assert "missing.fna: cannot be read" in outcomes["missing"].error
+    assert f"{tmp_path}: is a directory" in outcomes["directory"].error
+    failed = {name for name, outcome in outcomes.items() if outcome.state == "failed"}
+    assert failed == {"broken", "binary", "missing", "directory"}
+    assert pool.process.poll() is None
+    assert "reader process died" not in pool.log.read_text()
+
+
+def test_only_the_worker_has_torch(pool: ServedPool, models: dict[str, Path]) -> None:
+    outcome = submit(pool, job(models, "torch", DATA / "phage_heldout.fna", "dna"))["torch"]
+    assert outcome.state == "done"
+    processes = [pool.process.pid, *(process.pid for process in family(pool.process.pid))]
+    assert len(processes) >= 3
+    with_torch = [pid for pid in processes if "libtorch" in Path(f"/proc/{pid}/maps").read_text()]
+    assert pool.process.pid not in with_torch
+    assert len(with_torch) == 1
+
+
+def test_a_job_that_no_pool_holds_the_weights_for_is_left_for_others_and_its_consumer_says_so(
+    pool: ServedPool, tmp_path: Path, models: dict[str, Path]
+) -> None:
+    path = DATA / "phage_proteins.faa"
+    other = dataclasses.replace(job(models, "weights", path, "proteins"), models={"esm2": "c" * 64})
+    half = dataclasses.replace(job(models, "precision", path, "proteins"), precision="fp16")
+    submit(pool, job(models, "fitting", path, "proteins"))
+    for foreign, needs in ((other, "needs esm2 in auto"), (half, "needs esm2 in fp16")):
+        with pytest.raises(ResourceError, match=needs) as raised:
+            submit(pool, foreign)
+        assert "1 pool(s) on" in str(raised.value)
+        assert pool.spool.receipt(foreign.job) is None
+        assert f"{foreign.job}.json" in pool.spool.waiting()
+
+
+def test_a_model_that_the_pool_does_not_hold_is_named(
+    serve: Callable[..., ServedPool], models: dict[str, Path], encoders: dict[str, Any]
+) -> None:
+    one = {"esm2": models["esm2"]}
+    pool = serve(models=one)
+    entry = job(models, "p", DATA / "phage_proteins.faa", "proteins")
+    assert compare(submit(pool, entry)["p"], entry, models, encoders) > 0
+    with pytest.raises(ResourceError, match="needs esm2 and dnabert_s in auto"):
+        submit(pool, job(models, "c", DATA / "phage_heldout.fna", "contigs"))
+
+
+def test_what_is_no_manifest_does_not_stop_the_pool(
+    pool: ServedPool, tmp_path: Path, models: dict[str, Path], encoders: dict[str, Any]
+) -> None:
+    incoming = pool.spool.root / "incoming"  # made here, if the pool has announced itself and not yet opened its spool
+    (incoming / "x.json").write_text("{[")
+    (incoming / "y.json").write_text(job(models, "y", tmp_path, "dna").dump().replace('"dna"', "true"))
+    with open(os.fsencode(incoming) + b"/z\xff.json", "w") as file:
+        file.write("{}")
+    odd = job(models, "odd", Path("/data/\udcff.fna"), "dna")
+    entry = job(models, "p2", DATA / "phage_proteins.faa", "proteins")
+    outcomes = submit(pool, entry, odd)
+    assert compare(outcomes["p2"], entry, models, encoders) > 0
+    assert outcomes["odd"].state == "failed"
+    assert len(list((pool.spool_path / "failed").glob("[xyz]*"))) == 3
+    assert pool.process.poll() is None
+
+
+def test_a_job_handed_in_twice_at_once_is_done_all_the_same(
+    serve: Callable[..., ServedPool], models: dict[str, Path], encoders: dict[str, Any]
+) -> None:
+    """Two consumers can both find that nobody has claimed a job, and hand it in; the second comes after the claim."""
+    pool = serve()
+    entry = job(models, "p", DATA / "phage_proteins.faa", "proteins")
+    name = f"{entry.job}.json"
+    pool.spool.submit(entry)
+    pool.eventually(lambda: name in pool.claimed())
+    staged = pool.spool_path / "again.json"
+    staged.write_text(entry.dump())
+    staged.rename(pool.spool_path / "incoming" / name)
+    pool.eventually(lambda: pool.spool.receipt(entry.job) is not None and not pool.claimed())
+    pool.eventually(lambda: pool.spool.waiting() == [])
+    time.sleep(1)
+    assert pool.process.poll() is None, pool.log.read_text()
+    outcome = pool.spool.receipt(entry.job)
+    assert outcome is not None
+    assert compare(outcome, entry, models, encoders) > 0
+
+
+def run_consumer(pool: ServedPool, models: dict[str, Path]) -> "subprocess.CompletedProcess[str]":
+    """Submit a sample with the script that the rule runs."""
+    names = [directory / "model.json" for directory in models.values()]
+    plan = pool.spool_path.parent / "plan.json"
+    sample = {"sample": "s", "fasta": str(DATA / "phage_heldout.fna"), "kind": "contigs", "label": ""}
+    config = {"chunk_length": 500, "precision": "auto", "store_dtype": "float16"}
+    consumers = [{"replica": 0, "samples": ["s"]}]
+    plan.write_text(json.dumps({"plan": {"consumers": consumers}, "samples": {"s": sample}, "config": config}))
+    begin_record(plan.parent, plan.parent / "results", config, {}, ["s"], {})
+    arguments: list[Any] = [plan, "--consumer", "0", "--models", *names, "--spool", pool.spool_path]
+    arguments += ["--endpoint", pool.endpoint, "--receipts", pool.spool_path.parent / "s.json"]
+    command = [sys.executable, SCRIPTS / "entry.py", "submit", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=LONG_S)
+
+
+def test_wrong_weights_end_the_pool_and_its_consumers_with_the_reason(
+    serve: Callable[..., ServedPool], tmp_path: Path, models: dict[str, Path]
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "cut").mkdir()
+    for path in models["esm2"].iterdir():
+        (tmp_path / "cut" / path.name).write_bytes(path.read_bytes())
+    os.truncate(tmp_path / "cut/model.safetensors", 1000)
+    reasons = {"nothing": "not a prepared model, model.json is missing", "cut": "model.safetensors: not readable"}
+    pools = {name: serve(f"pool-{name}", models={**models, "esm2": tmp_path / name}) for name in reasons}
+    for name, reason in reasons.items():
+        pool = pools[name]
+        assert pool.ended() == 2
+        assert pool.state.state == "failed"
+        assert str(tmp_path / name) in pool.state.reason
+        assert reason in pool.state.reason
+        assert "Traceback" not in pool.log.read_text()
+        told = run_consumer(pool, models)
+        assert told.returncode == 1
+        assert pool.state.reason in told.stderr
+        assert "Traceback" not in told.stderr
+        assert not (pool.spool_path.parent / "s.json").exists()
+
+
+def test_a_pool_that_dies_without_a_word_ends_its_consumers(
+    serve: Callable[..., ServedPool], models: dict[str, Path]
+) -> None:
+    pool = serve()
+    pool.process.kill()
+    pool.ended()
+    told = run_consumer(pool, models)
+    assert told.returncode == 1
+    assert f"the pool (process {pool.process.pid} on " in told.stderr
+    assert "died without a word" in told.stderr
+
+
+@pytest.mark.parametrize("asked", [{"device": "auto", "gpu": 1}, {"device": "cuda"}, {"device": "cuda", "gpu": 2}])
+def test_a_gpu_that_is_not_there_ends_the_pool_at_once(
+    serve: Callable[..., ServedPool], models: dict[str, Path], asked: dict[str, Any]
+) -> None:
+    pool = serve(environment={"CUDA_VISIBLE_DEVICES": ""}, **asked)
+    assert pool.ended() == 1
+    reason = pool.state.reason
+    assert reason.startswith(f"{asked.get('gpu', 1)} GPU(s) asked for")
+    assert "torch sees 0 CUDA device(s) with CUDA_VISIBLE_DEVICES=" in reason
+    assert pool.state.state == "failed"
+    assert reason in pool.log.read_text()
+    assert "on cpu" not in pool.log.read_text()
+    with pytest.raises(ResourceError, match="torch sees 0 CUDA device"):
+        submit(pool, job(models, "s", DATA / "phage_heldout.fna", "contigs"))
+
+
+STAND_IN_DRIVER = """
+int cuInit(unsigned flags) { return INIT; }
+int cuDriverGetVersion(int *version) { *version = VERSION; return 0; }
+int cuDeviceGetCount(int *count) { *count = 3; return 0; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("driver", "built", "counted"),
+    [
+        ({"INIT": 0, "VERSION": 13020}, "13.0", 3),
+        ({"INIT": 0, "VERSION": 13000}, "13.2", 3),  # the same major version: compatible
+        ({"INIT": 0, "VERSION": 12090}, "13.0", 0),
+        ({"INIT": 100, "VERSION": 13020}, "13.0", 0),  # CUDA_ERROR_NO_DEVICE
+        ({"INIT": 0, "VERSION": 13020}, None, 0),
+        (None, "13.0", 0),
+    ],
+)
+def test_devices_are_counted_by_the_driver_without_torch(
+    tmp_path: Path, driver: dict[str, int] | None, built: str | None, counted: int
+) -> None:
+    """With a library that stands in for NVIDIA's driver, and the version file of a torch that was built for CUDA."""
+    if driver is not None:
+        macros = [f"-D{name}={value}" for name, value in driver.items()]
+        command = ["cc", "-shared", "-fPIC", *macros, "-xc", "-", "-o", str(tmp_path / "libcuda.so.1")]
+        subprocess.run(command, input=STAND_IN_DRIVER, text=True, check=True)
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "torch/version.py").write_text(f"cuda = {built!r}\n")
+    ended = subprocess.run(
+        [sys.executable, "-c", "from holdfast.pool import hardware; print(hardware.count_devices())"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{SCRIPTS}", "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout == f"{counted}\n"
+    assert ended.stderr.count("the driver knows CUDA 12 only, torch was built for 13.0") == (
+        driver is not None and driver["VERSION"] < 13000
+    )
+
+
+def test_sigterm_ends_the_pool_and_gives_its_claims_back(
+    serve: Callable[..., ServedPool], tmp_path: Path, models: dict[str, Path]
+) -> None:
+    pool = serve(tokens_per_batch=1024)
+    jobs = [
+        job(models, f"s{seed}", proteins(tmp_path / f"s{seed}.faa", 150, 150, seed), "proteins") for seed in range(3)
+    ]
+    for entry in jobs:
+        pool.spool.submit(entry)
+    pool.eventually(lambda: list(pool.spool_path.glob("blocks/*/*/*.npy")))
+    assert pool.claimed() != []
+    children = family(pool.process.pid)
+    assert len(children) >= 2
+    pool.process.send_signal(signal.SIGTERM)
+    assert pool.ended() == 0
+    gone(children)
+    unfinished = [f"{entry.job}.json" for entry in jobs if pool.spool.receipt(entry.job) is None]
+    assert unfinished != []
+    assert sorted(pool.spool.waiting()) == sorted(unfinished)
+    assert pool.claimed() == []
+    assert list((pool.spool_path / "work").iterdir()) == []
+    assert (pool.state.state, pool.state.reason) == ("ended", "SIGTERM")
+    assert list(pool.spool_path.glob("blocks/*/*/*.npy")), "finished vectors are kept for the next run"
+
+
+def test_after_a_kill_the_next_pool_finishes_with_what_was_there(
+    serve: Callable[..., ServedPool], tmp_path: Path, models: dict[str, Path], encoders: dict[str, Any]
+) -> None:
+    first = serve("first", tokens_per_batch=512)
+    entry = job(models, "s", proteins(tmp_path / "s.faa", 160, 100), "proteins")
+    first.spool.submit(entry)
+    first.eventually(lambda: len(list(first.spool_path.glob("blocks/*/*/*.npy"))) > 2)
+    children = family(first.process.pid)
+    assert len(children) >= 2
+    first.process.kill()
+    first.ended()
+    gone(children, limit_s=10)
+    assert first.claimed() == [f"{entry.job}.json"]
+    second = serve("second", spool=first.spool_path)
+    outcome = submit(second, entry)["s"]
+    assert compare(outcome, entry, models, encoders) > 0
+    second.eventually(lambda: second.state.progress.done == 1)
+    computed = second.state.progress.sequences
+    assert 0 < computed <= 160 - 3 * 5, "what the first pool had computed was computed again"
+    assert "took over 1 jobs" in second.log.read_text()
+
+
+def test_a_pool_ends_when_its_endpoint_goes_or_nobody_wants_anything(serve: Callable[..., ServedPool]) -> None:
+    left, idle = serve("left"), serve("idle", idle_timeout_s=1.0)
+    left.endpoint.unlink()
+    assert (left.ended(), idle.ended()) == (0, 0)
+    assert "the endpoint file is gone" in left.log.read_text()
+    assert (idle.state.state, idle.state.reason) == ("ended", "idle for 1 s")
+
+
+def test_a_wrong_settings_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "pool.yaml").write_text("models: {esm2: /m}\nthreats: 2\n")
+    arguments: list[Any] = [
+        "--config",
+        tmp_path / "pool.yaml",
+        "--spool",
+        tmp_path / "s",
+        "--endpoint",
+        tmp_path / "e.json",
+    ]
+    command = [sys.executable, SCRIPTS / "entry.py", "serve", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S)
+    assert ended.returncode == 2
+    assert "pool.yaml: unknown key 'threats'; did you mean 'threads'?" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+WORKER_PROBE = """
+import json, multiprocessing, os, sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from holdfast.pool import worker
+
+class Witness:
+    seen = []
+
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            self.seen.append(os.environ.get("PYTORCH_ALLOC_CONF"))
+
+sys.meta_path.insert(0, Witness())
+
+def report():
+    import torch
+    return [Witness.seen, os.environ["PYTORCH_ALLOC_CONF"], torch.get_num_threads()]
+
+if __name__ == "__main__":
+    models = {model: Path(directory) for model, directory in json.loads(sys.argv[1]).items()}
+    settings = worker.WorkerSettings("cpu", models, "fp32", 2, "max_split_size_mb:64", 0.5, 3)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=worker.guard) as executor:
+        ready = executor.submit(worker.start, settings).result()
+        print(json.dumps([ready.device_name, *executor.submit(report).result()]))
+    assert "torch" not in sys.modules
+"""
+
+
+def test_a_worker_sets_the_allocator_before_torch_is_there(tmp_path: Path, models: dict[str, Path]) -> None:
+    (tmp_path / "probe.py").write_text(WORKER_PROBE)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTORCH_ALLOC_CONF"}
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "probe.py", json.dumps({model: str(path) for model, path in models.items()})],
+        env={**environment, "PYTHONPATH": str(SCRIPTS)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=LONG_S,
+    )
+    assert ended.returncode == 0
+    setting = "max_split_size_mb:64"
+    assert json.loads(ended.stdout) == ["CPU, 2 threads", [setting], setting, 2]

@@ -1,0 +1,314 @@
+"""Summary and report: counts against a table by hand, figures as drawn, and how small a thousand samples stay."""
+
+import json
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from holdfast.errors import ConfigError, InputError, ResourceError
+from holdfast.report import tally
+from holdfast.report.charts import RED, Choices
+from holdfast.report.figures import FIGURES, draw_figure, throughput
+from holdfast.report.page import write_report
+from holdfast.report.projection import pca, umap
+from holdfast.report.tally import SUMMARY_COLUMNS, Tally, count_results, write_summary
+from holdfast.results.calls import call_contigs
+from holdfast.results.embeddings import EmbeddingsFile
+from holdfast.spool.job import Receipt
+from holdfast.spool.progress import History, Moment
+from sklearn.decomposition import PCA
+
+from tests.results.samples import Place, Record, write_results
+
+REPOSITORY = Path(__file__).parents[2]
+REPORT = REPOSITORY / "workflow" / "report"
+SVG = "{http://www.w3.org/2000/svg}"
+HOSTILE = "</script><script>alert(1)</script>"
+LONG = "a_sample_with_a_name_that_is_much_too_long_for_any_axis_and_differs_at_its_end_"
+WIDTHS = {"esm2": 6, "dnabert_s": 4}
+
+# Record, its length in bp and its status; then record, chunk, frame, P(non-viral), P(virus).
+RECORDS = [("c1", 501, "ok"), (HOSTILE, 1200, "ok"), ("none", 400, "ok"), ("two", 2, "too_short"), ("b", 600, "failed")]
+ROWS = [
+    *[(0, 1, 0, 0.25, 0.75), (0, 1, 4, 0.875, 0.125), (0, 2, 2, 0.0, 1.0)],
+    *[(1, 1, 1, 0.75, 0.25), (1, 3, 0, 0.75, 0.25), (1, 3, 3, 0.75, 0.25), (1, 3, 5, 0.75, 0.25)],
+]
+
+
+def write_sample(
+    directory: Path,
+    kind: str,
+    records: Sequence[Record],
+    rows: Sequence[tuple[int, int, int, float, float]],
+    called: bool = False,
+    pool: str = "p1",
+) -> None:
+    """Write receipt, embeddings and calls of one sample with the writers of the workflow."""
+    directory.mkdir(parents=True)
+    models = {"contigs": ("esm2", "dnabert_s"), "proteins": ("esm2",), "dna": ("dnabert_s",)}[kind]
+    chance = np.random.default_rng(len(rows))
+    matrices = {model: chance.normal(size=(len(rows), WIDTHS[model])) for model in models}
+    places: list[Place] = [row[:3] for row in rows]
+    path = write_results(directory / "embeddings.h5", records, places, matrices, kind, synthetic=["esm2"])
+    if called:
+        tables = (directory / f"{name}.tsv" for name in ("frames", "chunks", "contigs"))
+        with EmbeddingsFile(path) as reader:
+            probabilities = np.array([row[3:] for row in rows], np.float32).reshape(-1, 2)
+            call_contigs(reader, zip(reader.blocks(), [probabilities], strict=False), 0.5, *tables)
+    statuses = Counter(status for _, _, status in records)
+    counts = {"records": len(records), "too_short": statuses["too_short"], "too_long": 0, "rows": len(rows)}
+    for model in models:
+        counts |= {f"{model}_tokens": 100 * len(rows), f"{model}_sequences": len(rows)}
+    counts |= {"computed_tokens": 50 * len(rows), "inherited": 3}
+    made_by: dict[str, str | float] = {"id": pool, "devices": "CPU, 2 threads", "load_s": 2.5, "precision": "fp32"}
+    made_by |= {"device_s": 5.0, "ready_s": 8.0}
+    seconds = {"read_s": 0.5, "device_s": 1.25, "total_s": 4.0}
+    receipt = Receipt("j", directory.name, "done", run="run-1", counts=counts, pool=made_by, seconds=seconds)
+    receipt.write(directory / "receipt.json")
+
+
+def write_sheet(root: Path, rows: Sequence[tuple[str, str, str]]) -> Path:
+    sheet = root / "samples.tsv"
+    lines = [f"{name}\tx.fa\t{kind}\t{label}" for name, kind, label in rows]
+    sheet.write_text("\n".join(["sample\tfasta\tkind\tlabel", *lines]) + "\n")
+    return sheet
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of four samples: called, without a frame, labelled, proteins; two pools, one of which left a record."""
+    root = tmp_path_factory.mktemp("run")
+    results = root / "results"
+    write_sample(results / f"{LONG}1", "contigs", RECORDS, ROWS, called=True)
+    write_sample(results / f"{LONG}2", "contigs", [("n", 700, "ok")], [], called=True)
+    write_sample(results / "train", "contigs", RECORDS[:3], ROWS, pool="../p2")
+    write_sample(
+        results / "proteins", "proteins", [(f"p{n}", 50, "ok") for n in range(4)], [(n, 0, 0, 0, 0) for n in range(4)]
+    )
+    sheet = [(f"{LONG}1", "contigs", ""), (f"{LONG}2", "contigs", ""), ("train", "contigs", "virus")]
+    write_sheet(root, [*sheet, ("proteins", "proteins", "")])
+    (root / "spool" / "pools").mkdir(parents=True)
+    history = History(root / "spool" / "pools" / "p1.tsv")
+    for second in range(11):
+        history.note(Moment(1000.0 + second, 2, min(second, 5) * 400, min(second, 5) * 1.0), False)
+    history.write()
+    (results / "classifier").mkdir()
+    (results / "classifier" / "history.tsv").write_text(
+        "epoch\tloss\theld_out_loss\theld_out_accuracy\n1\t0.7\t0.6\t0.5\n2\t0.4\t0.5\t0.75\n"
+    )
+    (results / "classifier" / "confusion.tsv").write_text("label\tnon-viral\tvirus\nnon-viral\t30\t10\nvirus\t0\t5\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def counted(root: Path) -> Tally:
+    return count_results(root / "samples.tsv", root / "results", root / "spool", seed=1)
+
+
+def texts(svg: str) -> str:
+    """The text of a figure; it is well-formed, and refers to nothing outside."""
+    tree = ElementTree.fromstring(svg)
+    assert not re.search(r"""(href|src)=["']?(?!#)|url\((?!#)""", svg)
+    return "\n".join("".join(element.itertext()) for element in tree.iter(f"{SVG}text"))
+
+
+def test_everything_is_counted_as_by_hand(counted: Tally) -> None:
+    called, frameless, train, proteins = counted.samples
+    # c1 scores (0.75 / 1.625 + 1) / 2 = 0.73, the hostile one 0.25.
+    assert called.outcomes == {"virus": 1, "non-viral": 1, "no_stop_free_frame": 1, "too_short": 1, "failed": 1}
+    assert frameless.outcomes == Counter(no_stop_free_frame=1)
+    assert train.outcomes == Counter(embedded=2, no_stop_free_frame=1)
+    assert proteins.outcomes == Counter(embedded=4)
+    assert {int(place): int(called.scores[place]) for place in np.flatnonzero(called.scores)} == {12: 1, 36: 1}
+    # 2 + 3 + 1 + 1 + 2 chunks, of which three have one, two or three frames and one has one.
+    assert called.frames.tolist() == [5, 2, 1, 1, 0, 0, 0]
+    assert frameless.frames.tolist() == [2, 0, 0, 0, 0, 0, 0]
+    assert train.frames.tolist() == [2, 2, 1, 1, 0, 0, 0]
+    assert not proteins.frames.any()
+    assert counted.lengths.total() == counted.contig_count == 6
+    assert counted.lengths[1000.0, "non-viral"] == 1  # 1,200 bp
+    assert [(call.contig, call.outcome) for _, call in counted.contigs[:2]] == [("c1", "virus"), (HOSTILE, "non-viral")]
+    assert {call.score for _, call in counted.contigs[2:]} == {None}
+    assert counted.synthetic == {"esm2"}
+    first, second = counted.pools["p1"], counted.pools["../p2"]
+    assert (first.samples, first.load_s, first.device_s, first.tokens) == (3, 2.5, 3.75, 1800)
+    assert [moment.time_s for moment in first.moments] == [1000, 1001, 1002, 1003, 1004, 1005, 1010]
+    assert second.moments == []
+    assert Counter(counted.points["esm2"].groups) == {
+        "called virus": 3,
+        "called non-viral": 4,
+        "labelled virus": 7,
+        "proteins": 4,
+    }
+    assert counted.points["dnabert_s"].matrix.shape == (14, WIDTHS["dnabert_s"])
+
+
+def test_points_are_a_repeatable_choice_of_all_rows(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "POINTS", 6)
+    files = (root / "samples.tsv", root / "results", root / "spool")
+    once, again, other = (count_results(*files, seed=seed).points["esm2"] for seed in (3, 3, 4))
+    assert once.matrix.tolist() == again.matrix.tolist() != other.matrix.tolist()
+    assert (len(once.matrix), once.rows) == (6, 18)
+
+
+def test_every_figure_says_what_was_counted(counted: Tally, root: Path) -> None:
+    drawn = {name: draw_figure(name, counted, Choices(root / "results", threshold=0.6)) for name in FIGURES}
+    found = {name: texts(svg) for name, svg in drawn.items()}
+    for name, text in found.items():
+        assert FIGURES[name][0] in text
+        assert "Synthetic weights (esm2): this says nothing about biology." in text
+        assert f'fill="{RED}"' in drawn[name]
+    for end in ("1", "2"):
+        assert f"{LONG[:17]}…{(LONG + end)[-16:]}" in found["outcomes"]
+    for outcome in ("virus", "non-viral", "embedded", "no stop-free frame", "too short", "failed"):
+        assert outcome in found["outcomes"].splitlines()
+    assert "threshold 0.6" in found["scores"]
+    assert "18 sequences, seed 1" in found["embeddings"]
+    assert {"30 (75%)", "10 (25%)", "0 (0%)", "5 (100%)"} < set(found["confusion"].splitlines())
+    assert "this run: 2 loads" in found["load"]
+    assert "a load in each of 4 samples" in found["load"]
+    assert {"50% loading", "67% loading"} < set(found["load"].splitlines())  # 5 s and 10 s of 5 s of work
+
+
+def test_the_pace_becomes_tokens_per_second_and_busy_share(counted: Tally) -> None:
+    rows = throughput(counted, Choices(Path("x"))).to_dict()["data"]["values"]
+    assert [(row["seconds"], row["tokens_per_s"], row["busy"]) for row in rows] == [
+        *[(float(second), 400.0, 0.5) for second in range(5)],
+        *[(float(second), 0.0, 0.0) for second in range(5, 11)],
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in FIGURES if name not in ("training", "confusion", "load")])
+def test_a_figure_without_anything_to_show_says_so(name: str) -> None:
+    assert re.search(r"No |Fewer than ", texts(draw_figure(name, Tally(), Choices(Path("x")))))
+
+
+def test_a_table_of_the_classifier_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "classifier").mkdir()
+    table = tmp_path / "classifier" / "confusion.tsv"
+    header = "label\tnon-viral\tvirus\n"
+    for content in ("", "label\tvirus\n", f"{header}virus\tfew\t1\n", f"{header}virus\t1\n"):
+        table.write_text(content)
+        with pytest.raises(InputError, match=r"confusion\.tsv.*train the classifier again"):
+            draw_figure("confusion", Tally(), Choices(tmp_path))
+
+
+def test_what_is_missing_or_does_not_fit_is_named(root: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    write_sample(results / "s", "contigs", RECORDS, ROWS, called=True)
+    sheet = write_sheet(tmp_path, [("s", "contigs", "")])
+    table = results / "s" / "contigs.tsv"
+    whole = table.read_text()
+    wrong: list[tuple[Callable[[], object], type[Exception], str]] = [
+        (lambda: table.write_text("contig\n"), InputError, "line 1: not a table of contigs"),
+        (lambda: table.write_text(whole.replace("True", "perhaps")), InputError, "line 2: not a line of a table"),
+        (lambda: table.write_text(whole.rsplit("b\t", 1)[0]), InputError, "has 4 contigs, but there are 5 records"),
+        (lambda: (results / "s" / "receipt.json").unlink(), ResourceError, r"receipt\.json: is missing; run again"),
+    ]
+    for spoil, error, message in wrong:
+        spoil()
+        with pytest.raises(error, match=message):
+            count_results(sheet, results, tmp_path, seed=1)
+
+
+def test_the_summary_has_a_row_a_sample(root: Path, tmp_path: Path) -> None:
+    write_summary(root / "samples.tsv", root / "results", tmp_path / "summary.tsv")
+    header, *lines = [line.split("\t") for line in (tmp_path / "summary.tsv").read_text().splitlines()]
+    assert tuple(header) == SUMMARY_COLUMNS
+    called, frameless, train, proteins = (dict(zip(header, line, strict=True)) for line in lines)
+    # Three samples share the load of p1, 2.5 s, evenly, since each had 1.25 s of its devices; p2 has one.
+    assert " ".join(called.values()) == (
+        f"{LONG}1 contigs  5 1 0 7 14 1400 2 1 1 1 1 3 2.5 0.833 0.5 1.25 4.0 280 0.625 fp32 CPU, 2 threads esm2 run-1"
+    )
+    assert [frameless[f"contigs_{name}"] for name in ("called", "no_stop_free_frame", "virus")] == ["0", "1", "0"]
+    assert (train["label"], train["contigs_called"], train["load_share_s"]) == ("virus", "", "2.5")
+    assert (proteins["kind"], proteins["tokens"], proteins["contigs_virus"]) == ("proteins", "400", "")
+
+
+@pytest.mark.parametrize("shape", [(60, 7), (5, 40), (2, 3)])
+def test_principal_components_are_those_of_scikit_learn(shape: tuple[int, int]) -> None:
+    matrix = np.random.default_rng(5).normal(size=shape) * np.arange(1, shape[1] + 1) + 100
+    expected = PCA(2, svd_solver="full").fit(matrix)
+    found, shares = pca(matrix.astype(np.float32))
+    np.testing.assert_allclose(shares, expected.explained_variance_ratio_, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(np.abs(found), np.abs(expected.transform(matrix)), rtol=2e-3, atol=2e-2)
+    assert (found[np.abs(found).argmax(axis=0), [0, 1]] >= 0).all()
+
+
+def test_umap_is_asked_for_by_name_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(
+        ConfigError, match="umap-learn is not installed: pip install umap-learn, or set projection: pca"
+    ):
+        umap(np.zeros((5, 3)), 1)
+
+
+@pytest.mark.filterwarnings("default")
+def test_umap_keeps_neighbours_together_and_is_repeatable() -> None:
+    pytest.importorskip("umap", reason="umap-learn is not installed, being no dependency; .ci/run installs it")
+    chance = np.random.default_rng(2)
+    matrix = np.concatenate([chance.normal(size=(40, 20)), chance.normal(size=(40, 20)) + 9])
+    places = umap(matrix, 7)
+    assert places.tolist() == umap(matrix, 7).tolist()
+    left, right = places[:40], places[40:]
+    apart = np.linalg.norm(left.mean(axis=0) - right.mean(axis=0))
+    assert apart > 2 * max(left.std(axis=0).max(), right.std(axis=0).max())
+
+
+def written_report(root: Path, results: Path) -> tuple[str, int]:
+    """Write all of it; the page, and bytes of page and figures together."""
+    captions = [REPORT / f"{name}.rst" for name in FIGURES]
+    files = (root / "samples.tsv", results, root / "spool", REPORT / "page.html", captions)
+    write_report(*files, threshold=0.5, projection="pca", seed=1)
+    made = [results / "report.html", *(results / "figures" / f"{name}.svg" for name in FIGURES)]
+    return made[0].read_text(), sum(file.stat().st_size for file in made)
+
+
+def listed(page: str) -> list[list[object]]:
+    """The contigs of a page."""
+    found = re.search(r"const contigs = (.*);\n", page)
+    assert found is not None
+    rows: list[list[object]] = json.loads(found[1])
+    return rows
+
+
+def test_the_page_is_whole_and_names_from_headers_stay_data(root: Path) -> None:
+    text, _ = written_report(root, root / "results")
+    assert "Synthetic weights: esm2 has seeded random weights" in text
+    assert text.count("<figure ") == text.count("<figcaption>") == len(FIGURES)
+    assert "system-message" not in text  # of docutils
+    assert text.count("</script>") == 1
+    assert [row[1] for row in listed(text)[:2]] == ["c1", HOSTILE]
+    assert not re.search(r"""(href|src)=["']?(?!#)""", text)
+    assert "http" not in re.sub(r"http://www\.w3\.org/\S+", "", text)
+
+
+def test_a_thousand_samples_stay_small(root: Path, tmp_path: Path) -> None:
+    """Ten megabytes with Snakemake's own three; it takes figures and page in as base64."""
+    results = tmp_path / "results"
+    records = [(f"NODE_{n}_length_{500 + 37 * n}_cov_{n}.25", 500 + 37 * n, "ok") for n in range(100)]
+    chance = np.random.default_rng(8)
+    rows = [(n, 1, frame, 1 - p, p) for n in range(95) for frame, p in enumerate(chance.random(2).round(3).tolist())]
+    names = [f"{LONG}{number}" for number in range(1000)]
+    write_sample(results / names[0], "contigs", records, rows, called=True)
+    for name in names[1:]:
+        (results / name).mkdir()
+        for file in ("embeddings.h5", "contigs.tsv", "receipt.json"):
+            os.link(results / names[0] / file, results / name / file)
+    (results / "classifier").mkdir()
+    os.link(root / "results" / "classifier" / "history.tsv", results / "classifier" / "history.tsv")
+    os.link(root / "results" / "classifier" / "confusion.tsv", results / "classifier" / "confusion.tsv")
+    write_sheet(tmp_path, [(name, "contigs", "") for name in names])
+    text, size_bytes = written_report(tmp_path, results)
+    assert size_bytes * 4 / 3 < 5_000_000
+    assert "1,000 samples, 100,000 records." in text
+    assert "The 20,000 contigs with the highest scores, of 100,000." in text
+    assert len(listed(text)) == tally.LISTED
+    assert "20,000 of 190,000 sequences, seed 1" in text
+    assert "(961 other samples)" in text

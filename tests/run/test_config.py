@@ -1,0 +1,321 @@
+"""Config and sample sheet: what is filled in, and messages that a biologist understands."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from holdfast.errors import ConfigError
+from holdfast.run.config import Sample, check_config, check_fit, models_in_use, read_samples, write_samples
+
+GOOD: dict[str, Any] = {"samples": "samples.tsv", "models": {"esm2": {"weights": "a"}, "dnabert_s": {"weights": "b"}}}
+
+
+def with_defaults(**changed: Any) -> dict[str, Any]:
+    return check_config({**GOOD, **changed})
+
+
+def problems(config: dict[str, Any]) -> list[str]:
+    """The lines of the message that say what is wrong."""
+    with pytest.raises(ConfigError) as caught:
+        check_config(config)
+    first, *lines = str(caught.value).splitlines()
+    assert first == "the config (config/config.yaml, --config) is not valid:"
+    return [line.removeprefix("  ") for line in lines]
+
+
+def sheet(tmp_path: Path, text: str | bytes) -> Path:
+    path = tmp_path / "samples.tsv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def read(path: Path) -> dict[str, Sample]:
+    return read_samples(path)
+
+
+def sheet_problems(path: Path) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read(path)
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"{path} is not valid:"
+    return [line.removeprefix("  ") for line in lines]
+
+
+def test_every_key_but_samples_and_models_has_a_default() -> None:
+    filled = with_defaults()
+    assert {key: value for key, value in filled.items() if key != "pool"} == {
+        **GOOD,
+        "chunk_length": 500,
+        "classifier": None,
+        "container": None,
+        "threshold": 0.5,
+        "output_virnucpro": False,
+        "seed": 1,
+        "projection": "pca",
+        "precision": "auto",
+        "store_dtype": "float16",
+        "export": None,
+    }
+    assert filled["pool"]["tokens_per_batch"] == 16384
+    assert filled["pool"]["max_tasks_per_worker"] is None
+
+
+def test_what_is_given_is_kept_and_the_given_mapping_is_left_alone() -> None:
+    given = {**GOOD, "chunk_length": 300, "pool": {"device": "cpu"}}
+    before = repr(given)
+    filled = check_config(given)
+    assert (filled["chunk_length"], filled["pool"]["device"], filled["pool"]["threads"]) == (300, "cpu", 8)
+    assert repr(given) == before
+    assert with_defaults()["pool"]["device"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"chunk_lenght": 500}, "unknown key 'chunk_lenght'; did you mean 'chunk_length'?"),
+        ({"pool": {"token_per_batch": 1}}, "unknown key 'pool.token_per_batch'; did you mean 'tokens_per_batch'?"),
+        ({"models": {"esm": {"weights": "a"}}}, "unknown key 'models.esm'; did you mean 'esm2'?"),
+        ({"models": {"esm2": {"weights": "a", "sha": "b"}}}, "unknown key 'models.esm2.sha'; did you mean 'sha256'?"),
+        (
+            {"pool": {"zzz": 1}},
+            "unknown key 'pool.zzz'; known are lifecycle, spool, replicas, device, threads, cpu_workers",
+        ),
+        ({"chunk_length": "500"}, "'chunk_length' must be of type integer, is '500'"),
+        ({"chunk_length": 2}, "'chunk_length' must be at least 3, is 2"),
+        ({"chunk_length": 100_001}, "'chunk_length' must be at most 100000, is 100001"),
+        ({"output_virnucpro": "yes"}, "'output_virnucpro' must be of type boolean, is 'yes'"),
+        ({"threshold": 1.5}, "'threshold' must be at most 1, is 1.5"),
+        ({"classifier": 3}, "'classifier' must be of type string or null, is 3"),
+        ({"precision": "bf16"}, "'precision' must be one of auto, fp32, fp16, is 'bf16'"),
+        ({"store_dtype": "double"}, "'store_dtype' must be one of float16, float32, is 'double'"),
+        ({"models": {}}, "'models' needs keys, at least 1, is {}"),
+        ({"models": {"esm2": {}}}, "'models.esm2.weights' is missing: the published checkpoint"),
+        ({"models": {"esm2": {"weights": ""}}}, "'models.esm2.weights' must be a path, a hub id or synthetic:"),
+        ({"models": {"esm2": {"weights": None}}}, "'models.esm2.weights' must be of type string, is None"),
+        ({"models": {"esm2": {"weights": "a", "sha256": "AB"}}}, "'models.esm2.sha256' must be a SHA-256 digest"),
+        ({"models": {"esm2": "a"}}, "'models.esm2' must be of type object, is 'a'"),
+        ({"pool": {"memory_fraction": 0}}, "'pool.memory_fraction' must be above 0, is 0"),
+        ({"pool": {"device": "gpu"}}, "'pool.device' must be one of auto, cuda, cpu, is 'gpu'"),
+        ({"pool": {"gpu": 1}}, "unknown key 'pool.gpu'"),
+        ({"pool": []}, "'pool' must be of type object, is []"),
+        ({"samples": None}, "'samples' must be of type string or array, is None"),
+    ],
+)
+def test_a_mistake_in_the_config_is_one_line_that_names_the_key(changed: dict[str, Any], message: str) -> None:
+    (line,) = problems({**GOOD, **changed})
+    assert line.startswith(message)
+
+
+def test_all_mistakes_are_told_at_once_and_each_once() -> None:
+    lines = problems({"chunk_length": "x", "colour": 1, "pool": {"threads": 0}})
+    assert sorted(line.split("'")[1] for line in lines) == [
+        "chunk_length",
+        "colour",
+        "models",
+        "pool.threads",
+        "samples",
+    ]
+    assert sorted(problems({})) == sorted(
+        [
+            "'samples' is missing: path of the sample sheet, a TSV file, relative to the working directory; "
+            "or a list of its lines",
+            "'models' is missing: the language models; esm2 for kinds contigs and proteins, "
+            "dnabert_s for kinds contigs and dna",
+        ]
+    )
+
+
+def test_the_sheet_is_read_with_defaults_in_its_order(tmp_path: Path) -> None:
+    path = sheet(tmp_path, "sample\tfasta\tkind\tlabel\nb\tb.fna\t\tvirus\na.1-x_2\t/d/a b.fna\tproteins\t\n")
+    assert read(path) == {
+        "b": Sample("b", "b.fna", "contigs", "virus"),
+        "a.1-x_2": Sample("a.1-x_2", "/d/a b.fna", "proteins", ""),
+    }
+    assert list(read(path)) == ["b", "a.1-x_2"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffsample\tfasta\r\na\ta.fna\r\nb\tb.fna\r\n",
+        "sample\tfasta\n\n# a comment\na\ta.fna\n\t\n#c\tc.fna\nb\tb.fna",
+        "fasta\tsample\na.fna\ta\nb.fna\tb\n",
+        "sample\tfasta\tlabel\tkind\na\ta.fna\nb\tb.fna\t\t\n",
+        "sample\tfasta\n a \t a.fna \nb\tb.fna\n",
+    ],
+    ids=["byte order mark and CRLF", "comments and blank lines", "other order", "short lines", "spaces"],
+)
+def test_the_same_samples_in_other_clothes(tmp_path: Path, text: str) -> None:
+    wanted = {name: Sample(name, f"{name}.fna", "contigs", "") for name in "ab"}
+    assert read(sheet(tmp_path, text)) == wanted
+
+
+@pytest.mark.parametrize("name", ["../a", "a/b", ".a", "-a", "_a", "a b", "ä", "a" * 129, "a\\b", "a'b", "*"])
+def test_a_bad_name_is_refused_with_the_rule(tmp_path: Path, name: str) -> None:
+    (line,) = sheet_problems(sheet(tmp_path, f"sample\tfasta\nok\ta.fna\n{name}\tb.fna\n"))
+    assert line == (
+        "line 3: 'sample' must start with a letter or digit and hold only letters, digits and _ . - "
+        f"(at most 128), is {name!r}"
+    )
+
+
+def test_every_wrong_line_is_named(tmp_path: Path) -> None:
+    text = "sample\tfasta\tkind\n\n# comment\na\ta.fna\nb\tb.fna\tgenes\na\tc.fna\nd\n\te.fna\nf\tf.fna\tdna\tx\n"
+    lines = sheet_problems(sheet(tmp_path, text))
+    assert lines == [
+        "line 5: 'kind' must be one of contigs, proteins, dna, is 'genes'",
+        "line 6: sample 'a' stands already in line 4",
+        "line 7: 'fasta' is missing: path of its FASTA or FASTQ file, plain or gzip, relative to the working directory",
+        "line 8: 'sample' is missing: name of the sample and of its directory below results/",
+        "line 9: 4 cells, but the header has 3 columns",
+    ]
+
+
+def test_a_line_that_lacks_two_cells_names_each_once(tmp_path: Path) -> None:
+    lines = sheet_problems(sheet(tmp_path, "kind\tsample\tfasta\ndna\n"))
+    assert sorted(line.split("'")[1] for line in lines) == ["fasta", "sample"]
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        ("sample\tfasta\tgroup", "sample, fasta, group"),
+        ("sample\tkind", "sample, kind"),
+        ("sample,fasta", "sample,fasta"),
+        ("sample\tfasta\tfasta", "sample, fasta, fasta"),
+        ("", "nothing"),
+    ],
+)
+def test_other_columns_are_refused(tmp_path: Path, header: str, found: str) -> None:
+    path = sheet(tmp_path, f"{header}\na\ta.fna\n" if header else "")
+    with pytest.raises(ConfigError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}, line 1: the columns must be sample, fasta, kind, label (tab-separated")
+    assert message.endswith(f"found {found}")
+
+
+def test_a_sheet_without_samples_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"samples\.tsv: holds no sample"):
+        read(sheet(tmp_path, "sample\tfasta\n# a\ta.fna\n"))
+
+
+def test_a_sheet_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for path, reason in (
+        (tmp_path / "none.tsv", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+        (sheet(tmp_path, "sample\tfasta\n".encode("utf-16")), "not UTF-8 text"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            read(path)
+        assert str(caught.value) == f"{path}: the sample sheet cannot be read: {reason}; set 'samples' in the config"
+
+
+def test_a_list_in_the_config_is_read_and_written_like_a_sheet(tmp_path: Path) -> None:
+    entries = [{"sample": "b", "fasta": "#b c.fna", "label": "virus"}, {"sample": "a", "fasta": "a", "kind": "dna"}]
+    before = repr(entries)
+    found = read_samples(entries)
+    assert found == {"b": Sample("b", "#b c.fna", "contigs", "virus"), "a": Sample("a", "a", "dna", "")}
+    assert repr(entries) == before
+    path = tmp_path / "made" / "samples.tsv"
+    write_samples(found.values(), path)
+    assert read(path) == found
+    written = path.stat().st_ino
+    write_samples(found.values(), path)
+    assert path.stat().st_ino == written
+    write_samples([found["a"]], path)
+    assert list(read(path)) == ["a"]
+
+
+def test_every_wrong_entry_of_a_list_is_named() -> None:
+    entries: list[object] = [
+        {"sample": "a", "fasta": "a.fna"},
+        "b.fna",
+        {"sample": "a", "fasta": "b.fna"},
+        {"sample": "c\n", "fasta": "c.fna"},
+        {"sample": "d", "fasta": "d\t.fna"},
+        {"sample": 5, "fasta": "e.fna", "group": "x"},
+        {"fasta": Path("f.fna"), "sample": "f"},
+    ]
+    with pytest.raises(ConfigError) as caught:
+        read_samples(entries)
+    first, *lines = str(caught.value).splitlines()
+    assert first == "the list 'samples' of the config is not valid:"
+    assert [line[2:] for line in lines] == [
+        "entry 2: must hold keys and values, is 'b.fna'",
+        "entry 3: sample 'a' stands already in entry 1",
+        "entry 4: 'sample' must start with a letter or digit and hold only letters, digits and _ . - (at most 128), "
+        "is 'c\\n'",
+        "entry 5: 'fasta' must be a path without tabs and line ends, is 'd\\t.fna'",
+        "entry 6: unknown key 'group'; known are sample, fasta, kind, label",
+        "entry 6: 'sample' must be of type string, is 5",
+        "entry 7: 'fasta' must be of type string, is PosixPath('f.fna')",
+    ]
+    with pytest.raises(ConfigError, match="the list 'samples' of the config: holds no sample"):
+        read_samples([])
+
+
+def test_a_config_that_is_none_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^its config is not valid: it must hold keys and values, is 'con"):
+        check_config("config.yaml", "its config")  # type: ignore[arg-type]
+
+
+def samples(*rows: tuple[str, str, str]) -> dict[str, Sample]:
+    return {name: Sample(name, f"{name}.fna", kind, label) for name, kind, label in rows}
+
+
+def fit_problems(config: dict[str, Any], entries: dict[str, Sample]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        check_fit(config, entries)
+    first, *lines = str(caught.value).splitlines()
+    assert first == "the config and the sample sheet do not fit:"
+    return [line.removeprefix("  ") for line in lines]
+
+
+def test_models_in_use_are_those_of_the_kinds() -> None:
+    def used(*kinds: str) -> list[str]:
+        return models_in_use(samples(*((f"s{kind}", kind, "") for kind in kinds)).values())
+
+    assert used("contigs") == used("dna", "proteins") == ["esm2", "dnabert_s"]
+    assert (used("proteins"), used("dna"), used()) == (["esm2"], ["dnabert_s"], [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacking"), [("contigs", "esm2"), ("contigs", "dnabert_s"), ("proteins", "esm2"), ("dna", "dnabert_s")]
+)
+def test_a_kind_whose_model_is_not_configured_is_named(kind: str, lacking: str) -> None:
+    config = with_defaults(models={model: entry for model, entry in GOOD["models"].items() if model != lacking})
+    assert fit_problems(config, samples(("a", kind, ""))) == [
+        f"samples.tsv: sample 'a' is of kind {kind}, which needs models.{lacking}.weights in the config"
+    ]
+    check_fit(with_defaults(), samples(("a", kind, "")))
+
+
+def test_labels_of_one_class_cannot_train() -> None:
+    one = samples(("a", "contigs", "virus"), ("b", "contigs", "virus"), ("c", "contigs", ""))
+    (line,) = fit_problems(with_defaults(), one)
+    assert line.startswith("samples.tsv: every labelled sample is 'virus'; training needs samples of both labels")
+    check_fit(with_defaults(), one | samples(("d", "contigs", "other")))
+    check_fit(with_defaults(), samples(("a", "contigs", "")))
+
+
+def test_a_classifier_is_a_file_and_makes_labels_unnecessary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.pth").touch()
+    check_fit(with_defaults(classifier="c.pth"), samples(("a", "contigs", "virus")))
+    for wrong in ("none.pth", str(tmp_path)):
+        (line,) = fit_problems(with_defaults(classifier=wrong), samples(("a", "contigs", "")))
+        assert line == f"classifier: {wrong} is not a file (looked in {tmp_path})"
+
+
+def test_a_label_on_another_kind_is_refused() -> None:
+    labelled = samples(("a", "contigs", "virus"), ("b", "contigs", "other"), ("c", "proteins", "virus"))
+    assert fit_problems(with_defaults(), labelled) == [
+        "samples.tsv: sample 'c' has a label, but only samples of kind contigs train the classifier"
+    ]
+
+
+@pytest.mark.parametrize("name", ["classifier", "summary.tsv", "failures.tsv"])
+def test_the_names_of_the_workflows_own_results_are_taken(name: str) -> None:
+    (line,) = fit_problems(with_defaults(), samples((name, "contigs", "")))
+    assert line == f"samples.tsv: sample '{name}': results/{name} is the workflow's own; choose another name"

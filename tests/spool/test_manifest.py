@@ -1,0 +1,247 @@
+"""Manifests: what is written is read back, and nothing that others write does harm."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from holdfast.models.registry import KINDS
+from holdfast.spool.job import (
+    DIGEST_PATTERN,
+    FORMAT_VERSION,
+    MANIFEST_LIMIT_BYTES,
+    PRECISIONS,
+    SAMPLE_PATTERN,
+    STORE_DTYPES,
+    Manifest,
+    ManifestError,
+    make_manifest,
+    parse_manifest,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+SCRIPTS = Path(__file__).parents[2] / "workflow/scripts"
+EXAMPLE = Manifest(
+    sample="s1",
+    kind="contigs",
+    fasta="/data/s1.fna",
+    size_bytes=100,
+    mtime_ns=1_700_000_000_123_456_789,
+    chunk_length=500,
+    models={"esm2": "a" * 64, "dnabert_s": "b" * 64},
+    precision="auto",
+    store_dtype="float16",
+)
+OTHERS = {
+    "sample": "s2",
+    "kind": "dna",
+    "fasta": "/data/s2.fna",
+    "size_bytes": 101,
+    "mtime_ns": 1_700_000_000_123_456_790,
+    "chunk_length": 300,
+    "models": {"esm2": "a" * 64, "dnabert_s": "c" * 64},
+    "precision": "fp32",
+    "store_dtype": "float32",
+    "format_version": FORMAT_VERSION + 1,
+}
+SNIPPETS = [
+    *(
+        "[",
+        "{",
+        "]",
+        "}",
+        ",",
+        ":",
+        '"',
+        "\\",
+        "\\u0000",
+        "\\ud800",
+        "null",
+        "true",
+        "NaN",
+        "-Infinity",
+        "1e999",
+        "1" * 5000,
+    ),
+    *("\n", "\t", "//", "'", "#", "\0", "\ufeff", "é"),
+]
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> Manifest:
+    kind = draw(st.sampled_from(sorted(KINDS)))
+    path = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]) | st.sampled_from("\udc80\udcff"))
+    return Manifest(
+        sample=draw(st.from_regex(SAMPLE_PATTERN, fullmatch=True)),
+        kind=kind,
+        fasta="/" + draw(path),
+        size_bytes=draw(st.integers(-1, 2**62)),
+        mtime_ns=draw(st.integers(-(2**62), 2**63 - 1)),
+        chunk_length=draw(st.integers(3, 100_000)) if kind == "contigs" else 0,
+        models={model: draw(st.from_regex(DIGEST_PATTERN, fullmatch=True)) for model in KINDS[kind].models},
+        precision=draw(st.sampled_from(PRECISIONS)),
+        store_dtype=draw(st.sampled_from(STORE_DTYPES)),
+    )
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> str:
+    """A manifest's text with pieces taken out, put in or replaced."""
+    text = draw(manifests()).dump()
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(text)))
+        stop = start + draw(st.integers(0, 20))
+        text = text[:start] + draw(st.sampled_from(["", *SNIPPETS]) | st.text(max_size=5)) + text[stop:]
+    return text
+
+
+@given(manifests())
+def test_a_manifest_is_read_back_as_it_was_written(written: Manifest) -> None:
+    text = written.dump()
+    assert parse_manifest(text.encode().decode(), "a.json") == written
+    assert parse_manifest(text, "a.json").job == written.job
+    assert SAMPLE_PATTERN.match(written.job)
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Manifest)])
+def test_the_name_of_a_job_changes_with_every_field(name: str) -> None:
+    changed = dataclasses.replace(EXAMPLE, **{name: OTHERS[name]})
+    assert changed.job.rpartition("-")[2] != EXAMPLE.job.rpartition("-")[2]
+
+
+def test_the_name_of_a_job_is_the_same_on_every_machine_and_day() -> None:
+    assert EXAMPLE.job == "s1-" + _digest_by_hand()
+    reordered = dataclasses.replace(EXAMPLE, models=dict(reversed(EXAMPLE.models.items())))
+    assert reordered.job == EXAMPLE.job
+
+
+def _digest_by_hand() -> str:
+    text = (
+        '{"chunk_length": 500, "fasta": "/data/s1.fna", "format_version": 2, "kind": "contigs", '
+        f'"models": {{"dnabert_s": "{"b" * 64}", "esm2": "{"a" * 64}"}}, "mtime_ns": 1700000000123456789, '
+        '"precision": "auto", "sample": "s1", "size_bytes": 100, "store_dtype": "float16"}'
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def only_a_manifest_error(text: str) -> None:
+    """Parse; a manifest that comes out is sound: its own text gives it again, and it has a name."""
+    message = ""
+    try:
+        read = parse_manifest(text, "a.json")
+    except ManifestError as error:
+        message = str(error)
+    if message:
+        assert message.startswith("a.json: ")
+        assert "\n" not in message
+        assert len(message.encode()) < 2 * MANIFEST_LIMIT_BYTES
+    else:
+        assert parse_manifest(read.dump(), "b.json") == read
+        assert read.job.startswith(read.sample)
+
+
+@given(damaged())
+def test_damaged_text_gives_a_manifest_error_or_a_manifest(text: str) -> None:
+    only_a_manifest_error(text)
+
+
+@given(st.text() | st.lists(st.sampled_from(SNIPPETS), max_size=20).map("".join))
+def test_foreign_text_gives_a_manifest_error(text: str) -> None:
+    only_a_manifest_error(text)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("sample", "../s1", "sample: not a value"),
+        ("sample", ".s1", "sample: not a value"),
+        ("sample", "s" * 129, "sample: not a value"),
+        ("sample", ["s1"], "sample must be text"),
+        ("extra", 1, "extra is unknown"),
+        ("kind", "genes", "kind: not a value"),
+        ("kind", "dna", "chunk_length: not a value"),
+        ("fasta", "data/s1.fna", "fasta: not a value"),
+        ("fasta", "/a\0b", "fasta: not a value"),
+        ("size_bytes", 1.5, "size_bytes must be a whole number"),
+        ("size_bytes", True, "size_bytes must be a whole number"),
+        ("size_bytes", 2**64, "size_bytes: a whole number of more than 64 bits"),
+        ("chunk_length", 2, "chunk_length: not a value"),
+        ("chunk_length", 100_001, "chunk_length: not a value"),
+        ("precision", "bf16", "precision: not a value"),
+        ("store_dtype", "float64", "store_dtype: not a value"),
+        ("format_version", 1, "format_version: not a value"),
+        ("models", {"esm2": "A" * 64, "dnabert_s": "b" * 64}, "models: not a value"),
+        ("models", {"esm2": "a" * 63, "dnabert_s": "b" * 64}, "models: not a value"),
+        ("models", {"esm3": "a" * 64, "dnabert_s": "b" * 64}, "models: not a value"),
+        ("models", {"esm2": "a" * 64}, "models: not a value"),
+        ("models", [], "models must hold names and values"),
+    ],
+)
+def test_a_wrong_value_is_named(key: str, value: object, message: str) -> None:
+    with pytest.raises(ManifestError, match=rf"^a\.json: {message}"):
+        parse_manifest(json.dumps(dataclasses.asdict(EXAMPLE) | {key: value}), "a.json")
+
+
+def test_a_missing_key_is_named() -> None:
+    content = dataclasses.asdict(EXAMPLE)
+    del content["kind"]
+    with pytest.raises(ManifestError, match=r"^a\.json: kind is missing"):
+        parse_manifest(json.dumps(content), "a.json")
+
+
+BOMBS = {
+    "brackets": "[" * 60_000,
+    "braces": '{"a":' * 12_000,
+    "many keys": "{" + ",".join(f'"k{i}":1' for i in range(6000)) + "}",
+    "a long number": EXAMPLE.dump().replace('"mtime_ns": 17', f'"mtime_ns": {"1" * 50_000}'),
+    "too large": "#" * 10_000_000,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_refused_in_bounded_time_and_memory(name: str, tmp_path: Path) -> None:
+    (tmp_path / "bomb.json").write_text(BOMBS[name])
+    code = (
+        "import sys; from holdfast.spool.job import ManifestError, parse_manifest\n"
+        "try: parse_manifest(open(sys.argv[1]).read(), 'bomb.json')\n"
+        "except ManifestError as error: print('refused', len(str(error)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "bomb.json"],
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    word, characters = ended.stdout.split()
+    assert word == "refused"
+    assert int(characters) < 2 * MANIFEST_LIMIT_BYTES
+
+
+def test_a_job_is_made_from_size_and_time_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.fna").write_text(">a\nACGT\n")
+    os.utime("a.fna", ns=(5, 1_234_567_890_123_456_789))
+    digests = {"esm2": "a" * 64, "dnabert_s": "b" * 64}
+    job = make_manifest("s", "contigs", "a.fna", 300, digests, "fp32", "float32")
+    assert job == Manifest(
+        "s", "contigs", f"{tmp_path}/a.fna", 8, 1_234_567_890_123_456_789, 300, digests, "fp32", "float32"
+    )
+    (tmp_path / "a.fna").write_text(">a\nACGTA\n")
+    assert make_manifest("s", "contigs", "a.fna", 300, digests, "fp32", "float32").job != job.job
+
+
+@pytest.mark.parametrize(("kind", "model"), [("proteins", "esm2"), ("dna", "dnabert_s")])
+def test_a_job_names_only_what_its_result_depends_on(kind: str, model: str) -> None:
+    digests = {"esm2": "a" * 64, "dnabert_s": "b" * 64}
+    job = make_manifest("s", kind, "/none", 500, digests, "auto", "float16")
+    assert (job.models, job.chunk_length) == ({model: digests[model]}, 0)
+    assert (job.size_bytes, job.mtime_ns) == (-1, -1)
+    assert make_manifest("s", kind, "/none", 300, digests, "auto", "float16").job == job.job

@@ -1,0 +1,1 @@
+"""Language models: published checkpoints in, prepared models on disk, encoders on packed batches. No pool."""

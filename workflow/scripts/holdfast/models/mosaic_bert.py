@@ -1,0 +1,120 @@
+"""DNABERT-S, a DNA encoder: its network on packed batches, and what its published files look like.
+
+Data passes through as in :mod:`.packing`: token ids one behind the other, one state a token, no padding.
+
+Architecture: Zhou et al. 2024, arXiv:2402.08777, on DNABERT-2's network (arXiv:2306.15006): a post-LN transformer
+with ALiBi (Press et al. 2021, arXiv:2108.12409) made symmetric, a gated MLP with the exact GELU, and no position
+embeddings. Names in its files: zhihan1996/DNABERT-S.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
+from torch import Tensor
+
+from .checkpoint import Checkpoint, Layout, stated_sizes
+from .encoder import LARGEST, Architecture, Encoder, Shapes, check_sizes, layer_shapes
+from .packing import Packing
+from .registry import TOKENIZER_FILE
+
+SPECIAL_TOKENS = 5  # the first of the vocabulary: [UNK], [CLS], [SEP], [PAD], [MASK]
+
+
+def check_architecture(content: object) -> Architecture:
+    """Check the sizes of a DNABERT-S; ValueError as :func:`.encoder.check_sizes`."""
+    return check_sizes(content, LARGEST | {"token_types": 2**10})
+
+
+def tensor_shapes(architecture: Architecture) -> Shapes:
+    """Name and shape of every tensor of a prepared DNABERT-S of these sizes."""
+    width, mlp_width = int(architecture["width"]), int(architecture["mlp_width"])
+    shapes: Shapes = {
+        "embed.weight": (int(architecture["vocabulary"]), width),
+        "token_type.weight": (int(architecture["token_types"]), width),
+        "embed_norm.weight": (width,),
+        "embed_norm.bias": (width,),
+    }
+    for layer in range(int(architecture["layers"])):
+        shapes[f"layers.{layer}.mlp_gated.weight"] = (2 * mlp_width, width)
+        shapes |= layer_shapes(layer, width, {"mlp_out": (width, mlp_width)})
+    return shapes
+
+
+class DnabertS(Encoder):
+    """DNABERT-S; an embedding is the mean over all tokens, [CLS] and [SEP] included."""
+
+    pooled = slice(None)
+
+    def __init__(self, weights: dict[str, Tensor], architecture: Architecture) -> None:
+        super().__init__(weights, architecture)
+        self._slopes = torch.tensor(alibi_slopes(self._heads), device=self.device)
+
+    def _states(self, tokens: Tensor, packing: Packing) -> Tensor:
+        weights = self._weights
+        x = F.embedding(tokens, weights["embed.weight"]) + weights["token_type.weight"][0]
+        x = self._norm(x, "embed_norm")
+        for layer in range(self._layers):
+            name = f"layers.{layer}."
+            qkv = self._linear(x, name + "qkv").view(len(x), 3, self._heads, -1)
+            attended = self._ops.attention(qkv, packing, self._slopes)
+            _, x = self._add_norm(x, self._linear(attended, name + "attention_output"), name + "attention_norm")
+            gate, value = self._linear(x, name + "mlp_gated").chunk(2, dim=-1)
+            _, x = self._add_norm(x, self._linear(F.gelu(gate) * value, name + "mlp_out"), name + "mlp_norm")
+        return x
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """Slope of each head's distance penalty, as ALiBi defines them (Press et al. 2021).
+
+    For n heads, n a power of two, the geometric series from 2^(-8/n) with that ratio; for another number the series
+    of the next smaller power of two, then every second slope of the next larger one.
+    """
+    base = 2 ** int(math.log2(heads))
+    slopes = [2 ** (-8 * (head + 1) / base) for head in range(base)]
+    return slopes + [2 ** (-4 * (2 * head + 1) / base) for head in range(heads - base)]
+
+
+ENCODER = DnabertS
+
+# Published files
+
+DNABERT_S = Layout(
+    prefix=r"bert\.",
+    outside={
+        "embed": "embeddings.word_embeddings",
+        "token_type": "embeddings.token_type_embeddings",
+        "embed_norm": "embeddings.LayerNorm",
+    },
+    layer="encoder.layer.{}",
+    inside={
+        "qkv": ("attention.self.Wqkv",),
+        "attention_output": ("attention.output.dense",),
+        "attention_norm": ("attention.output.LayerNorm",),
+        "mlp_gated": ("mlp.gated_layers",),
+        "mlp_out": ("mlp.wo",),
+        "mlp_norm": ("mlp.layernorm",),
+    },
+    ignored=r"pooler\.|embeddings\.position_ids$",
+)
+
+
+def read_dnabert_s(path: Path, config: dict[str, Any], tensors: dict[str, Tensor], sha256: str) -> Checkpoint:
+    """Take the configuration and the tensors of a Hugging Face directory.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: of an entry in the configuration.
+    """
+    return Checkpoint(
+        where=path,
+        model="dnabert_s",
+        architecture={**stated_sizes(config), "token_types": int(config["type_vocab_size"])},
+        layout=DNABERT_S,
+        tensors=tensors,
+        sha256=sha256,
+        reference="none implements DNABERT-S: this encoder, each sequence alone",
+        ordinary=range(SPECIAL_TOKENS, int(config["vocab_size"])),
+        tokenizer=path / TOKENIZER_FILE,
+    )

@@ -1,0 +1,235 @@
+"""Published checkpoints in, a verified prepared model out.
+
+:func:`prepare` is the one way: a source is located, recognised and read (:mod:`.checkpoint`), its tensors are written
+as safetensors, and the encoder reading that file is compared with a reference implementation reading the source. Only
+then does the directory appear under its name. A synthetic source is a random checkpoint in the published format; it
+goes the same way.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ..documents import read_json
+from ..errors import WeightsError
+from ..files import sync_directory
+from ..sequences.tokens import NucleotideTokenizer
+from .checkpoint import ADAPTER_FILE, Checkpoint, digest_files, first_line, read_checkpoint, weights_files
+from .encoder import HEADER_KEY
+from .registry import (
+    DESCRIPTION_FILE,
+    FORMAT_VERSION,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    Prepared,
+    load_tokenizer,
+    open_model,
+)
+from .synthetic import PREFIX, SEED, model_of, write_synthetic
+
+DOWNLOADS = (
+    *("config.json", ADAPTER_FILE, "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "vocab.txt"),
+)
+LARGEST_DIFFERENCE = 1e-4  # of token states in fp32; the encoders stay below 1e-5 where they are right
+VERIFICATION_LENGTHS = (1, 3, 17, 64, 64, 166)  # tokens without the special ones, that is aa for ESM-2
+
+
+def prepare(source: str, output: Path, sha256: str | None = None, expect: str | None = None) -> Prepared:
+    """Turn a published checkpoint into a verified prepared model.
+
+    Args:
+        source: A fair-esm ``.pt`` file (fp32 or fp16; the contact-regression file beside it is not needed), a
+            Hugging Face directory of ESM-2 or DNABERT-S, a hub id (``HF_HOME``, ``HF_HUB_OFFLINE`` and
+            ``HF_ENDPOINT`` are respected; only configuration, tokenizer and weights are fetched), or
+            ``synthetic:ARCHITECTURE`` for seeded random weights. The model is recognised.
+        output: The directory to write. It is complete or absent at any moment; a prepared model that is there is
+            replaced, anything else is left alone.
+        sha256: Expected digest (hex) of the weights file, checked before anything in it is parsed. Of weights in
+            several files: the digest of their bytes one after the other in the order of their names, as
+            ``cat model-*.safetensors | sha256sum`` gives it.
+        expect: The model that the source must hold; None for any.
+
+    Returns:
+        What ``model.json`` in ``output`` says.
+
+    Raises:
+        WeightsError: the source cannot be found, has another digest, is of no known or not of the expected model,
+            needs code to be read, misses tensors, has unknown or misshapen ones, or the encoder differs from the
+            reference by more than 1e-4; or ``output`` holds something else.
+    """
+    output = output.absolute()
+    if output.exists() and not (output / DESCRIPTION_FILE).is_file() and not _may_be_replaced(output):
+        raise WeightsError(f"{output}: exists and is not a prepared model; name another directory or remove it")
+    if source.startswith(PREFIX):
+        _require(source, model_of(source), expect)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with _scratch(output) as scratch:
+        if source.startswith(PREFIX):
+            path = write_synthetic(source, scratch / "published")
+        else:
+            path = locate_checkpoint(source)
+        published = read_checkpoint(path, sha256)
+        _require(source, published.model, expect)
+        directory = scratch / "prepared"
+        directory.mkdir()
+        prepared = _write(published, source, directory)
+        prepared = replace(prepared, verification=_verify(published, directory))
+        prepared.write(directory)
+        _sync(directory)
+        if output.exists():
+            output.rename(scratch / "replaced")
+        directory.rename(output)
+        sync_directory(output.parent)
+    return prepared
+
+
+def locate_checkpoint(source: str) -> Path:
+    """Path of a file or directory, or of a hub id's configuration, tokenizer and weights, fetched or cached.
+
+    Of a hub id safetensors are fetched if it has them, else .bin, and never code.
+
+    Raises:
+        WeightsError: neither a path nor a model that the hub or its cache could give.
+    """
+    if Path(source).exists():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    try:
+        path = Path(snapshot_download(source, allow_patterns=[*DOWNLOADS, "model*.safetensors*"]))
+        if weights_files(path) is None:
+            path = Path(snapshot_download(source, allow_patterns=[*DOWNLOADS, "pytorch_model*.bin*"]))
+    except (HFValidationError, HTTPError, OSError) as error:
+        raise WeightsError(
+            f"{source}: no such file or directory, and no model that the Hugging Face hub or its cache could give "
+            f"({first_line(error)}); correct the path, or the hub id and the connection"
+        ) from None
+    return path
+
+
+def _require(source: str, model: str, expect: str | None) -> None:
+    if expect not in (None, model):
+        raise WeightsError(
+            f"{source}: holds {model}, not {expect}; give a source of {expect}, or name it {model} in the config"
+        )
+
+
+@contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    """An empty directory beside the output, of a fixed name, so that what a killed preparation left is removed."""
+    scratch = output.with_name(f".{output.name}.preparing")
+    scratch.mkdir(exist_ok=True)
+    handle = os.open(scratch, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise WeightsError(f"{output}: is being prepared by another process; wait for it") from None
+    try:
+        for left in scratch.iterdir():
+            shutil.rmtree(left)
+        yield scratch
+    finally:
+        shutil.rmtree(scratch)
+        os.close(handle)
+
+
+def _write(published: Checkpoint, source: str, directory: Path) -> Prepared:
+    """Write weights, tokenizer and a description that is not verified yet."""
+    tensors = published.own_tensors()
+    vocabulary = int(published.architecture["vocabulary"])
+    if published.tokenizer is not None:
+        _copy_tokenizer(published.tokenizer, vocabulary, directory / TOKENIZER_FILE)
+    prepared = Prepared(
+        model=published.model,
+        architecture=published.architecture,
+        width=int(published.architecture["width"]),
+        source=source,
+        source_sha256=published.sha256,
+        weights_sha256="",
+        synthetic=source.startswith(PREFIX),
+        verification={},
+    )
+    header = {
+        "model": published.model,
+        "architecture": prepared.architecture,
+        "source_sha256": prepared.source_sha256,
+        "synthetic": prepared.synthetic,
+        "format_version": FORMAT_VERSION,
+    }
+    save_file(tensors, directory / WEIGHTS_FILE, {HEADER_KEY: json.dumps(header)})
+    prepared = replace(prepared, weights_sha256=digest_files([directory / WEIGHTS_FILE], None))
+    prepared.write(directory)
+    # safetensors creates files for their owner alone; the other files follow the umask.
+    (directory / WEIGHTS_FILE).chmod((directory / DESCRIPTION_FILE).stat().st_mode)
+    return prepared
+
+
+def _copy_tokenizer(source: Path, vocabulary: int, target: Path) -> None:
+    """Copy ``tokenizer.json`` as it is, once it can be read and fits the embedding table."""
+    if not source.is_file():
+        raise WeightsError(f"{source}: missing; DNABERT-S needs the tokenizer of its checkpoint, download it too")
+    try:
+        NucleotideTokenizer(source)
+    except WeightsError as error:  # it advises to prepare again, which is what we are doing
+        raise WeightsError(f"{str(error).rpartition('; ')[0]}; download it again") from None
+    largest = max(read_json(source)["model"]["vocab"].values())
+    if largest >= vocabulary:
+        raise WeightsError(f"{source}: token {largest} has no row among {vocabulary}; it belongs to another model")
+    shutil.copyfile(source, target)
+
+
+def _sync(directory: Path) -> None:
+    for file in directory.iterdir():
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())
+    sync_directory(directory)
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Whether a directory is empty, or holds what Snakemake leaves of a prepared model when it removes outputs."""
+    return path.is_dir() and {file.name for file in path.iterdir()} <= {TOKENIZER_FILE, WEIGHTS_FILE}
+
+
+# Verification
+
+
+def _verify(published: Checkpoint, directory: Path) -> dict[str, str | float | int | None]:
+    """Compare the encoder on the prepared files with the reference on the source, one model in memory at a time.
+
+    Raises:
+        WeightsError: they differ by more than :data:`LARGEST_DIFFERENCE`.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    special, _ = load_tokenizer(published.model, directory)([""])  # what stands before and behind a sequence
+    start, end = torch.from_numpy(special).long().split(1)
+    ordinary = published.ordinary
+    sequences = [
+        torch.cat((start, torch.randint(ordinary.start, ordinary.stop, (length,), generator=generator), end))
+        for length in VERIFICATION_LENGTHS
+    ]
+    loaded = open_model(directory, "cpu", "fp32")
+    states = loaded.encode(torch.cat(sequences), [len(s) for s in sequences]).split([len(s) for s in sequences])
+    if published.encode_reference is None:
+        references = [loaded.encode(sequence, [len(sequence)]) for sequence in sequences]
+    else:
+        del loaded
+        references = published.encode_reference(sequences)
+    pairs = zip(states, references, strict=True)
+    difference = float(torch.stack([(ours - theirs).abs().max() for ours, theirs in pairs]).max())
+    if not difference <= LARGEST_DIFFERENCE:
+        raise WeightsError(
+            f"{published.where}: the encoder differs from the reference ({published.reference}) by {difference:.1e}, "
+            f"allowed are {LARGEST_DIFFERENCE:.0e}; these weights are not used, please report this"
+        )
+    return {"reference": published.reference, "largest_difference": difference, "sequences": len(sequences)}

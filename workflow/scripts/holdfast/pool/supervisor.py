@@ -1,0 +1,389 @@
+"""The pool's supervisor: takes jobs from the spool, has them read, embedded and written, and leaves receipts.
+
+One loop in one thread, without torch: claim, dispatch, poll. A job goes claimed → reading (a reader process) →
+embedding (the :mod:`.ledger`, batches on :mod:`.devices`) → writing (a reader process) → receipt. Whatever dies on the
+way, a worker or a reader, is replaced, and what it was doing is done again until the one that kills is found; see
+docs/reliability.md.
+"""
+
+import errno
+import logging
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import time
+from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, wait
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..errors import HoldfastError, ResourceError
+from ..models.registry import read_prepared
+from ..spool.job import software
+from ..spool.progress import History, LastErrors, Moment, Progress
+from ..spool.spool import Spool
+from ..spool.state import Launcher, Observer, PoolState, read_state, state_path
+from .batches import WINDOW_BATCHES
+from .devices import Devices, Embedded, GivenUp, TooLarge
+from .hardware import name_devices, torch_versions
+from .ledger import Job, Ledger
+from .readers import Done, Readers
+from .sample import EMBEDDINGS_FILE, Contents, DistinctSequences, finish_sample, read_sample
+from .settings import PoolSettings, read_settings
+
+SHORTEST_PAUSE_S = 0.02
+LONGEST_PAUSE_S = 0.25
+PAUSE_SHARE = 0.01
+"""Between two looks at the spool passes this share of the time since a job last came or went, within these limits."""
+BEAT_S = 1.0
+TAKE_OVER_S = 2.0
+DRAIN_S = 7.0
+PACKAGES = ("h5py", "numpy", "safetensors", "tokenizers")
+NOT_THE_SAMPLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
+
+log = logging.getLogger("holdfast.pool")
+
+
+class Supervisor:
+    """The supervisor of one pool."""
+
+    def __init__(self, settings: PoolSettings, state: PoolState, endpoint: Path) -> None:
+        """Prepare a pool that serves ``state.spool`` as long as ``endpoint`` exists.
+
+        Raises:
+            HoldfastError: the spool, a prepared model or a device cannot be used.
+        """
+        self.settings = settings
+        self.state = state
+        self.endpoint = endpoint
+        self.name = state.identity.pool
+        self.spool = Spool(state.spool)
+        self.models = {model: read_prepared(directory) for model, directory in settings.models.items()}
+        state.models = {model: description.weights_sha256 for model, description in self.models.items()}
+        state.precision = settings.precision
+        state.lease_s = settings.lease_s
+        self.directories = {model: Path(directory).absolute() for model, directory in settings.models.items()}
+        self.signal = self.stop_reason = ""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._signalled)
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # under nohup it is to be ignored
+            signal.signal(signal.SIGHUP, self._signalled)
+        self.launcher = Launcher()
+        self.observer = Observer()
+        self.errors = LastErrors()
+        self.history = History(self.spool.root / "pools" / f"{self.name}.tsv")
+        names, self.precision = name_devices(settings)
+        log.info("loading %s on %s", ", ".join(self.models), ", ".join(names))
+        self.devices = Devices(settings, self.directories, names, self.precision)
+        self.readers = Readers(1 if settings.device == "cpu" else max(1, settings.threads - 1))
+        self.ledger = Ledger(self.models, self.precision, self._blocks, self.name, settings.tokens_per_batch)
+        self.software = software(PACKAGES) | torch_versions()
+        self.jobs: dict[int, Job] = {}
+        self.number = 0
+        self.outcomes = {"done": 0, "failed": 0}
+        self.ready_s = 0.0
+        self.read_bytes: Counter[str] = Counter()
+        self.read_tokens: Counter[str] = Counter()
+        self.last_work = self.counted = time.monotonic()
+        self.beaten = self.looked = 0.0
+
+    def run(self) -> None:
+        """Serve until asked to end; claims that are not finished by then go back to ``incoming/``."""
+        try:
+            self._publish()
+            self.spool.enroll(self.name)
+            self._take_over()
+            self.readers.start()
+            self.devices.start()
+            while not self._ended():
+                self._claim()
+                self.devices.dispatch(self.ledger, more=any(not job.sequences for job in self.jobs.values()))
+                self._poll()
+                self._beat()
+            self._drain()
+        finally:
+            self._leave()
+
+    def _signalled(self, number: int, _: object) -> None:
+        self.signal = self.signal or signal.Signals(number).name
+
+    def _stop(self, reason: str) -> None:
+        self.stop_reason = self.stop_reason or reason
+
+    def _ended(self) -> bool:
+        idle_s = 0.0 if self.jobs else time.monotonic() - self.last_work
+        if self.signal:  # the ordinary end, if nothing is left undone: so Snakemake ends its services
+            self._stop(self.signal if self.jobs else f"asked to end, with no job open ({self.signal})")
+        elif not self.endpoint.exists():
+            self._stop("the endpoint file is gone, nobody waits any more")
+        elif self.launcher.is_gone():
+            self._stop("the Snakemake that started the pool is gone")
+        elif self.settings.idle_timeout_s is not None and idle_s > self.settings.idle_timeout_s:
+            self._stop(f"idle for {self.settings.idle_timeout_s:g} s")
+        return bool(self.stop_reason)
+
+    def _drain(self) -> None:
+        """Wait a while for the batches in work; what they give is kept for the next run."""
+        log.info("ending: %s", self.stop_reason)
+        until = time.monotonic() + DRAIN_S
+        while self.devices.at_work and time.monotonic() < until:
+            self._poll()
+            self._beat()
+
+    def _leave(self) -> None:
+        """End every process, whatever it is doing, and hand back what is not finished."""
+        with suppress(OSError):
+            self._note_moment()
+            self.history.write()
+        for child in multiprocessing.active_children():
+            child.kill()
+        self.devices.stop()
+        self.readers.stop()
+        total = self._progress()
+        log.info(
+            "%d jobs done, %d failed; %d sequences of %d tokens in %d batches, %.1f s of work on devices",
+            *(total.done, total.failed, total.sequences, total.tokens, total.batches, total.device_s),
+        )
+        returned = self.spool.give_back(self.name)
+        if returned:
+            log.info("%d unfinished jobs went back to the spool, the vectors they have are kept", returned)
+        else:
+            shutil.rmtree(self._blocks, ignore_errors=True)
+
+    @property
+    def _blocks(self) -> Path:
+        return self.spool.root / "blocks" / self.name
+
+    def _take_over(self) -> None:
+        """Return the claims of dead pools to the spool, and keep their blocks for the work that is repeated."""
+        self.looked = time.monotonic()
+        for other in self.spool.pools() - {self.name}:
+            path = state_path(self.spool.root, other)
+            state = read_state(path)
+            if state is None and path.exists():
+                continue  # of another version, or not readable just now: nobody can say that it is dead
+            if state is None or state.state in ("ended", "failed") or self.observer.is_dead(state):
+                returned = self.spool.give_back(other)
+                blocks = self.spool.adopt_blocks(other, self._blocks)
+                path.unlink(missing_ok=True)
+                if returned or blocks:
+                    log.info("pool %s is dead: took over %d jobs and %d blocks", other, returned, blocks)
+        self.ledger.refresh()
+
+    # From claim to receipt
+
+    def _claim(self) -> None:
+        """Claim as many jobs as keep readers and devices busy, and no more: other pools may want them, too."""
+        ahead_tokens = WINDOW_BATCHES * self.settings.tokens_per_batch * len(self.devices.devices)
+        if self.ledger.waiting_tokens > ahead_tokens or not self.readers.room:
+            return
+        for manifest in self.spool.claim(self.name, lambda job: self.state.serves(job.models, job.precision)):
+            if any(job.manifest.job == manifest.job for job in self.jobs.values()):
+                continue  # handed in again by another client, after it was claimed
+            if not self.jobs:
+                self.devices.speed.restart()
+            directory = self.spool.work_directory(self.name, manifest.job)
+            job = self.jobs[self.number] = Job(self.number, manifest, directory, time.monotonic())
+            self.number += 1
+            self.last_work = time.monotonic()
+            self.readers.send(read_sample, (manifest, directory, self.directories), job)
+            if not self.readers.room:
+                return
+
+    def _poll(self) -> None:
+        """Handle what readers and devices have done, or wait a little for it."""
+        pause_s = min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, PAUSE_SHARE * (time.monotonic() - self.last_work)))
+        futures = [*self.readers.futures, *self.devices.futures]
+        if futures:
+            wait(futures, pause_s, FIRST_COMPLETED)
+        else:
+            time.sleep(pause_s)
+        self.spool.check_claims(self.name)
+        for done in self.readers.poll():
+            self._reader_done(done.about, done)
+        complete: list[Job] = []
+        for event in self.devices.poll():
+            match event:
+                case Embedded(batch, vectors, seconds):
+                    complete += self.ledger.settle(batch, vectors, seconds)
+                case TooLarge(batch, device):
+                    budget = self.ledger.shrink(batch.model, batch.tokens // 2)
+                    reason = "%s: no memory for %d tokens; %s has a budget of %d now"
+                    log.warning(reason, device, batch.tokens, batch.model, budget)
+                case GivenUp(batch, reason):
+                    log.error("a sequence is given up: %s", reason)
+                    complete += self.ledger.give_up(batch, reason)
+        for job in complete:
+            self._write(job)
+        self._notice_ready()
+
+    def _notice_ready(self) -> None:
+        """Count the seconds in which devices could have worked: ready, with a job open; say when the first one is."""
+        now = time.monotonic()
+        ready = self.devices.ready
+        if self.jobs:
+            self.ready_s += (now - self.counted) * len(ready)
+        self.counted = now
+        if ready and self.state.state == "starting":
+            self.state.state, self.beaten = "ready", 0.0
+            self.devices.speed.restart()
+
+    def _reader_done(self, job: Job, done: Done) -> None:
+        """Go on with a job that has been read or written, or end it."""
+        if done.error is not None:
+            self._failed(job, done.error)
+        elif done.function is read_sample:
+            self._admit(job, done.result, done.seconds)
+        else:
+            job.counts["failed"] = len(done.result)
+            self._receipt(job, "", done.result)
+
+    def _admit(self, job: Job, found: Contents, seconds: float) -> None:
+        """Enter a job that has been read into the ledger."""
+        job.counts, job.input_sha256, job.read_s = found.counts, found.sha256, seconds
+        job.sequences = {model: DistinctSequences(job.directory, model) for model in job.manifest.models}
+        for model, sequences in job.sequences.items():
+            job.counts[f"{model}_sequences"] = len(sequences.digests)
+            job.counts[f"{model}_tokens"] = int(sequences.lengths.sum())
+            self.read_tokens[job.manifest.kind] += job.counts[f"{model}_tokens"]
+        self.read_bytes[job.manifest.kind] += job.manifest.size_bytes
+        if self.ledger.admit(job):
+            self._write(job)
+
+    def _write(self, job: Job) -> None:
+        """Have the embeddings of a job written, now that it lacks nothing."""
+        descriptions = {model: self.models[model] for model in job.sequences}
+        computed = (descriptions, self.ledger.places(job), job.failures, self.precision, self.software)
+        self.readers.send(finish_sample, (job.manifest, job.directory, *computed), job)
+
+    def _failed(self, job: Job, error: BaseException) -> None:
+        """End one job for what was wrong with it; whatever that is, the others go on."""
+        number = error.errno if isinstance(error, OSError) else None
+        if number is None and (found := re.search(r"errno = (\d+)", str(error))):
+            number = int(found[1])  # HDF5 says it in its message only
+        if number in NOT_THE_SAMPLE:
+            raise ResourceError(f"{self.spool.root}: {os.strerror(number)}; mend that and run again") from None
+        if isinstance(error, HoldfastError | OSError):
+            self._receipt(job, str(error))
+        else:
+            log.error("unexpected error in sample %s", job.manifest.sample, exc_info=error)
+            self._receipt(job, f"unexpected {type(error).__name__}: {error}; please report it with the pool's log")
+
+    def _receipt(self, job: Job, error: str, failures: dict[str, str] | None = None) -> None:
+        """Leave the receipt of a job; an empty ``error`` means done."""
+        embeddings = self.spool.root / "done" / job.manifest.job / EMBEDDINGS_FILE
+        outcome = job.receipt(error, embeddings, failures or {}, pool=self._description(), software=self.software)
+        self.spool.finish(self.name, outcome, job.directory)
+        del self.jobs[job.number]
+        self.last_work = time.monotonic()
+        self.ledger.close(job)
+        if not self.jobs and not self.spool.waiting():  # the jobs of adopted blocks have gone elsewhere
+            self.ledger.sweep()
+        self.outcomes["failed" if error else "done"] += 1
+        if error:
+            log.error("%s: failed: %s", outcome.sample, error)
+        else:
+            log.info("%s: done, %d rows in %.1f s", outcome.sample, job.counts["rows"], outcome.seconds["total_s"])
+        for row, reason in outcome.failures.items():
+            log.error("%s: %s was given up: %s", outcome.sample, row, reason)
+
+    # What others see
+
+    def _beat(self) -> None:
+        """Publish the state about once a second, and look for dead pools now and then."""
+        now = time.monotonic()
+        if now - self.beaten > BEAT_S:
+            self._publish()
+        if now - self.looked > TAKE_OVER_S and not self.stop_reason:
+            self._take_over()
+
+    def _publish(self) -> None:
+        self.beaten = time.monotonic()
+        self.state.beat += 1
+        self.state.progress = self._progress()
+        self.state.write()
+        self._note_moment()
+
+    def _note_moment(self) -> None:
+        """Note what has been done by now."""
+        if devices := len(self.devices.ready):
+            totals = self.devices.totals
+            done = (int(totals["tokens"]), round(totals["device_s"], 3))
+            self.history.note(Moment(round(time.time(), 2), devices, *done), self.devices.at_work)
+
+    def _progress(self) -> Progress:
+        devices, ledger = self.devices, self.ledger
+        loaded = devices.load_s > 0
+        totals: dict[str, Any] = {
+            name: round(value, 3) if name.endswith("_s") else int(value) for name, value in devices.totals.items()
+        }
+        return Progress(
+            precision=self.precision,
+            load_s=round(devices.load_s, 3),
+            devices=devices.progress(),
+            jobs=[job.progress(loaded) for job in self.jobs.values()],
+            errors=list(self.errors.last),
+            budgets={model: queue.budget_tokens for model, queue in ledger.queues.items()},
+            ready_s=round(self.ready_s, 3),
+            tokens_per_s=round(devices.speed.tokens_per_s(), 3),
+            tokens_left=ledger.waiting_tokens + devices.tokens_out,
+            read_bytes=dict(self.read_bytes),
+            read_tokens=dict(self.read_tokens),
+            **self.outcomes,
+            **totals,
+        )
+
+    def _description(self) -> dict[str, str | float]:
+        """The pool as receipts name it."""
+        return {
+            "id": self.name,
+            "host": self.state.identity.host,
+            "devices": ", ".join(report.device_name for report in self.devices.ready),
+            "precision": self.precision,
+            "load_s": round(self.devices.load_s, 3),
+            "device_s": round(self.devices.totals["device_s"], 3),
+            "ready_s": round(self.ready_s, 3),
+        }
+
+
+def serve_pool(config: Path, state: PoolState, endpoint: Path) -> None:
+    """Run a pool to its end and publish how it ended.
+
+    Args:
+        config: Settings of the pool, see :mod:`.settings`.
+        state: Its state so far.
+        endpoint: The pool ends when this file goes.
+
+    Raises:
+        SystemExit: the pool could not start or go on; the reason is in its log and published, for clients to read.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+    log.info("pool %s, spool %s", state.identity.pool, state.spool)
+    state.state, state.reason = "failed", "unexpected error; see the pool's log"
+    try:
+        pool = Supervisor(read_settings(config), state, endpoint)
+        state.state, state.reason = "starting", ""
+        pool.run()
+        state.state, state.reason = "ended", pool.stop_reason
+    except HoldfastError as error:
+        state.state, state.reason = "failed", str(error)
+        _give_up(error)
+    except OSError as error:
+        where = error.filename or state.spool
+        state.reason = f"{where}: {error.strerror or error}; mend that and run again, finished work is kept"
+        state.state = "failed"
+        _give_up(ResourceError(state.reason))
+    finally:
+        if state.state in ("starting", "ready"):
+            state.state, state.reason = "failed", "unexpected error; see the pool's log"
+        with suppress(OSError):
+            state.write()
+
+
+def _give_up(error: HoldfastError) -> NoReturn:
+    """End like every entry point, but with a line that has the form of the log's others."""
+    log.critical("holdfast: error: %s", error)
+    raise SystemExit(error.exit_code) from None

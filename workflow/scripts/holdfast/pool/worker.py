@@ -1,0 +1,200 @@
+"""The worker: one process that holds every model on one device and embeds the batches it is sent.
+
+The supervisor starts it by spawn and calls these functions through a process pool of one. Nothing here imports torch
+before :func:`start` has set what torch reads when it is imported, so the supervisor can import this module without
+torch.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ResourceError
+from ..models.registry import open_model
+
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+SELF_TEST_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
+
+log = logging.getLogger("holdfast.worker")
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker needs to know.
+
+    Attributes:
+        name: ``cpu:N``, the Nth worker on the CPU, or ``cuda:N``, the Nth device that CUDA_VISIBLE_DEVICES shows.
+        models: Prepared model directories by model.
+        precision: What the models compute in, ``fp32`` or ``fp16``.
+        threads: CPU threads for torch; only used on a CPU.
+        allocator: Value for PYTORCH_ALLOC_CONF, read by torch when it is imported.
+        memory_fraction: Largest share of the device's memory that torch may take, 0..1.
+        cache_clear_interval: Batches between two calls of ``torch.cuda.empty_cache``; 0 never.
+    """
+
+    name: str
+    models: dict[str, Path]
+    precision: str
+    threads: int
+    allocator: str
+    memory_fraction: float
+    cache_clear_interval: int
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a worker reports once its models are loaded.
+
+    Attributes:
+        load_s: Seconds that it took.
+        device_name: The device's own name.
+        uuid: Name of a GPU among all, as NVML writes it; empty for a CPU.
+    """
+
+    load_s: float
+    device_name: str
+    uuid: str
+
+
+class OutOfMemory(ResourceError):  # noqa: N818, the field's name for it
+    """A batch that the device has no memory for; the worker lives on."""
+
+
+class Worker:
+    """Every model on one device, in the process that owns it."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        """Load and test the models.
+
+        Raises:
+            HoldfastError: no such device, weights that cannot be read, or a self-test that fails.
+        """
+        os.environ["PYTORCH_ALLOC_CONF"] = settings.allocator
+        began = time.perf_counter()
+        import torch
+
+        self.torch = torch
+        self.settings = settings
+        self.device = torch.device(settings.name if settings.name.startswith("cuda") else "cpu")
+        self.batches = 0
+        if self.device.type == "cuda":
+            if not torch.cuda.is_available():
+                raise ResourceError(f"{settings.name} was asked for, but torch sees no CUDA device; use cpu")
+            torch.cuda.set_device(self.device)
+            torch.cuda.set_per_process_memory_fraction(settings.memory_fraction, self.device)
+            name = torch.cuda.get_device_name(self.device)
+            uuid = f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"
+        else:
+            torch.set_num_threads(settings.threads)
+            name, uuid = f"CPU, {settings.threads} threads", ""
+        self.models: dict[str, Any] = {
+            model: open_model(directory, str(self.device), settings.precision)
+            for model, directory in settings.models.items()
+        }
+        for model in self.models:
+            self._self_test(model, settings.precision)
+        self.ready = Ready(time.perf_counter() - began, name, uuid)
+
+    def _self_test(self, model: str, precision: str) -> None:
+        """Refuse a device that gives other vectors to a sequence in company than alone, or no finite ones."""
+        first, second = (np.arange(5, 5 + count, dtype=np.int16) for count in (9, 14))
+        together = self.embed(model, np.concatenate([first, second]), np.array([9, 14], np.int32))
+        alone = self.embed(model, second, np.array([14], np.int32))
+        difference = float(np.abs(together[1] - alone[0]).max() / max(1.0, float(np.abs(alone).max())))
+        if not difference <= SELF_TEST_TOLERANCE[precision]:
+            raise ResourceError(
+                f"{self.settings.name}: self-test of {model} failed: a sequence alone and in a batch differ by "
+                f"{difference:.1e} in {precision}; exclude it through CUDA_VISIBLE_DEVICES or set pool.device: cpu"
+            )
+
+    def embed(self, model: str, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Embed a batch, see :func:`embed`."""
+        torch = self.torch
+        on_device = torch.from_numpy(tokens).to(self.device)
+        vectors = self.models[model].embed(on_device, lengths.tolist())
+        result: np.ndarray = vectors.cpu().numpy()
+        self.batches += 1
+        interval = self.settings.cache_clear_interval
+        if interval and self.batches % interval == 0:
+            self.clear_cache()
+        return result
+
+    def clear_cache(self) -> None:
+        """Give memory that torch keeps for later back to the device."""
+        if self.device.type == "cuda":
+            self.torch.cuda.empty_cache()
+
+
+_worker: Worker | None = None
+
+
+def guard() -> None:
+    """Initialise a process of the pool: signals are the supervisor's business, and its end is the process's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    end_with_parent()
+
+
+def start(settings: WorkerSettings) -> Ready:
+    """Load and test the models in this process.
+
+    Raises:
+        HoldfastError: why they cannot be loaded.
+    """
+    global _worker
+    try:
+        _worker = Worker(settings)
+    except (RuntimeError, OSError, ImportError, MemoryError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ResourceError(f"{settings.name}: loading the models failed: {reason}") from None
+    return _worker.ready
+
+
+def end_with_parent() -> None:
+    """End this process at once when the supervisor has gone, however it went, so that no device stays held."""
+
+    def watch(parent: BaseProcess) -> None:
+        parent.join()
+        os._exit(1)
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=watch, args=(parent,), daemon=True).start()
+
+
+def embed(model: str, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, float]:
+    """Embed one batch.
+
+    Args:
+        model: Its name.
+        tokens: The sequences one behind the other, special tokens included, int16 [T].
+        lengths: Tokens of each sequence, int32 [n].
+
+    Returns:
+        Pooled vectors, float32 [n, width], and the seconds it took.
+
+    Raises:
+        OutOfMemory: the device has no memory for the batch.
+        RuntimeError: anything else that torch could not do; the process should be replaced.
+    """
+    if _worker is None:
+        raise ResourceError("the worker holds no models yet")
+    began = time.perf_counter()
+    try:
+        vectors = _worker.embed(model, tokens, lengths)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
+            _worker.clear_cache()
+            raise OutOfMemory(f"{_worker.settings.name}: no memory for {len(tokens)} tokens in a batch") from None
+        raise
+    return vectors, time.perf_counter() - began

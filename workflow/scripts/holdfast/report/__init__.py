@@ -1,0 +1,1 @@
+"""What is counted over all samples, and the report that is drawn from it."""

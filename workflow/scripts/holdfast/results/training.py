@@ -1,0 +1,291 @@
+"""Training: a new classifier from the embeddings of labelled samples, and how well it does on what it has not seen.
+
+All labelled frames are held at once, in float32; a fifth of the contigs is held out.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import ConfigError, WeightsError
+from ..files import atomic_text
+from .calls import THRESHOLD, score_contigs, vote
+from .classifier import BATCH_NORM_EPSILON, CLASSES, FEATURE_MODELS, Classifier, describe_models, features
+from .embeddings import BLOCK_ROWS, EmbeddingsFile
+
+HIDDEN_WIDTH = 512
+DROPOUT = 0.5
+EPOCHS = 30
+BATCH_FRAMES = 64
+LEARNING_RATE = 1e-3
+HELD_OUT_SHARE = 0.2
+
+
+class Network(torch.nn.Module):
+    """The classifier while it learns; its arrays have the names of :attr:`.Classifier.state`."""
+
+    def __init__(self, feature_width: int, hidden_width: int = HIDDEN_WIDTH) -> None:
+        super().__init__()
+        self.hidden_layer = torch.nn.Linear(feature_width, hidden_width)
+        self.bn1 = torch.nn.BatchNorm1d(hidden_width, BATCH_NORM_EPSILON)
+        self.dropout = torch.nn.Dropout(DROPOUT)
+        self.output_layer = torch.nn.Linear(hidden_width, len(CLASSES))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits, float32 [k, 2], of features, float32 [k, feature_width]."""
+        hidden = torch.relu(self.bn1(self.hidden_layer(features)))
+        return self.output_layer(self.dropout(hidden))
+
+    def predict(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits without dropout and with the learned statistics, in blocks; float32 [k, 2]."""
+        self.eval()
+        with torch.inference_mode():
+            return torch.cat([self(block) for block in features.split(BLOCK_ROWS)])
+
+    def classifier(self, models: Mapping[str, Mapping[str, Any]], source: str) -> Classifier:
+        """What has been learned, as a classifier; see there."""
+        return Classifier({name: tensor.numpy().copy() for name, tensor in self.state_dict().items()}, models, source)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What training gave.
+
+    Attributes:
+        classifier: The network.
+        metrics: Figures on the held-out contigs, and what was trained on.
+        history: For each epoch ``epoch``, ``loss``, ``held_out_loss``, ``held_out_accuracy``.
+    """
+
+    classifier: Classifier
+    metrics: dict[str, Any]
+    history: list[dict[str, float]]
+
+    def summary(self) -> str:
+        """One line for people."""
+        figures = "held-out accuracy {accuracy:.3f} (frames), {contig_accuracy:.3f} (contigs), AUC {auc:.3f}"
+        note = "; the models have synthetic weights, so this says nothing about biology"
+        return figures.format_map(self.metrics) + (note if self.metrics["synthetic"] else "")
+
+    def write(self, directory: str | Path) -> None:
+        """Write ``classifier.safetensors`` and, in text, what is known of it.
+
+        ``metrics.json`` has the metrics, ``history.tsv`` a row for each epoch, ``confusion.tsv`` a row for each label:
+        its held-out frames by their prediction.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.classifier.save(directory / "classifier.safetensors")
+        with atomic_text(directory / "metrics.json") as file:
+            file.write(json.dumps(self.metrics, indent=2, ensure_ascii=False) + "\n")
+        with atomic_text(directory / "history.tsv") as table:
+            table.write("\t".join(self.history[0]) + "\n")
+            table.writelines("\t".join(f"{value:.9g}" for value in epoch.values()) + "\n" for epoch in self.history)
+        with atomic_text(directory / "confusion.tsv") as table:
+            table.write("\t".join(("label", *CLASSES)) + "\n")
+            for label, predictions in self.metrics["confusion"].items():
+                table.write("\t".join((label, *(str(predictions[name]) for name in CLASSES))) + "\n")
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """All labelled frames: float32 [N, F], then int64 [N] each: label, contig over all files, chunk in its contig."""
+
+    features: np.ndarray
+    label: np.ndarray
+    contig: np.ndarray
+    chunk: np.ndarray
+
+
+def train(
+    files: Sequence[tuple[str | Path, str]], seed: int, epochs: int = EPOCHS, threshold: float = THRESHOLD
+) -> Training:
+    """Train the classifier on labelled samples; on one kind of CPU, equal arguments give an equal network.
+
+    A fifth of the contigs of each class, with all their frames, is held out, and plays no part in training. The
+    number of epochs is fixed, so that nothing is chosen by looking at them either. The loss weighs both classes
+    alike, however many frames they have. Adam, batches of 64 frames; all of this is our choice, not VirNucPro's.
+
+    Args:
+        files: Results file and label (``virus`` or ``non-viral``) of each sample.
+        seed: For the split, the initial weights, the order and the dropout.
+        epochs: Passes over the data.
+        threshold: From which mean score on a contig counts as a virus, for ``contig_accuracy``.
+
+    Raises:
+        ConfigError: one class only, too few contigs of one, or a sample that is given twice.
+        InputError: a file that cannot be read, or holds other embeddings than these need.
+        WeightsError: samples of different models.
+    """
+    models, rows = _check_files(files)
+    frames = _load_frames(files, rows, sum(model["width"] for model in models.values()))
+    held_out = np.isin(frames.contig, _held_out_contigs(frames, seed))
+    with _reproducible(seed):
+        network = Network(frames.features.shape[1])
+        history = _fit(network, frames, held_out, epochs)
+    classifier = network.classifier(models, f"trained on {len(files)} samples, seed {seed}")
+    measured = _measure(classifier, frames, held_out, threshold)
+    metrics = {
+        **measured,
+        "train": _count(frames, ~held_out),
+        "held_out": _count(frames, held_out),
+        "seed": seed,
+        "epochs": epochs,
+        "threshold": threshold,
+        "models": models,
+        "synthetic": any(model["synthetic"] for model in models.values()),
+    }
+    return Training(classifier, metrics, history)
+
+
+@contextmanager
+def _reproducible(seed: int) -> Iterator[None]:
+    """Seed torch and leave it one thread, whose sums do not depend on the machine's cores; restore both afterwards.
+
+    One thread costs little here: a batch is small, and two threads on two busy cores took six times as long as one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _check_files(files: Sequence[tuple[str | Path, str]]) -> tuple[dict[str, dict[str, Any]], int]:
+    """Return the models that all files share, and their rows together."""
+    labels = {label for _, label in files}
+    if labels != set(CLASSES):
+        found = ", ".join(sorted(labels)) or "none"
+        wanted = " and ".join(reversed(CLASSES))
+        raise ConfigError(f"samples: training needs the labels {wanted}, found {found}; label more samples")
+    described: dict[str, dict[str, dict[str, Any]]] = {}
+    rows = 0
+    for path, _ in files:
+        with EmbeddingsFile(path) as reader:
+            if reader.sample in described:
+                raise ConfigError(f"sample '{reader.sample}' is given twice for training; name each sample once")
+            described[reader.sample] = describe_models(reader)
+            rows += reader.row_count
+    (first, models), *others = described.items()
+    for sample, other_models in others:
+        if other_models != models:
+            raise WeightsError(f"samples '{first}' and '{sample}' were made with different models; compute them again")
+    return models, rows
+
+
+def _load_frames(files: Sequence[tuple[str | Path, str]], rows: int, feature_width: int) -> _Frames:
+    """Read all files, block by block, into arrays that are made once."""
+    columns = (np.empty(rows, np.int64) for _ in range(3))
+    frames = _Frames(np.empty((rows, feature_width), np.float32), *columns)
+    start = first_contig = 0
+    for path, label in files:
+        with EmbeddingsFile(path) as reader:
+            for block in reader.blocks(FEATURE_MODELS):
+                place = slice(start, start + len(block.ids))
+                frames.features[place] = features(block)
+                frames.label[place] = CLASSES.index(label)
+                frames.contig[place] = first_contig + block.record
+                frames.chunk[place] = block.chunk
+                start = place.stop
+            first_contig += reader.record_count
+    return frames
+
+
+def _held_out_contigs(frames: _Frames, seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    held_out = []
+    for code, label in enumerate(CLASSES):
+        contigs = generator.permutation(np.unique(frames.contig[frames.label == code]))
+        if len(contigs) < 2:
+            raise ConfigError(
+                f"samples: label {label} has {len(contigs)} contigs with a stop-free frame; "
+                "training needs at least 2, one to learn from and one to hold out; label more samples"
+            )
+        held_out.append(contigs[: max(1, round(HELD_OUT_SHARE * len(contigs)))])
+    return np.concatenate(held_out)
+
+
+def _fit(network: Network, frames: _Frames, held_out: np.ndarray, epochs: int) -> list[dict[str, float]]:
+    features, labels = torch.from_numpy(frames.features), torch.from_numpy(frames.label)
+    chosen, held = torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
+    held_features, held_labels = features[held], labels[held]
+    counts = labels[chosen].bincount(minlength=len(CLASSES))
+    loss_function = torch.nn.CrossEntropyLoss(weight=len(chosen) / (len(CLASSES) * counts))
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    history = []
+    for epoch in range(1, epochs + 1):
+        network.train()
+        batches = chosen[torch.randperm(len(chosen))].tensor_split(math.ceil(len(chosen) / BATCH_FRAMES))
+        total_loss = 0.0
+        for batch in batches:
+            loss = loss_function(network(features[batch]), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total_loss += loss.item() * len(batch)
+        logits = network.predict(held_features)
+        history.append(
+            {
+                "epoch": epoch,
+                "loss": total_loss / len(chosen),
+                "held_out_loss": loss_function(logits, held_labels).item(),
+                "held_out_accuracy": (logits.argmax(dim=1) == held_labels).double().mean().item(),
+            }
+        )
+    return history
+
+
+def _measure(classifier: Classifier, frames: _Frames, held_out: np.ndarray, threshold: float) -> dict[str, Any]:
+    """Accuracy, AUC and confusion table of held-out frames, and accuracy of their contigs."""
+    probabilities = classifier.predict(frames.features[held_out])
+    label, contig, chunk = frames.label[held_out], frames.contig[held_out], frames.chunk[held_out]
+    predicted = (probabilities[:, 1] > probabilities[:, 0]).astype(int)
+    confusion = np.bincount(label * len(CLASSES) + predicted, minlength=len(CLASSES) ** 2).tolist()
+    (chunk_contig, _), chunk_index = np.unique(np.stack([contig, chunk]), axis=1, return_inverse=True)
+    contigs, first_row = np.unique(contig, return_index=True)
+    votes = vote(chunk_index, len(chunk_contig), probabilities)
+    _, score = score_contigs(np.searchsorted(contigs, chunk_contig), len(contigs), votes)
+    return {
+        "accuracy": float(np.mean(predicted == label)),
+        "auc": area_under_curve(probabilities[:, 1], label),
+        "confusion": {
+            actual: dict(zip(CLASSES, confusion[row * len(CLASSES) :], strict=False))
+            for row, actual in enumerate(CLASSES)
+        },
+        "contig_accuracy": float(np.mean((score >= threshold) == label[first_row])),
+    }
+
+
+def area_under_curve(score: np.ndarray, label: np.ndarray) -> float:
+    """Area under the ROC curve, by ranks: the chance that a virus scores above what is none, ties counting half.
+
+    Args:
+        score: float [n].
+        label: int [n], 1 for a virus, 0 otherwise; both occur.
+    """
+    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(count) - (count - 1) / 2)[place]
+    viruses = int(np.sum(label == 1))
+    non_viral = len(label) - viruses
+    return float((rank[label == 1].sum() - viruses * (viruses + 1) / 2) / (viruses * non_viral))
+
+
+def _count(frames: _Frames, chosen: np.ndarray) -> dict[str, dict[str, int]]:
+    """Contigs and frames of each class."""
+    return {
+        label: {
+            "contigs": len(np.unique(frames.contig[chosen & (frames.label == code)])),
+            "frames": int(np.sum(chosen & (frames.label == code))),
+        }
+        for code, label in enumerate(CLASSES)
+    }

@@ -1,0 +1,342 @@
+"""The plan of a run: which samples are pending, and how they are shared out, decided once in the main process.
+
+A service's output is always missing, so Snakemake would run every consumer again on every call. Consumers are therefore
+made for the samples without a valid receipt only. A consumer has some of the samples, a single one as long as there are
+few, and belongs to a replica: one pool of several of the run, with its consumers, one Snakemake group, one job on a
+cluster. Jobs that read the Snakefile anew on a cluster node must come to the same decision although some receipts exist
+by then: they read the plan, which lies in a directory named after the main process; that names itself in the
+environment.
+
+Where a module is imported with a prefix, what the workflow makes lies below it. Functions that need such a path take
+``place``, which turns a path as the rules write it into the one it has.
+"""
+
+import atexit
+import errno
+import heapq
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, HoldfastError, ResourceError
+from ..files import atomic_text
+from ..models.registry import DESCRIPTION_FILE, KINDS, read_prepared
+from ..pool.settings import OF_THE_RUN, PoolSettings
+from ..spool.job import Manifest, Receipt, make_manifest, read_receipt
+from ..spool.spool import Spool
+from ..spool.state import LAUNCHER_VARIABLE, Identity, Observer
+from .config import Sample, models_in_use, write_samples
+from .provenance import begin_record, finish_record
+
+CONSUMERS_A_REPLICA = 16
+"""With more of them samples take longer: each is a Python to start, and scheduling a group is quadratic in its members
+(measured 8 s for 250, 153 s for 2,000)."""
+SAMPLES_A_CONSUMER = 100
+"""Above this there are more consumers: what Snakemake keeps of one is its inputs times its outputs."""
+DEFAULT_SPOOL = ".holdfast/spool"
+PLAN_FILE = "plan.json"
+PYTHON_VARIABLE = "HOLDFAST_PYTHON"
+
+Place = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Share:
+    """The samples of one consumer.
+
+    Attributes:
+        replica: Number of the pool that the consumer belongs to.
+        samples: Their names.
+    """
+
+    replica: int
+    samples: list[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided.
+
+    Attributes:
+        directory: Where this run keeps the plan and the pool's settings.
+        consumers: The pending samples, each at one consumer.
+        gpu: GPUs of each replica; None for all that its job sees.
+        threads: CPU threads of each replica.
+        sheet: The sample sheet: the config's, or one that holds the samples that the config lists.
+    """
+
+    directory: str
+    consumers: list[Share]
+    gpu: int | None
+    threads: int
+    sheet: str
+
+    @property
+    def path(self) -> str:
+        """Path of the plan."""
+        return f"{self.directory}/{PLAN_FILE}"
+
+    @property
+    def pool_settings(self) -> str:
+        """Path of the pools' settings."""
+        return f"{self.directory}/pool.yaml"
+
+
+def share_out(sizes: Mapping[str, int], replicas: int, consumers: int) -> list[Share]:
+    """Share samples out to replicas and their consumers.
+
+    The largest sample first, each to the replica and then to the consumer with least so far: no schedule is more than
+    4/3 of the best (Graham 1969, doi:10.1137/0117039).
+
+    Args:
+        sizes: Size of each sample's file in bytes.
+        replicas: Number of replicas.
+        consumers: Most consumers of a replica.
+    """
+    members: list[list[str]] = [[] for _ in range(replicas)]
+    for name, replica in _balance(sizes, replicas):
+        members[replica].append(name)
+    shares = []
+    for replica, names in enumerate(members):
+        parts: list[list[str]] = [[] for _ in range(min(len(names), consumers))]
+        for name, part in _balance({name: sizes[name] for name in names}, len(parts)):
+            parts[part].append(name)
+        shares += [Share(replica, part) for part in parts]
+    return shares
+
+
+def _balance(sizes: Mapping[str, int], bins: int) -> Iterator[tuple[str, int]]:
+    """Names with the bin that each goes to, the largest first, each to the emptiest; a sample costs 1 kB at least."""
+    filled = [(0, number) for number in range(bins)]
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        total, number = heapq.heappop(filled)
+        yield name, number
+        heapq.heappush(filled, (total + sizes[name] + 1000, number))
+
+
+def use_this_python() -> None:
+    """Have rules without an environment of their own run in Snakemake's python, whether or not that is on the PATH.
+
+    Who wants another one names it in HOLDFAST_PYTHON.
+    """
+    os.environ.setdefault(PYTHON_VARIABLE, sys.executable)
+
+
+def directory_of(source: str, model: str, place: Place = str) -> str:
+    """Where the prepared weights of a model are: ``source`` itself if it is prepared, otherwise below ``resources``."""
+    return source if os.path.exists(os.path.join(source, DESCRIPTION_FILE)) else place(f"resources/{model}")
+
+
+def find_pending(config: Mapping[str, Any], samples: Iterable[Sample], place: Place = str) -> dict[str, int]:
+    """Samples whose receipt is absent, failed or made from something else, or whose embeddings are gone.
+
+    A sequence file that is gone has not changed: it may be a temporary file of the workflow around.
+
+    Returns:
+        Size of the file of each, in bytes; 0 if it is not there yet.
+    """
+    digests = {model: _digest(entry, model, place) for model, entry in config["models"].items()}
+    found = {}
+    for sample in samples:
+        known = {model: digests[model] or "" for model in KINDS[sample.kind].models}
+        job = make_job(config, sample, known)
+        outcome = _done(sample.sample, place)
+        if outcome and job.mtime_ns < 0:
+            job = replace(job, size_bytes=outcome.size_bytes, mtime_ns=outcome.mtime_ns)
+        if not all(known.values()) or outcome is None or outcome.job != job.job:
+            found[sample.sample] = max(0, job.size_bytes)
+    return found
+
+
+def make_job(config: Mapping[str, Any], sample: Sample, digests: Mapping[str, str]) -> Manifest:
+    """The job of a sample, with the digests of the prepared models."""
+    settings = (config["chunk_length"], dict(digests), config["precision"], config["store_dtype"])
+    return make_manifest(sample.sample, sample.kind, sample.fasta, *settings)
+
+
+def _digest(entry: Mapping[str, Any], model: str, place: Place) -> str | None:
+    """Digest of the prepared weights that will be used; None if they are still to be prepared."""
+    source = entry["weights"]
+    directory = directory_of(source, model, place)
+    try:
+        description = read_prepared(directory)
+    except HoldfastError:
+        return None
+    made = os.path.getmtime(os.path.join(directory, DESCRIPTION_FILE))
+    changed = directory != source and os.path.exists(source) and os.path.getmtime(source) > made
+    other = directory != source and description.source != source
+    wrong = entry.get("sha256", description.source_sha256) != description.source_sha256
+    return None if changed or other or wrong else description.weights_sha256
+
+
+def _done(sample: str, place: Place) -> Receipt | None:
+    """The receipt of a sample that was done and whose embeddings are still there."""
+    try:
+        outcome = read_receipt(place(f"results/{sample}/receipt.json"))
+    except HoldfastError:
+        return None
+    if outcome is None or outcome.state != "done":
+        return None
+    kept = (place(f"results/{sample}/embeddings.h5"), outcome.embeddings)
+    return outcome if any(map(os.path.exists, kept)) else None
+
+
+def check_prepared(config: Mapping[str, Any]) -> None:
+    """Check those models that the config names as prepared directories, which no rule will look at.
+
+    Raises:
+        ConfigError: a directory of another model, or made from another checkpoint than ``sha256`` says.
+        WeightsError: a directory that this version cannot read.
+    """
+    for model, entry in config["models"].items():
+        if directory_of(entry["weights"], model) == entry["weights"]:
+            description = read_prepared(entry["weights"])
+            key = f"models.{model}"
+            if description.model != model:
+                raise ConfigError(f"{key}.weights: {entry['weights']} holds {description.model}, not {model}")
+            if entry.get("sha256", description.source_sha256) != description.source_sha256:
+                raise ConfigError(
+                    f"{key}.sha256: {entry['weights']} was made from a checkpoint with digest "
+                    f"{description.source_sha256}, not {entry['sha256']}; prepare the right one, or correct the digest"
+                )
+
+
+def check_places(samples: Iterable[str], spool: Path, place: Place = str) -> None:
+    """Check that what is there of spool and results can be written: Snakemake would find out when all is under way.
+
+    Raises:
+        ResourceError: names the directory and the reason.
+    """
+    if spool.exists():
+        Spool(spool)
+    for name in ("summary.tsv", *(f"{sample}/receipt.json" for sample in samples)):
+        directory = Path(place(f"results/{name}")).parent
+        if directory.exists() and not os.access(directory, os.W_OK):
+            read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
+            reason = os.strerror(errno.EROFS if read_only else errno.EACCES)
+            raise ResourceError(f"{directory.absolute()}: {reason}; mend that, nothing has been started")
+
+
+def warn_without_pool(spool: Path) -> None:
+    """Say before a run that waits for external pools that there is none now."""
+    if not spool.exists() or not Spool(spool).living(Observer()):
+        print(f"holdfast: no pool serves {spool} now; samples wait until one is started", file=sys.stderr)
+
+
+def make_plan(
+    config: Mapping[str, Any], samples: Mapping[str, Sample], gpu: int | None, cores: int | None, place: Place = str
+) -> Plan:
+    """Decide, in the main process, and leave the plan to the jobs of this run.
+
+    Args:
+        config: The checked config.
+        samples: The sample sheet.
+        gpu: The N of ``--resources gpu=N``, shared by the replicas; None when nothing was said.
+        cores: The N of ``--cores N``; None on a cluster.
+        place: Where a path of the workflow is.
+
+    Raises:
+        HoldfastError: a prepared model that does not fit, GPUs that the replicas cannot share, or places that cannot be
+            written.
+    """
+    check_prepared(config)
+    pool = dict(config["pool"])
+    replicas, lifecycle, spool, _ = (pool.pop(key) for key in OF_THE_RUN)
+    if lifecycle == "external":
+        replicas = 1
+    check_places(samples, Path(spool or place(DEFAULT_SPOOL)), place)
+    if lifecycle == "external" and not spool:
+        raise ConfigError("pool.lifecycle is external: name the spool that the pools serve in pool.spool")
+    if gpu == 0:
+        if pool["device"] == "cuda":
+            raise ConfigError("pool.device is cuda, but --resources gpu=0 allows no GPU")
+        pool["device"], gpu = "cpu", None
+    if gpu is not None and gpu % replicas:
+        raise ConfigError(
+            f"--resources gpu={gpu} is no multiple of pool.replicas, {replicas}: all replicas take the same number of "
+            f"GPUs, so say gpu={max(1, gpu // replicas) * replicas}, or change pool.replicas"
+        )
+    threads = min(pool.pop("threads"), cores or config["pool"]["threads"])
+    gpu = gpu // replicas if gpu else None
+    launcher = Identity.own()
+    directory = _directory(launcher, place)
+    sheet = config["samples"]
+    if not isinstance(sheet, str):
+        sheet = place(".holdfast/samples.tsv")
+        write_samples(samples.values(), Path(sheet))
+    sizes = find_pending(config, samples.values(), place)
+    if lifecycle == "external":  # they take a core or a job each: no more than run at once, so that none waits
+        consumers = min(CONSUMERS_A_REPLICA, cores or CONSUMERS_A_REPLICA)
+    else:
+        consumers = max(CONSUMERS_A_REPLICA, math.ceil(len(sizes) / replicas / SAMPLES_A_CONSUMER))
+    plan = Plan(str(directory), share_out(sizes, replicas, consumers), gpu, threads, sheet)
+    if lifecycle == "external" and plan.consumers:
+        warn_without_pool(Path(spool))
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    atexit.register(_remove, directory)
+    for other in directory.parent.glob(f"{launcher.host}-*"):
+        if not os.path.exists(f"/proc/{other.name.rpartition('-')[2]}"):
+            finish_record(other, ended=False)  # of a run that was killed
+            shutil.rmtree(other, ignore_errors=True)
+    sources = {model: config["models"][model]["weights"] for model in models_in_use(samples.values())}
+    models = {model: os.path.abspath(directory_of(source, model, place)) for model, source in sources.items()}
+    chosen_pool = {**pool, "models": models, "precision": config["precision"], "gpu": gpu, "threads": threads}
+    PoolSettings(**chosen_pool).write(Path(plan.pool_settings))
+    results = Path(place("results/run.json")).parent
+    begin_record(directory, results, config, samples, sizes, models)
+    jobs = {name: asdict(sample) for name, sample in samples.items()}
+    chosen = {key: config[key] for key in ("chunk_length", "precision", "store_dtype")}
+    with atomic_text(plan.path) as file:
+        json.dump({"plan": asdict(plan), "samples": jobs, "config": chosen}, file)
+    os.environ[LAUNCHER_VARIABLE] = json.dumps(asdict(launcher))
+    return plan
+
+
+def _directory(launcher: Identity, place: Place) -> Path:
+    """Where the main process keeps the plan of its run."""
+    return Path(place(f".holdfast/runs/{launcher.host}-{launcher.pid}")).absolute()
+
+
+def _remove(directory: Path) -> None:
+    """Remove the plan, and what is empty above it."""
+    shutil.rmtree(directory, ignore_errors=True)
+    with suppress(OSError):
+        directory.parent.rmdir()
+        directory.parents[1].rmdir()
+
+
+def read_plan(place: Place = str) -> Plan:
+    """Read the plan of the run that this process is a job of.
+
+    Raises:
+        ResourceError: it is not there.
+    """
+    path = _directory(Identity.launcher(), place) / PLAN_FILE
+    try:
+        content = json.loads(path.read_text())["plan"]
+    except OSError as error:
+        raise ResourceError(
+            f"{path}: the plan of this run cannot be read: {error.strerror}; jobs must see the working directory of "
+            "the Snakemake that starts them, and that must still run"
+        ) from None
+    return Plan(**{**content, "consumers": [Share(**share) for share in content["consumers"]]})
+
+
+def jobs_of(path: Path, consumer: int, digests: Mapping[str, str]) -> list[Manifest]:
+    """The jobs of one consumer of a plan.
+
+    Args:
+        path: The plan.
+        consumer: Its number.
+        digests: ``weights_sha256`` of the prepared models.
+    """
+    content = json.loads(path.read_text())
+    samples = [Sample(**content["samples"][name]) for name in content["plan"]["consumers"][consumer]["samples"]]
+    return [make_job(content["config"], sample, digests) for sample in samples]

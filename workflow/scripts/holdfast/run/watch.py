@@ -1,0 +1,350 @@
+"""What goes on now: in a spool, for ``holdfast status``, and in a run, for the lines that it writes to Snakemake's log.
+
+Both are taken from what lies on the shared file system, the states that pools publish, the manifests that wait, the
+receipts; so they are the same wherever the pools are: below this Snakemake, on other nodes, or started by hand and
+shared with others. A file that cannot be read just now counts as it did the last time.
+
+A :class:`SpoolView` is shown as tables by :mod:`.screen`, or as JSON, whose keys are those of the dataclasses here and
+in :mod:`.progress`; ``schemas/pool_status.schema.yaml`` says what they mean.
+"""
+
+import atexit
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..documents import DocumentError, read_text
+from ..errors import ConfigError, HoldfastError
+from ..models.registry import read_prepared
+from ..spool.job import MANIFEST_LIMIT_BYTES, parse_manifest, read_receipt
+from ..spool.progress import Progress, WorkLeft, in_words, work_left
+from ..spool.state import Observer, PoolState, published_states
+from .config import Sample
+from .plan import DEFAULT_SPOOL, Place, Plan, directory_of
+
+LOOKED_AT = 200
+"""Receipts looked for at once: thousands of samples on a network file system must not cost thousands of calls."""
+LOOK_S = 1.0
+FIRST_PAUSE_S = 2.0
+LAST_PAUSE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What waits to be taken by a pool: jobs, the bytes of their files, seconds since the oldest was handed in."""
+
+    jobs: int
+    size_bytes: int
+    oldest_s: float
+
+
+@dataclass(frozen=True)
+class PoolView:
+    """A pool: its name, process, state (as it says itself, or ``dead``) with the reason, its models, how far it is."""
+
+    pool: str
+    host: str
+    pid: int
+    state: str
+    reason: str
+    models: list[str]
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class SpoolView:
+    """A spool at one time (ISO 8601 in UTC)."""
+
+    spool: str
+    time: str
+    waiting: Waiting
+    left: WorkLeft
+    pools: list[PoolView]
+
+    def json(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self), indent=2)
+
+
+class SpoolWatch:
+    """Looks at a spool, again and again."""
+
+    def __init__(self, spool: Path) -> None:
+        """Watch a spool.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        if not (spool / "pools").is_dir():
+            raise ConfigError(f"{spool}: not a spool; the workflow's is .holdfast/spool in its working directory")
+        self._spool = spool
+        self._observer = Observer()
+        self._known: dict[str, tuple[str, int]] = {}
+
+    def look(self) -> SpoolView:
+        """The spool as it is now."""
+        states = published_states(self._spool)
+        living = [state for state in states if self._observer.lives(state)]
+        waiting, files = self._waiting()
+        jobs = (job for state in living for job in state.progress.jobs)
+        unread = [(job.kind, job.size_bytes) for job in jobs if job.state == "reading"]
+        return SpoolView(
+            spool=str(self._spool.absolute()),
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            waiting=waiting,
+            left=work_left((state.progress for state in living), [*unread, *files]),
+            pools=[_pool_view(state, state in living) for state in states],
+        )
+
+    def _waiting(self) -> tuple[Waiting, list[tuple[str, int]]]:
+        """What waits, and kind and size of each file; a manifest is read once."""
+        ages = {}
+        for path in (self._spool / "incoming").glob("*.json"):
+            with suppress(OSError):  # taken meanwhile
+                ages[path.name] = path.stat().st_mtime
+        known = self._known
+        self._known = {name: known.get(name) or _kind_and_size(self._spool / "incoming" / name) for name in ages}
+        files = [file for file in self._known.values() if file[0]]
+        oldest_s = max(0.0, time.time() - min(ages.values())) if ages else 0.0
+        return Waiting(len(ages), sum(max(0, size) for _, size in files), round(oldest_s, 1)), files
+
+
+def _pool_view(state: PoolState, lives: bool) -> PoolView:
+    who = state.identity
+    known = "dead" if state.state in ("starting", "ready") and not lives else state.state
+    return PoolView(who.pool, who.host, who.pid, known, state.reason, sorted(state.models), state.progress)
+
+
+def _kind_and_size(path: Path) -> tuple[str, int]:
+    """Kind and bytes of a job that waits; no kind where the manifest cannot be read, which a pool will refuse."""
+    try:
+        job = parse_manifest(read_text(path, MANIFEST_LIMIT_BYTES), path.name)
+    except (OSError, DocumentError, HoldfastError):
+        return "", 0
+    return job.kind, job.size_bytes
+
+
+@dataclass
+class WatchedSample:
+    """A sample of the run, with its file, kind and receipt, and how far it is.
+
+    Attributes:
+        state: ``unread``, ``open`` or, as its receipt says, ``done`` or ``failed``.
+        sequences: Its distinct sequences that have a vector, over all models.
+    """
+
+    fasta: Path
+    kind: str
+    receipt: Path
+    state: str = "unread"
+    sequences: int = 0
+
+    def __post_init__(self) -> None:
+        """Look at the receipt of an earlier run, and at the file, which may still have to be made."""
+        self._before = _changed(self.receipt)
+        self._size_bytes = -1
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file; -1 as long as it is not there."""
+        if self._size_bytes < 0:
+            with suppress(OSError):
+                self._size_bytes = os.stat(self.fasta).st_size
+        return self._size_bytes
+
+    def has_ended(self) -> bool:
+        """Whether this run has written a receipt; it says what became of the sample."""
+        try:
+            outcome = read_receipt(self.receipt) if _changed(self.receipt) != self._before else None
+        except (OSError, HoldfastError):
+            return False
+        if outcome is None:
+            return False
+        self.state = outcome.state
+        if outcome.state == "done":
+            self.sequences = sum(n for count, n in outcome.counts.items() if count.endswith("_sequences"))
+        return True
+
+
+def _changed(path: Path) -> int:
+    """When a file was changed last, ns since the epoch; 0 if it is not there."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
+class RunWatch:
+    """Counts what has become of the samples of a run."""
+
+    def __init__(
+        self,
+        samples: Mapping[str, WatchedSample],
+        spool: Path,
+        models: Mapping[str, str],
+        precision: str,
+        external: bool,
+    ) -> None:
+        """Begin with nothing done.
+
+        Args:
+            samples: The samples that the run has to compute, by name.
+            spool: The spool through which it does.
+            models: Directory of each prepared model, or where it will be.
+            precision: What the config says.
+            external: Whether others start the pools.
+        """
+        self._waiting = dict(samples)
+        self._ended: dict[str, WatchedSample] = {}
+        self._spool = spool
+        self._models = models
+        self._digests: dict[str, str] = {}
+        self._precision = precision
+        self._external = external
+        self._observer = Observer()
+        self._began = time.monotonic()
+        self.pools: list[PoolState] = []
+
+    @property
+    def complete(self) -> bool:
+        """Whether every sample has a receipt."""
+        return not self._waiting
+
+    def update(self) -> None:
+        """Look at the pools and at receipts."""
+        states = [state for state in published_states(self._spool) if self._observer.lives(state)]
+        self.pools = [state for state in states if self._concerns(state)]
+        left_open = {name for name, sample in self._waiting.items() if sample.state == "open"}
+        for pool in self.pools:
+            for job in pool.progress.jobs:
+                sample = self._waiting.get(job.sample)
+                if sample is not None:
+                    left_open.discard(job.sample)
+                    sample.state = "unread" if job.state == "reading" else "open"
+                    sample.sequences = max(sample.sequences, job.sequences - job.sequences_left)
+        turn = list(islice(self._waiting, LOOKED_AT))
+        for name in {*left_open, *turn}:
+            sample = self._waiting.pop(name)
+            if sample.has_ended():
+                self._ended[name] = sample
+            else:
+                self._waiting[name] = sample  # behind those whose turn is next
+
+    def _concerns(self, state: PoolState) -> bool:
+        """Whether a pool works for this run: it computes with one of its models, as far as that is known by now."""
+        for model in self._models.keys() - self._digests.keys():
+            with suppress(OSError, HoldfastError):
+                self._digests[model] = read_prepared(self._models[model]).weights_sha256
+        return not self._digests or (
+            bool(self._digests.items() & state.models.items()) and state.precision == self._precision
+        )
+
+    def line(self) -> str:
+        """The state of the run in one line, the most important first; nothing as long as there is nothing to say."""
+        samples = [*self._ended.values(), *self._waiting.values()]
+        done, failed = (sum(sample.state == state for sample in samples) for state in ("done", "failed"))
+        head = f"{done} of {len(samples)} samples done" + (f", {failed} failed" if failed else "")
+        sequences = f"{sum(sample.sequences for sample in samples):,} sequences"
+        if self.complete:
+            return f"{head}; {sequences}, {in_words(time.monotonic() - self._began)}"
+        if not self.pools:
+            return f"{head}; no pool serves {self._spool} now, start one" if self._external else ""
+        if all(pool.state == "starting" for pool in self.pools):
+            return f"{head}; loading the models"
+        progress = [pool.progress for pool in self.pools]
+        devices = [device for pool in progress for device in pool.devices]
+        use = sum(device.busy for device in devices) / max(1, len(devices))
+        speed = sum(pool.tokens_per_s for pool in progress)
+        if not speed:
+            return f"{head}; the models are loaded"
+        count = "device" if len(devices) == 1 else f"{len(devices)} devices"
+        return f"{head}, {self._left()} left; {sequences}, {speed:,.0f} tokens/s, {count} {use:.0%} busy"
+
+    def _left(self) -> str:
+        unread = [(sample.kind, sample.size_bytes) for sample in self._waiting.values() if sample.state == "unread"]
+        rest = work_left((pool.progress for pool in self.pools), unread)
+        if rest.seconds is None:
+            return "unknown time"
+        return ("about " if rest.about else "") + in_words(rest.seconds)
+
+
+def watch_run(plan: Plan, samples: Mapping[str, Sample], config: Mapping[str, Any], place: Place) -> RunWatch:
+    """Watch the samples that a plan finds pending.
+
+    Args:
+        plan: The plan.
+        samples: The sample sheet.
+        config: The checked config.
+        place: Where a path of the workflow is.
+    """
+    wanted = [samples[name] for share in plan.consumers for name in share.samples]
+    spool = Path(config["pool"]["spool"] or place(DEFAULT_SPOOL))
+    models = {model: directory_of(entry["weights"], model, place) for model, entry in config["models"].items()}
+    pending = {
+        sample.sample: WatchedSample(
+            Path(sample.fasta), sample.kind, Path(place(f"results/{sample.sample}/receipt.json"))
+        )
+        for sample in wanted
+    }
+    return RunWatch(pending, spool, models, config["precision"], config["pool"]["lifecycle"] == "external")
+
+
+class Workflow(Protocol):
+    """What is asked of a ``snakemake.workflow.Workflow``."""
+
+    executor_plugin: Any
+    output_settings: Any
+    dryrun: bool
+    touch: bool
+
+
+def log_progress(workflow: Workflow, name: str, watch: Callable[[], RunWatch]) -> None:
+    """While jobs run, say in Snakemake's log how far the run is: now and then, and only when that has changed.
+
+    A thread of Snakemake's main process does it. It is started when the Snakefile is read, begins only if Snakemake
+    then executes jobs, says nothing where ``--quiet`` silences progress, and ends with the run.
+
+    Args:
+        workflow: The workflow whose Snakefile is being read.
+        name: What its lines begin with.
+        watch: Gives the watch of the run; called if it executes jobs.
+    """
+    ended = threading.Event()
+    thread = threading.Thread(target=_log, args=(workflow, name, watch, ended), daemon=True)
+
+    def end() -> None:
+        ended.set()
+        thread.join(2 * LOOK_S)
+
+    atexit.register(end)
+    thread.start()
+
+
+def _log(workflow: Workflow, name: str, watch: Callable[[], RunWatch], ended: threading.Event) -> None:
+    """Wait until Snakemake executes jobs, which may be never; pauses grow, so that a long run does not fill the log."""
+    from snakemake.logging import logger
+    from snakemake.settings.enums import Quietness
+
+    while workflow.executor_plugin is None:
+        if ended.wait(LOOK_S / 5):
+            return
+    quiet = set(workflow.output_settings.quiet or ())
+    if workflow.dryrun or workflow.touch or quiet & {Quietness.PROGRESS, Quietness.ALL}:
+        return
+    run = watch()
+    last, said, pause_s = "", -LAST_PAUSE_S, FIRST_PAUSE_S
+    while not run.complete and not ended.wait(LOOK_S):
+        run.update()
+        line, now = run.line(), time.monotonic()
+        if run.complete or (line not in ("", last) and now - said >= pause_s):
+            logger.info(f"{name}: {line}", extra={"quietness": Quietness.PROGRESS})
+            pause_s = min(LAST_PAUSE_S, pause_s * 1.5) if last else pause_s
+            last, said = line, now

@@ -1,0 +1,218 @@
+"""A job: its manifest, what one sample asks of the pool, and its receipt, what became of it; both JSON.
+
+The Snakefile computes a manifest to know whether a receipt is still valid, the client submits it, the pool reads it
+back as untrusted input. A job's name carries the digest of everything its result depends on, so equal work has an equal
+name and a changed input, model or setting has another. The pool writes the receipt, and the workflow keeps it as
+``results/SAMPLE/receipt.json``.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+
+from .. import __version__
+from ..documents import DocumentError, fill, parse_json, read_json
+from ..errors import HoldfastError, ResourceError
+from ..files import atomic_text
+from ..models.registry import KINDS
+
+FORMAT_VERSION = 2
+MANIFEST_LIMIT_BYTES = 2**16
+SAMPLE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
+PRECISIONS = ("auto", "fp32", "fp16")
+STORE_DTYPES = ("float16", "float32")
+
+
+class ManifestError(HoldfastError):
+    """A manifest that is not what this version writes."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One sample's job.
+
+    Attributes:
+        sample: Name of the sample; also the name of its directory under ``results/``.
+        kind: ``contigs``, ``proteins`` or ``dna``.
+        fasta: Absolute path of its FASTA or FASTQ file.
+        size_bytes: Size of that file when the job was made; -1 if it was not there.
+        mtime_ns: Its modification time (ns since the epoch); -1 if it was not there.
+        chunk_length: Chunk length in bp (kind ``contigs``), otherwise 0.
+        models: ``weights_sha256`` of each model the kind needs.
+        precision: ``auto``, ``fp32`` or ``fp16``.
+        store_dtype: ``float16`` or ``float32``.
+    """
+
+    sample: str
+    kind: str
+    fasta: str
+    size_bytes: int
+    mtime_ns: int
+    chunk_length: int
+    models: dict[str, str]
+    precision: str
+    store_dtype: str
+    format_version: int = FORMAT_VERSION
+
+    @cached_property
+    def job(self) -> str:
+        """``SAMPLE-DIGEST``: 16 hex digits of the SHA-256 of all fields."""
+        canonical = json.dumps(asdict(self), sort_keys=True)
+        return f"{self.sample}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
+
+    def dump(self) -> str:
+        """The manifest as JSON text."""
+        return json.dumps(asdict(self))
+
+
+def make_manifest(
+    sample: str, kind: str, fasta: str, chunk_length: int, models: dict[str, str], precision: str, store_dtype: str
+) -> Manifest:
+    """Make the manifest of a sample, looking at its file's size and time but not into it."""
+    path = Path(fasta).absolute()
+    size_bytes, mtime_ns = fingerprint(path)
+    needed = {model: models[model] for model in KINDS[kind].models}
+    if kind != "contigs":
+        chunk_length = 0
+    return Manifest(sample, kind, str(path), size_bytes, mtime_ns, chunk_length, needed, precision, store_dtype)
+
+
+def fingerprint(path: str | Path) -> tuple[int, int]:
+    """Size in bytes and modification time in ns of a file, by which it is known; -1 and -1 if it is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def parse_manifest(text: str, name: str) -> Manifest:
+    """Read a manifest back, trusting nothing in it.
+
+    Args:
+        text: Content of the file.
+        name: What to call it in an error.
+
+    Raises:
+        ManifestError: too large, not JSON, unknown or missing keys, or a value of the wrong type or form.
+    """
+    if len(text.encode("utf-8", "surrogatepass")) > MANIFEST_LIMIT_BYTES:
+        raise ManifestError(f"{name}: larger than {MANIFEST_LIMIT_BYTES} bytes")
+    try:
+        manifest = fill(Manifest, parse_json(text))
+    except DocumentError as error:
+        raise ManifestError(f"{name}: {error}") from None
+    for key, holds in _checks(manifest).items():
+        if not holds:
+            raise ManifestError(f"{name}: {key}: not a value this version writes: {getattr(manifest, key)!r:.200}")
+    return manifest
+
+
+def _checks(manifest: Manifest) -> dict[str, bool]:
+    """By field, whether its value is one that :func:`make_manifest` could have written."""
+    kind = KINDS.get(manifest.kind)
+    return {
+        "format_version": manifest.format_version == FORMAT_VERSION,
+        "sample": SAMPLE_PATTERN.fullmatch(manifest.sample) is not None,
+        "kind": kind is not None,
+        "fasta": manifest.fasta.startswith("/") and "\0" not in manifest.fasta,
+        "chunk_length": manifest.chunk_length in (range(3, 100_001) if manifest.kind == "contigs" else (0,)),
+        "precision": manifest.precision in PRECISIONS,
+        "store_dtype": manifest.store_dtype in STORE_DTYPES,
+        "models": kind is not None
+        and set(manifest.models) == set(kind.models)
+        and all(DIGEST_PATTERN.fullmatch(digest) for digest in manifest.models.values()),
+    }
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The outcome of a job.
+
+    Attributes:
+        job: Name of the job; its digest says what the result was made from.
+        sample: Name of the sample.
+        state: ``done`` or ``failed``.
+        error: Why it failed, in one message; empty when done.
+        embeddings: Absolute path of the embeddings in the spool; empty when failed.
+        run: Run of the workflow that submitted the job; empty in the spool, and where the result was there already.
+        input_sha256: Digest of the sample's file as the pool read it (hex); empty if it could not be read to its end.
+        counts: Records, rows, distinct sequences and tokens of the sample; ``computed_tokens``, those in its share of
+            batches; ``inherited``, vectors found in blocks that a dead pool had left.
+        pool: Pool that did the work: id, host, devices, precision, ``load_s`` to load its models and, until this
+            receipt, ``device_s`` that its devices worked and ``ready_s`` that they were ready while a job was open.
+        software: Name to version of what the pool ran on, and the digest of its code.
+        seconds: ``read_s``, ``device_s`` (this job's share of batches, by tokens) and ``total_s`` since the claim.
+        failures: Rows that were given up while the sample went on: id and reason.
+        finished: Time of writing, ISO 8601 in UTC.
+        size_bytes: Size of the sequence file when the job was made; -1 if it was not there.
+        mtime_ns: Its modification time (ns since the epoch); -1 if it was not there.
+    """
+
+    job: str
+    sample: str
+    state: str
+    error: str = ""
+    embeddings: str = ""
+    run: str = ""
+    input_sha256: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+    pool: dict[str, str | float] = field(default_factory=dict)
+    software: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    finished: str = ""
+    size_bytes: int = -1
+    mtime_ns: int = -1
+
+    def write(self, path: str | Path) -> None:
+        """Write as JSON, whole or not at all."""
+        with atomic_text(path) as file:
+            file.write(json.dumps(asdict(self), indent=2) + "\n")
+
+
+def read_receipt(path: str | Path) -> Receipt | None:
+    """Read a receipt; None where there is none.
+
+    Raises:
+        ResourceError: the file is there but is no receipt.
+    """
+    try:
+        receipt = fill(Receipt, read_json(path))
+        if receipt.state not in ("done", "failed"):
+            raise DocumentError("state is neither done nor failed")
+        if "\0" in receipt.embeddings:
+            raise DocumentError("embeddings is not a path")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except DocumentError as error:
+        raise ResourceError(f"{path}: not a receipt ({error}); remove it to have the sample computed again") from None
+    return receipt
+
+
+def software(names: Iterable[str]) -> dict[str, str]:
+    """Versions: Holdfast's, with the digest of its code, Python's, and those of the packages that are installed."""
+    found = {"holdfast": __version__, "holdfast_sha256": code_sha256(), "python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def code_sha256() -> str:
+    """SHA-256 of the files of this package, one behind the other in the order of their paths in it (hex)."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py"), key=lambda path: path.relative_to(package).as_posix()):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
