@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from holdfast import cli
+from holdfast.cli import COMMANDS
 from holdfast.models.registry import MODELS
 from packaging.requirements import Requirement
 
@@ -23,6 +25,11 @@ IMPORT_NAMES = {
     "vl_convert": "vl-convert-python",
 }
 ON_REQUEST = {"umap-learn"}  # not in the lock: wheels of numba come late for a new Python
+NOT_CALLED = {  # in an environment, functions that import more and that none of its commands calls
+    "pool": {"encode_fair_esm", "encode_transformers", "_quiet_transformers", "locate_checkpoint"},
+    "models": {"schema_problems"},
+    **dict.fromkeys(("tables", "report", "umap"), {"open_model", "load_tokenizer", "family_of", "load_published"}),
+}
 ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
 
 
@@ -76,43 +83,51 @@ def test_every_run_time_dependency_is_in_a_conda_environment() -> None:
 
 def test_the_conda_environments_name_only_living_channels() -> None:
     for path in ENVIRONMENTS:
-        assert yaml.safe_load(path.read_text())["channels"] == ["conda-forge", "bioconda", "nodefaults"]
+        assert yaml.safe_load(path.read_text())["channels"] == ["conda-forge", "nodefaults"]
 
 
-def imported(path: Path, seen: set[Path]) -> set[str]:
-    """Packages that a file imports anywhere, itself or through the files of holdfast that it imports."""
+def imported(path: Path, ignored: set[str], seen: set[Path]) -> set[str]:
+    """Packages that a file imports, itself or through the files of Holdfast that it imports.
+
+    What a function imports counts, but for the functions ``ignored``, which no command of the environment calls.
+    """
     seen.add(path)
-    names, own = set(), set()
-    package = ROOT / "workflow/scripts/holdfast"
-    for node in ast.walk(ast.parse(path.read_text())):
+    names: set[str] = set()
+    files: set[Path] = set()
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef) and node.name in ignored:
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        waiting += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add((node.module or "").partition(".")[0])
         elif isinstance(node, ast.ImportFrom):
-            module = ".".join(filter(None, ("holdfast" if node.level else "", node.module)))
-            if module == "holdfast":
-                own |= {alias.name for alias in node.names}
-            elif module.startswith("holdfast."):
-                own.add(module.removeprefix("holdfast."))
-                if "encoder" in {alias.name for alias in node.names}:  # models.encoder, which imports them by name
-                    own |= set(MODELS)
-            else:
-                names.add(module.partition(".")[0])
-    for file in {package / f"{name}.py" for name in own if (package / f"{name}.py").exists()} - seen:
-        names |= imported(file, seen)
+            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            files |= {base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names)}
+            if path.name == "registry.py" and node.module == "encoder":  # which finds the families by name
+                files |= {path.with_name(f"{model.family}.py") for model in MODELS.values()}
+    for file in {file for file in files if file.exists()} - seen:
+        names |= imported(file, ignored, seen)
     return names - set(sys.stdlib_module_names)
 
 
 def test_an_environment_holds_what_its_rules_import_and_nothing_else() -> None:
+    """A rule calls one command; what that needs is what its function in ``cli.py`` imports."""
     needed: dict[str, set[str]] = {}
     for rules in (ROOT / "workflow/rules").glob("*.smk"):
         for text in re.split(r"(?m)^ *rule\b", rules.read_text())[1:]:
-            scripts, found = re.findall(r'script\("(\w+)"\)', text), re.findall(r'"../../envs/(\w+)\.yaml"', text)
-            assert len(scripts) == ("shell:" in text) == bool(found), text
-            for script, environment in product(scripts, found):
-                names = imported(ROOT / f"workflow/scripts/{script}.py", set())
+            commands = re.findall(r"\{input\.holdfast:q\} ([a-z-]+)", text)
+            environments = re.findall(r'"../../envs/(\w+)\.yaml"', text)
+            assert len(commands) == ("shell:" in text) == bool(environments), text
+            for command, environment in product(commands, environments):
+                others = {function.__name__ for name, (function, _) in COMMANDS.items() if name != command}
+                names = imported(Path(cli.__file__), others | NOT_CALLED[environment], set())
                 needed.setdefault(environment, set()).update(IMPORT_NAMES.get(name, name) for name in names)
-    assert "torch" in needed["pool"]
-    assert "torch" not in needed["tables"]
     needed["pool"].remove("triton")  # which pytorch-gpu brings
     needed["models"].discard("triton")
     needed["report"].remove("umap-learn")  # imported where it is asked for, in the environment umap

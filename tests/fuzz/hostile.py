@@ -31,10 +31,10 @@ from tests.fuzz.parsers import parsers
 MEMORY_BYTES = 2 * 2**30
 SECONDS = 30
 JSON_PARSERS = (
-    *("receipt", "summary", "prepared", "state", "tokenizer", "published_tokenizer"),
-    *("config", "hugging_face_config", "weights_index"),
+    *("manifest", "receipt", "summary", "prepared", "state", "tokenizer", "published_tokenizer"),
+    *("settings", "config", "hugging_face_config", "weights_index"),
 )
-YAML_PARSERS = ("manifest", "settings", "config")
+YAML_PARSERS = ("settings", "config")
 
 
 class Call:

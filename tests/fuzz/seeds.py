@@ -24,7 +24,7 @@ from holdfast.models.encoder import HEADER_KEY
 from holdfast.models.esm import FAIR_ESM, HUGGING_FACE_ESM, tensor_shapes
 from holdfast.models.registry import Prepared
 from holdfast.models.synthetic import write_tokenizer
-from holdfast.pool.settings import PoolSettings
+from holdfast.pool.settings import pool_settings
 from holdfast.results.calls import call_contigs
 from holdfast.results.classifier import load_classifier
 from holdfast.results.embeddings import EmbeddingsFile
@@ -60,6 +60,7 @@ HUGGING_FACE_CONFIG = {
     "position_embedding_type": "rotary",
 }
 FASTA = b"\xef\xbb\xbf# c\n>a first\nACGTACGTNN\nacgu\n>b\n\n#x\n>\xc3\xa9|c/1\r\nATGATGATGATGTAA\r\n>d\rACGT\r"
+SETTINGS = b"models:\n  esm2: /models/esm2\ngpu: 2\nidle_timeout_s: null\nmax_tasks_per_worker: 5\n"
 FASTQ = b"\n@a\nACGT\n+\nIIII\n\r\n@b\nAC\n+b\nII\n\n"
 
 # As VirNucPro's training script saves a module: whole, its class under __main__.
@@ -87,7 +88,7 @@ def seeds() -> dict[str, list[bytes]]:
             "proteins": [b">p\nMKV*\n>q\nMX-.\n"],
             "manifest": [_manifest()],
             "receipt": [_receipt(directory)],
-            "settings": [_settings(directory)],
+            "settings": [SETTINGS, _settings(directory)],
             "config": [
                 b"samples: s.tsv\nmodels:\n  esm2:\n    weights: synthetic:esm2_t6_8M_UR50D\npool: {threads: 2}\n"
             ],
@@ -151,7 +152,7 @@ def _receipt(directory: Path) -> bytes:
 
 def _settings(directory: Path) -> bytes:
     path = directory / "pool.yaml"
-    PoolSettings({"esm2": "/models/esm2"}, gpu=2, max_tasks_per_worker=5).write(path)
+    pool_settings({"models": {"esm2": "/models/esm2"}, "gpu": 2, "max_tasks_per_worker": 5}, path).write(path)
     return path.read_bytes()
 
 

@@ -169,7 +169,8 @@ def test_the_hostile_files_are_many_and_the_worst_are_refused(hostile: dict[str,
         "fasta: letters",
         "fasta: qualities",
         "fasta: a long id",
-        "manifest: os.system",
+        "manifest: a million brackets",
+        "settings: os.system",
         "settings: laughs in a value",
     ):
         assert hostile[what]

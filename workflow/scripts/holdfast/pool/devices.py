@@ -36,7 +36,6 @@ LINGER_S = 0.03
 """While samples are being read, an idle device waits so long for a batch that is not full: tiny samples then share one,
 which costs little more than a batch of one of them. A device with enough to do never waits."""
 STRIKES = 3
-TOTALS = ("batches", "sequences", "tokens", "device_s")
 
 log = logging.getLogger("holdfast.devices")
 
@@ -357,8 +356,8 @@ class Devices:
             device.strikes = 0
             device.tokens += batch.tokens
             self.speed.add(device.name, batch.tokens, seconds)
-            for name, value in zip(TOTALS, (1, len(batch), batch.tokens, seconds), strict=True):
-                self.totals[name] += value
+            done = {"batches": 1, "sequences": len(batch), "tokens": batch.tokens, "device_s": seconds}
+            self.totals |= {name: self.totals[name] + value for name, value in done.items()}
             yield Embedded(batch, vectors, seconds)
         elif isinstance(error, OutOfMemory):
             batch = device.take_back().batch

@@ -10,7 +10,6 @@ import errno
 import logging
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import time
@@ -262,8 +261,6 @@ class Supervisor:
     def _failed(self, job: Job, error: BaseException) -> None:
         """End one job for what was wrong with it; whatever that is, the others go on."""
         number = error.errno if isinstance(error, OSError) else None
-        if number is None and (found := re.search(r"errno = (\d+)", str(error))):
-            number = int(found[1])  # HDF5 says it in its message only
         if number in NOT_THE_SAMPLE:
             raise ResourceError(f"{self.spool.root}: {os.strerror(number)}; mend that and run again") from None
         if isinstance(error, HoldfastError | OSError):

@@ -3,7 +3,7 @@
 The directory of the results is the crate; nothing in it is copied or moved. The profile is Process Run Crate 0.5
 (https://w3id.org/ro/wfrun/process/0.5). A file is a result of the run in whose record its digest stands; embeddings,
 which records do not hash, are of the run that the receipt beside them names. Inputs lie outside, where they lay, and
-are told by their digests.
+are named by their digests.
 """
 
 import json
@@ -66,7 +66,7 @@ def write_crate(results: Path, license_url: str) -> list[str]:
     crate.license = _work(crate, license_url, "License of the results")
     crate.root_dataset["conformsTo"] = _work(crate, PROFILE, "Process Run Crate", version="0.5")
     embedded = _made(results, runs)
-    told: set[str] = set()
+    described: set[str] = set()
     changed: set[str] = set()
     digest = cache(provenance.sha256)
     for run in runs:
@@ -76,15 +76,15 @@ def write_crate(results: Path, license_url: str) -> list[str]:
         changed |= there - whole.keys()
         own = embedded[run["run"]]
         made = {f"{sample}/{EMBEDDINGS}": {"identifier": job} for sample, job in own.items()}
-        made |= {name: whole[name] for name in sorted(whole.keys() - told)}
-        told |= made.keys()
+        made |= {name: whole[name] for name in sorted(whole.keys() - described)}
+        described |= made.keys()
         files = [crate.add_file(dest_path=name, properties=_file(results / name) | of) for name, of in made.items()]
         read = list(_inputs(crate, run, own))
-        action = crate.add_action(_software(crate, run), f"#{run['run']}", read, files, _story(run))
+        action = crate.add_action(_software(crate, run), f"#{run['run']}", read, files, _outcome(run))
         crate.root_dataset.append_to("mentions", action)
     with atomic_text(results / CRATE) as file:
         file.write(json.dumps(crate.metadata.generate(), indent=2) + "\n")
-    return sorted(changed - told)
+    return sorted(changed - described)
 
 
 def _read(path: Path) -> Record:
@@ -97,7 +97,7 @@ def _read(path: Path) -> Record:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ConfigError(f"{path}: not the record of a run: format is not {FORMAT}")
     if record.get("format_version") != FORMAT_VERSION or KEYS - record.keys():
-        raise ConfigError(f"{path}: the record of a run of another version; use the make_crate.py of that version")
+        raise ConfigError(f"{path}: the record of a run of another version; use `holdfast crate` of that version")
     return record
 
 
@@ -136,19 +136,19 @@ def _software(crate: ROCrate, run: Record) -> SoftwareApplication:
         if not name.startswith("holdfast")
     ]
     own = run["software"]
-    told = {"name": "Holdfast", "softwareVersion": own["holdfast"], "sha256": own["holdfast_sha256"]}
-    return crate.add(SoftwareApplication(crate, f"#{run['run']}-holdfast", {**told, "softwareRequirements": others}))
+    facts = {"name": "Holdfast", "softwareVersion": own["holdfast"], "sha256": own["holdfast_sha256"]}
+    return crate.add(SoftwareApplication(crate, f"#{run['run']}-holdfast", {**facts, "softwareRequirements": others}))
 
 
 def _inputs(crate: ROCrate, run: Record, made: Collection[str]) -> Iterator[Entity]:
     """What a run read: samples, those ``made`` by it and those that failed, weights, a classifier, the config."""
-    for sample, told in run["samples"].items():
-        if (sample in made or told["state"] == "failed") and (sha256 := told.get("input_sha256")):
-            url = Path(os.path.abspath(os.path.join(run["directory"], told["fasta"]))).as_uri()
+    for sample, known in run["samples"].items():
+        if (sample in made or known["state"] == "failed") and (sha256 := known.get("input_sha256")):
+            url = Path(os.path.abspath(os.path.join(run["directory"], known["fasta"]))).as_uri()
             if url in crate and crate.get(url)["sha256"] != sha256:
                 url += f"#{sha256}"  # as it was then
             if url not in crate:
-                crate.add_file(url, properties={"name": PurePath(told["fasta"]).name, "sha256": sha256})
+                crate.add_file(url, properties={"name": PurePath(known["fasta"]).name, "sha256": sha256})
             yield crate.get(url)
     for model, known in run["models"].items():
         if sha256 := known.get("weights_sha256"):
@@ -160,15 +160,15 @@ def _inputs(crate: ROCrate, run: Record, made: Collection[str]) -> Iterator[Enti
     yield crate.add(ContextEntity(crate, f"#config-{run['run']}", config))
 
 
-def _story(run: Record) -> dict[str, str]:
+def _outcome(run: Record) -> dict[str, str]:
     """How a run went."""
-    story = {"name": f"Run {run['run']}", "description": f"{run['command']}{_warning([run])}"}
-    story |= {name: run[key] for name, key in (("startTime", "began"), ("endTime", "ended")) if run[key]}
-    lacking = [name for name, told in run["samples"].items() if told["state"] in ("failed", "missing")]
+    facts = {"name": f"Run {run['run']}", "description": f"{run['command']}{_warning([run])}"}
+    facts |= {name: run[key] for name, key in (("startTime", "began"), ("endTime", "ended")) if run[key]}
+    lacking = [name for name, known in run["samples"].items() if known["state"] in ("failed", "missing")]
     if run["ended"] and not lacking:
-        return story | {"actionStatus": "http://schema.org/CompletedActionStatus"}
+        return facts | {"actionStatus": "http://schema.org/CompletedActionStatus"}
     error = f"no result of {', '.join(lacking)}" if lacking else "killed"
-    return story | {"actionStatus": "http://schema.org/FailedActionStatus", "error": error}
+    return facts | {"actionStatus": "http://schema.org/FailedActionStatus", "error": error}
 
 
 def _warning(runs: list[Record]) -> str:

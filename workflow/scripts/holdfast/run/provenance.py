@@ -168,8 +168,8 @@ def _sample(entry: dict[str, str], outcome: Receipt | None, run: str) -> dict[st
     known = {**entry, "run": outcome.run, "job": outcome.job, "input_sha256": outcome.input_sha256}
     if outcome.run != run:
         return {**known, "state": "reused"}
-    told = {name: getattr(outcome, name) for name in ("state", "error", "failures", "counts", "seconds")}
-    return {**known, "pool": outcome.pool.get("id", ""), **told}
+    ended = {name: getattr(outcome, name) for name in ("state", "error", "failures", "counts", "seconds")}
+    return {**known, "pool": outcome.pool.get("id", ""), **ended}
 
 
 def describe_pools(outcomes: Iterable[Receipt]) -> dict[str, dict[str, Any]]:

@@ -74,8 +74,7 @@ class NucleotideTokenizer:
     """DNABERT-S's byte pair encoding: ``[CLS]``, the tokens of the whole sequence, ``[SEP]``.
 
     Vocabulary and merges are the checkpoint's own. The published file also cuts and pads to 2000 tokens, which is left
-    out. It expects upper case; each letter
-    other than ACGT is one ``[UNK]``.
+    out. It expects upper case; each letter other than ACGT is one ``[UNK]``.
     """
 
     def __init__(self, path: Path) -> None:

@@ -122,7 +122,7 @@ class PoolState:
         return ""
 
     def announce(self, endpoint: str | Path) -> None:
-        """Write the endpoint file, by which consumers find the pool; taking it away tells the pool to end."""
+        """Write the endpoint file, by which consumers find the pool; the pool ends when it is taken away."""
         with atomic_text(endpoint) as file:
             json.dump(asdict(self), file)
 
