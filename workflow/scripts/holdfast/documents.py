@@ -154,7 +154,9 @@ def fill(kind: type[Kind], content: Any) -> Kind:
 def _fit(wanted: Any, value: Any, where: str) -> Any:
     """Return ``value`` as the annotation ``wanted`` describes it; ``where`` is its field, for the error."""
     if isinstance(wanted, UnionType):
-        fitting = next((kind for kind in get_args(wanted) if kind is type(value)), get_args(wanted)[-1])
+        kinds = get_args(wanted)
+        table = next((kind for kind in kinds if is_dataclass(kind) and isinstance(value, dict)), kinds[-1])
+        fitting = next((kind for kind in kinds if kind is type(value)), table)
         return _fit(fitting, value, where)
     if is_dataclass(wanted):
         return _fit_dataclass(wanted, value, where)

@@ -6,12 +6,7 @@ family's files name their tensors and state their sizes stands in the family's m
 """
 
 import hashlib
-import pickle
-import pickletools
 import re
-import struct
-import warnings
-import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +18,13 @@ from torch import Tensor
 
 from ..documents import DocumentError, read_json
 from ..errors import WeightsError
-from .registry import family_of
+from ..sequences import Alphabet
+from .registry import FAMILIES, Letters, family_module
+from .torch_file import first_line, load_torch, only_tensors
 
 SHARD = r"[A-Za-z0-9_.-]{1,200}\.(safetensors|bin)"
 ADAPTER_FILE = "adapter_config.json"
+NAMESPACE = "argparse.Namespace"  # in fair-esm's files, the configuration
 
 
 def join_rows(parts: Sequence[Tensor]) -> Tensor:
@@ -92,28 +90,39 @@ class Checkpoint:
 
     Attributes:
         where: The path that messages name.
-        model: The model that it holds.
+        family: The family that it is of.
+        alphabet: The letters of its sequences.
         architecture: Sizes as the checkpoint states them, by the encoder's own names.
         layout: How its tensors are named.
         tensors: Mapped from the file, by published name.
         sha256: Digest of the weights (hex).
         reference: The implementation it is compared with, for people.
-        ordinary: Token ids without the special ones, to compare the two on.
-        encode_reference: The reference's states for token ids, one [tokens, width] a sequence; None if there is none.
-        tokenizer: The file to copy, None for a fixed alphabet.
+        encode_reference: The reference's states after the last layer for token ids, one [tokens, width] a sequence;
+            None if there is none.
+        letters: Its vocabulary where every letter is a token; otherwise ``tokenizer`` has it.
+        tokenizer: The ``tokenizer.json`` to copy.
+        start_is_cls: Whether the first token was trained to stand for the sequence.
+        mean_of: What a mean is taken over, see :class:`.registry.Prepared`; so are the next two.
+        max_length: Letters above which the model was not trained or cannot work.
+        long: What becomes of longer sequences.
         sources: Of own tensors that the layout does not name: what makes them up, given their shape.
     """
 
     where: Path
-    model: str
+    family: str
+    alphabet: Alphabet
     architecture: dict[str, int | float | str | bool]
     layout: Layout
     tensors: Mapping[str, Tensor]
     sha256: str
     reference: str
-    ordinary: range
     encode_reference: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
+    letters: Letters | None = None
     tokenizer: Path | None = None
+    start_is_cls: bool = True
+    mean_of: str = "residues"
+    max_length: int | None = None
+    long: str = "whole"
     sources: Mapping[str, Callable[[tuple[int, ...]], Source]] = field(default_factory=dict)
 
     def own_tensors(self) -> dict[str, Tensor]:
@@ -122,7 +131,7 @@ class Checkpoint:
         Raises:
             WeightsError: with the list of missing, unknown and misshapen tensors.
         """
-        family = family_of(self.model)
+        family = family_module(self.family)
         try:
             shapes = family.tensor_shapes(family.check_architecture(self.architecture))
             sources = {
@@ -163,7 +172,7 @@ class Checkpoint:
             if names
         ]
         if problems:
-            raise WeightsError(f"{self.where}: not the tensors of {self.model}; {'; '.join(problems)}")
+            raise WeightsError(f"{self.where}: not the tensors of this {self.family} model; {'; '.join(problems)}")
         return found
 
 
@@ -187,22 +196,17 @@ def weights_files(directory: Path) -> list[Path] | None:
 
 
 def read_checkpoint(path: Path, sha256: str | None) -> Checkpoint:
-    """Recognise the model, compare the digest, then map the tensors.
+    """Recognise the family, compare the digest, then map the tensors.
 
     Args:
-        path: A fair-esm ``.pt`` file or a Hugging Face directory.
+        path: A file of fair-esm or of the ``esm`` package, or a Hugging Face directory.
         sha256: Expected digest (hex) of the weights, see :func:`digest_files`; None to take them as they are.
 
     Raises:
-        WeightsError: another digest, an unknown model, files that cannot be read or that need code to be read.
+        WeightsError: another digest, an unknown family, files that cannot be read or that need code to be read.
     """
-    from .esm import read_fair_esm, read_hugging_face_esm  # which import this module
-    from .mosaic_bert import read_dnabert_s
-
     if path.is_file():
-        if path.suffix != ".pt":
-            raise WeightsError(f"{path}: not a known format; give a fair-esm .pt file or a Hugging Face directory")
-        return read_fair_esm(path, digest_files([path], sha256))
+        return _read_file(path, digest_files([path], sha256))
     files, configuration = weights_files(path), path / "config.json"
     if files is None and (path / ADAPTER_FILE).is_file():
         raise WeightsError(
@@ -214,19 +218,36 @@ def read_checkpoint(path: Path, sha256: str | None) -> Checkpoint:
             "pytorch_model.bin (or their index and parts)"
         )
     config = _read_json(configuration)
-    readers = {"esm": read_hugging_face_esm, "bert": read_dnabert_s}
-    reader = next((reader for kind, reader in readers.items() if config.get("model_type") == kind), None)
-    if reader is None:
-        kind, known = config.get("model_type"), ", ".join(map(repr, readers))
-        raise WeightsError(f"{configuration}: model_type is {kind!r:.80}, known are {known}; give such a model")
-    found = digest_files(files, sha256)
+    found = config.get("model_type")
+    family = next((family for family, model_type in FAMILIES.items() if model_type == found), None)
+    if family is None:
+        known = ", ".join(map(repr, FAMILIES.values()))
+        raise WeightsError(f"{configuration}: model_type is {found!r:.80}, known are {known}; give such a model")
+    digest = digest_files(files, sha256)
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= _map_safetensors(file) if file.suffix == ".safetensors" else only_tensors(file, load_torch(file))
+    if tensors and all(name.startswith("module.") for name in tensors):
+        raise WeightsError(f"{path}: saved from a wrapped model, every name begins with 'module.'; save it unwrapped")
     try:
-        return reader(path, config, tensors, found)
+        checkpoint: Checkpoint = family_module(family).read_directory(path, config, tensors, digest)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise WeightsError(f"{configuration}: missing or wrong entry {first_line(error)}; download it again") from None
+    return checkpoint
+
+
+def _read_file(path: Path, sha256: str) -> Checkpoint:
+    """Read one file of torch; which family it is of shows in what it holds."""
+    content = load_torch(path, [NAMESPACE])
+    for family in FAMILIES:
+        module = family_module(family)
+        if hasattr(module, "read_file") and isinstance(content, dict) and module.is_file(content):
+            checkpoint: Checkpoint = module.read_file(path, content, sha256)
+            return checkpoint
+    raise WeightsError(
+        f"{path}: not a checkpoint of fair-esm or of the esm package; give the .pt or .pth file itself, not the "
+        "contact regression, or a Hugging Face directory"
+    )
 
 
 def stated_sizes(config: Mapping[str, Any]) -> dict[str, int | float | str | bool]:
@@ -276,123 +297,3 @@ def _map_safetensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
     except SafetensorError as error:
         raise WeightsError(f"{path}: truncated or not safetensors ({error}); download it again") from None
-
-
-# Files of torch: a zip of one pickle, which says what was saved, and of the numbers of every tensor
-
-LARGEST_PICKLE_BYTES = 2**20  # without the tensors; the largest ESM-2, of 48 layers, has 0.2 million
-LARGEST_TUPLES = 2**14  # in a pickle, which needs four a tensor; a million in each other overflow Python's stack
-LARGEST_REPEATS = 16  # of a list, tuple, table or tensor: with each, what a pickle describes can double
-BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's first pickle in a file before 1.6
-TENSOR_NAMES = frozenset(
-    {"__builtin__.set", "builtins.set", "collections.OrderedDict"}
-    | {"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
-    | {f"torch.{kind}Storage" for kind in ("Double", "Float", "Half", "BFloat16")}
-    | {f"torch.{kind}Storage" for kind in ("Long", "Int", "Short", "Char", "Byte", "Bool")}
-)
-_SIMPLE = ("GLOBAL", "BINUNICODE", "SHORT_BINSTRING")
-
-
-class StandIn:
-    """Takes the place of an object in a pickle: holds its attributes, by name in ``state``, and does nothing."""
-
-    state: Any = None
-
-    def __setstate__(self, state: object) -> None:
-        self.state = dict(dict.items(state))  # type: ignore[arg-type]  # TypeError where it is none
-
-
-def load_torch(path: Path, classes: Collection[str] = ()) -> Any:
-    """Map what torch has saved since 1.6; nothing in it is run, and its tensors take no memory.
-
-    Args:
-        path: Of the file.
-        classes: Full names of classes whose objects become a :class:`StandIn`.
-
-    Returns:
-        Tensors, plain containers and stand-ins; see :func:`require_stored` of tensors.
-
-    Raises:
-        WeightsError: damaged, saved before 1.6, or asking for anything else.
-    """
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of what is refused a moment later
-            _check_pickle(path, _read_pickle(path), TENSOR_NAMES | set(classes))
-            with torch.serialization.safe_globals([(StandIn, name) for name in classes]):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        reason = "a pickle that torch.save does not write"
-    except (
-        *(zipfile.BadZipFile, struct.error, EOFError, OSError, OverflowError, AssertionError),
-        *(AttributeError, LookupError, RuntimeError, TypeError, ValueError),
-    ) as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-    raise WeightsError(f"{path}: truncated or not a torch checkpoint ({reason}); download it again")
-
-
-def _read_pickle(path: Path) -> bytes:
-    """The pickle in a file of torch, once the file is a zip without any large part but numbers."""
-    with open(path, "rb") as file:
-        if file.read(len(BEFORE_ZIP)) == BEFORE_ZIP:
-            raise WeightsError(
-                f"{path}: saved by torch before 1.6, which is not read; save it again with a newer torch: "
-                "torch.save(torch.load(FILE), FILE)"
-            )
-        with zipfile.ZipFile(file) as archive:
-            members = [(member.filename.partition("/")[2].lower(), member) for member in archive.infolist()]
-            if any(member.compress_type != zipfile.ZIP_STORED for _, member in members):
-                raise ValueError("compressed, which torch.save never does")
-            if sum(member.file_size for name, member in members if not name.startswith("data/")) > LARGEST_PICKLE_BYTES:
-                raise ValueError(f"a pickle of more than {LARGEST_PICKLE_BYTES} bytes")
-            (pickled,) = (member for name, member in members if name == "data.pkl")
-            return archive.read(pickled)
-
-
-def _check_pickle(path: Path, pickled: bytes, names: Collection[str]) -> None:
-    """Refuse what torch's unpickler must not see: other names, and what would take time or memory without end."""
-    simple: set[object] = set()  # places in the memo that hold a name or a text
-    tuples = repeats = 0
-    last = ""
-    for opcode, argument, _ in pickletools.genops(pickled):
-        match opcode.name:
-            case "GLOBAL" if (name := str(argument).replace(" ", ".")) not in names:
-                raise WeightsError(
-                    f"{path}: refused, it holds {name[:200]}, not only tensors, and reading it could run code; get the "
-                    "checkpoint from its publisher, or save the state_dict() of a model alone"
-                )
-            case "BINPUT" | "LONG_BINPUT":
-                (simple.add if last in _SIMPLE else simple.discard)(argument)
-                continue
-            case "BINGET" | "LONG_BINGET":
-                repeats += argument not in simple
-            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
-                tuples += 1
-        last = opcode.name
-    if tuples > LARGEST_TUPLES or repeats > LARGEST_REPEATS:
-        raise ValueError("nested or repeated more than any checkpoint")
-
-
-def require_stored(tensor: object) -> Tensor:
-    """A tensor that was loaded, as numbers alone.
-
-    Raises:
-        ValueError: not a tensor, or one of more numbers than the file holds, which strides of 0 make possible.
-    """
-    if not isinstance(tensor, Tensor) or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ValueError("not a tensor, or larger than what the file holds of it")
-    return tensor.detach()
-
-
-def only_tensors(path: Path, content: object) -> dict[str, Tensor]:
-    """The tensors by name of what must be a table of tensors."""
-    try:
-        if isinstance(content, dict) and all(isinstance(name, str) for name in dict.keys(content)):
-            return {name: require_stored(tensor) for name, tensor in dict.items(content)}
-    except ValueError:
-        pass
-    raise WeightsError(f"{path}: holds no plain table of tensors; give a published checkpoint")
-
-
-def first_line(error: BaseException) -> str:
-    """The beginning of what an error says, or what it is."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,8 +1,7 @@
 """What every encoder does with a batch, and its weights; the layers are in the modules of the families."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
@@ -13,45 +12,54 @@ from ..documents import parse_json
 from ..errors import PREPARE_AGAIN, WeightsError
 from .ops import choose_ops
 from .packing import Packing
-from .registry import WEIGHTS_FILE, family_of, read_prepared
+from .pooling import Output, Tokens, batches, merge_windows, pool, window_starts
+from .registry import WEIGHTS_FILE, Prepared, family_module
 
 Architecture = Mapping[str, int | float | str | bool]
 Shapes = dict[str, tuple[int, ...]]
 HEADER_KEY = "holdfast"  # one entry as JSON: safetensors writes several in random order, and digests must not vary
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+IN_FP32 = ("inv_freq", "relative_bias.weight")  # whatever the precision
 # Sizes of an architecture and the largest that are believed; ESM-2 15B has 48 layers of 5120 and 20480 columns.
 LARGEST = {"layers": 2**10, "width": 2**16, "heads": 2**10, "mlp_width": 2**18, "vocabulary": 2**20}
 CPU_TOKENS = 1024  # worked on at once on a CPU, so that what passes from layer to layer stays in its caches
+WINDOW_TOKENS = 16384  # of the windows over one sequence that are worked on at once
 
 
 class Encoder:
     """An encoder with its weights on one device.
 
+    A family's class has :meth:`_states`, and nothing else that a caller sees.
+
     Attributes:
+        layers: Layers; layer 0 is the embedding of tokens.
         width: Columns of a state and of an embedding.
         device: Where the weights are and results stay.
-        pooled: The tokens of a sequence whose mean is its embedding.
+        tokens: Which tokens of a sequence count.
     """
 
-    pooled: slice
-
-    def __init__(self, weights: dict[str, Tensor], architecture: Architecture) -> None:
+    def __init__(self, weights: dict[str, Tensor], prepared: Prepared) -> None:
         """Take the weights as :func:`read_weights` gives them."""
-        self.width = int(architecture["width"])
+        architecture = prepared.architecture
+        self.layers, self.width = prepared.layers, prepared.width
         self.device = weights["embed.weight"].device
+        residues = slice(prepared.start_tokens, -prepared.end_tokens or None)
+        self.tokens = Tokens(residues, residues if prepared.mean_of == "residues" else slice(None))
+        self._specials = prepared.start_tokens, prepared.end_tokens
         self._weights = weights
-        self._layers, self._heads = int(architecture["layers"]), int(architecture["heads"])
+        self._heads = int(architecture["heads"])
         self._epsilon = float(architecture["layer_norm_epsilon"])
         self._ops = choose_ops(weights["embed.weight"])
 
     @torch.inference_mode()
-    def encode(self, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
-        """States of the last layer, for ESM-2 after the final LayerNorm.
+    def encode(self, tokens: Tensor, lengths: Sequence[int], layer: int | None = None) -> Tensor:
+        """The states after a layer.
 
         Args:
             tokens: integers of any dtype [T], the sequences one behind the other, each with its special tokens,
                 without <mask>.
             lengths: Tokens of each sequence; their sum is T.
+            layer: 0 for the embedding of tokens; None for the last layer, after its norm if the model ends in one.
 
         Returns:
             [T, width] on the device, in the precision of the weights.
@@ -60,56 +68,138 @@ class Encoder:
             ValueError: no sequence, an empty one, or lengths that do not add up to T.
         """
         packing = Packing(lengths, self.device)
-        return packing.restore(self._states_of(tokens, packing))
+        wanted = self.layers if layer is None else layer
+        found = [states for _, _, states in self._states_of(tokens, packing, {wanted})]
+        return packing.restore(torch.cat(found))
 
     @torch.inference_mode()
-    def embed(self, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Mean state over the :attr:`pooled` tokens of each sequence: float32 [sequences, width].
+    def embed(
+        self, tokens: Tensor, lengths: Sequence[int], outputs: Sequence[Output], window: int | None = None
+    ) -> dict[Output, Tensor]:
+        """What is pooled of the states; several outputs cost one pass.
+
+        Args:
+            tokens: As for :meth:`encode`.
+            lengths: As for :meth:`encode`.
+            outputs: What is asked for.
+            window: Residues above which a sequence is embedded in overlapping windows, each with the special tokens of
+                a whole one; None to embed every sequence whole.
+
+        Returns:
+            By output float32 [sequences, width], or of ``residues`` [residues of all sequences, width] in the
+            precision of the weights (float32 where there are windows), both in the order of the sequences.
 
         Raises:
-            ValueError: as :meth:`encode`, or a sequence without tokens to pool.
+            ValueError: as :meth:`encode`, a sequence without residues, or a layer that the model has not.
         """
+        around = sum(self._specials)
+        if min(lengths, default=0) <= around:
+            raise ValueError("every sequence needs at least one residue beside its special tokens")
+        if not {output.layer for output in outputs} <= set(range(self.layers + 1)):
+            raise ValueError(f"layers are 0 to {self.layers}")
+        if window is None or max(lengths) - around <= window:
+            return self._embed_whole(tokens, lengths, outputs)
+        return self._embed_windows(tokens, lengths, outputs, window)
+
+    def _embed_whole(self, tokens: Tensor, lengths: Sequence[int], outputs: Sequence[Output]) -> dict[Output, Tensor]:
         packing = Packing(lengths, self.device)
-        if not range(packing.lengths[0])[self.pooled]:
-            raise ValueError("a protein needs at least one residue between <cls> and <eos>")
-        return packing.means(self._states_of(tokens, packing), self.pooled)
+        parts: dict[Output, list[Tensor]] = {output: [] for output in outputs}
+        for part, layer, states in self._states_of(tokens, packing, {output.layer for output in outputs}):
+            for output in outputs:
+                if output.layer == layer:
+                    parts[output].append(pool(states, part, output.pooling, self.tokens))
+        around = sum(self._specials)
+        return {
+            output: packing.restore_rows(torch.cat(found), around if output.pooling == "residues" else None)
+            for output, found in parts.items()
+        }
 
-    def _states_of(self, tokens: Tensor, packing: Packing) -> Tensor:
-        """States in the order of the packing, [T, width]."""
+    def _embed_windows(
+        self, tokens: Tensor, lengths: Sequence[int], outputs: Sequence[Output], window: int
+    ) -> dict[Output, Tensor]:
+        """Sequence by sequence: those that fit whole, the others as the mean over their windows."""
+        found: dict[Output, list[Tensor]] = {output: [] for output in outputs}
+        for sequence in tokens.split(list(lengths)):
+            if len(sequence) - sum(self._specials) <= window:
+                made = self._embed_whole(sequence, [len(sequence)], outputs)
+            else:
+                made = self._embed_by_windows(sequence, outputs, window)
+            for output, values in made.items():
+                found[output].append(values.float())
+        return {output: torch.cat(values) for output, values in found.items()}
+
+    def _embed_by_windows(self, sequence: Tensor, outputs: Sequence[Output], window: int) -> dict[Output, Tensor]:
+        start, end = self._specials
+        before, residues, behind = sequence.split([start, len(sequence) - start - end, end])
+        starts = window_starts(len(residues), window)
+        pieces = [torch.cat([before, residues[first : first + window], behind]) for first in starts]
+        states: dict[int, list[Tensor]] = {output.layer: [] for output in outputs}
+        wanted = [Output(layer, "residues") for layer in states]
+        for part in batches([len(piece) for piece in pieces], WINDOW_TOKENS):
+            lengths = [len(piece) for piece in pieces[part]]
+            for output, values in self._embed_whole(torch.cat(pieces[part]), lengths, wanted).items():
+                states[output.layer] += values.split(window)
+        merged = {layer: merge_windows(values, starts, len(residues)) for layer, values in states.items()}
+        whole = Tokens(slice(None), slice(None))
+        alone = Packing([len(residues)], self.device)
+        return {output: pool(merged[output.layer], alone, output.pooling, whole) for output in outputs}
+
+    def _states_of(self, tokens: Tensor, packing: Packing, layers: set[int]) -> Iterator[tuple[Packing, int, Tensor]]:
+        """States [T, width] after the layers asked for, of consecutive parts of the packing; to be used at once."""
         arranged = packing.arrange(tokens).long()
-        if self.device.type != "cpu":
-            return self._states(arranged, packing)
-        return torch.cat([self._states(arranged[rows], part) for rows, part in packing.parts(CPU_TOKENS)])
+        parts = packing.parts(CPU_TOKENS) if self.device.type == "cpu" else [(slice(None), packing)]
+        for rows, part in parts:
+            for layer, states in enumerate(self._states(arranged[rows], part, max(layers))):
+                if layer in layers:
+                    yield part, layer, states
 
-    def _states(self, tokens: Tensor, packing: Packing) -> Tensor:
-        """States of tokens int64 [T], both in the order of the packing, [T, width]."""
+    def _states(self, tokens: Tensor, packing: Packing, last: int) -> Iterator[Tensor]:
+        """Yield the states after each layer, from the embedding of tokens on, up to layer ``last``.
+
+        Args:
+            tokens: int64 [T], in the order of the packing.
+            packing: Where the sequences stand.
+            last: The last layer that is wanted.
+
+        Yields:
+            [T, width], in the order of the packing; the next step may overwrite it.
+        """
         raise NotImplementedError
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(x, self._weights[name + ".weight"], self._weights.get(name + ".bias"))
 
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        weight, bias = self._weights[name + ".weight"], self._weights[name + ".bias"]
-        return F.layer_norm(x, (self.width,), weight, bias, self._epsilon)
+    def _linear_in_fp32(self, x: Tensor, name: str) -> Tensor:
+        """A product without bias whose result half precision may not hold, fp32 where the device can give that."""
+        weight = self._weights[name + ".weight"]
+        if x.is_cuda and x.dtype != torch.float32:
+            return torch.mm(x, weight.T, out_dtype=torch.float32)
+        return F.linear(x, weight).float()
 
-    def _add_norm(self, x: Tensor, y: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        weight, bias = self._weights[name + ".weight"], self._weights[name + ".bias"]
-        total, normed = self._ops.add_norm(x, y, weight, bias, self._epsilon)
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        """LayerNorm of ``x``, whose weights are called ``name``."""
+        weight, bias = self._weights[name + ".weight"], self._weights.get(name + ".bias")
+        return F.layer_norm(x, weight.shape, weight, bias, self._epsilon)
+
+    def _add_norm(self, x: Tensor, y: Tensor, name: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        """The sum x + scale * y, and its LayerNorm, whose weights are called ``name``."""
+        weight, bias = self._weights[name + ".weight"], self._weights.get(name + ".bias")
+        total, normed = self._ops.add_norm(x, y, weight, bias, self._epsilon, scale)
         return total, normed
 
 
 def read_weights(
-    directory: str | Path, device: str | torch.device, precision: str
-) -> tuple[dict[str, Tensor], Architecture]:
+    directory: str | Path, prepared: Prepared, device: str | torch.device, precision: str
+) -> dict[str, Tensor]:
     """Map the tensors of a prepared model onto a device, one after the other, and check them.
 
     The file is mapped, not read: on the CPU a tensor that needs no conversion stays in the page cache, which
     all processes share; on CUDA it is copied from there straight to the device. ``inv_freq`` stays fp32.
 
     Raises:
-        WeightsError: not a prepared model, or a damaged file.
+        WeightsError: a damaged file, or one of another model.
     """
-    family = family_of(read_prepared(directory).model)
+    family = family_module(prepared.family)
     path = Path(directory) / WEIGHTS_FILE
     if precision == "auto":
         precision = "fp16" if torch.device(device).type == "cuda" else "fp32"
@@ -120,17 +210,20 @@ def read_weights(
     weights: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            architecture = _architecture(path, family, (file.metadata() or {}).get(HEADER_KEY, "{}"))
+            stated = parse_json((file.metadata() or {}).get(HEADER_KEY, "{}"))
+            if not isinstance(stated, dict) or stated.get("architecture") != prepared.architecture:
+                raise WeightsError(f"{path}: not the weights that model.json describes; {PREPARE_AGAIN}")
+            shapes: Shapes = family.tensor_shapes(family.check_architecture(prepared.architecture))
             for name in file.keys():  # noqa: SIM118, not a mapping
                 tensor = file.get_tensor(name)
                 if not tensor.is_floating_point():
                     raise WeightsError(f"{path}: holds {tensor.dtype}, not floating point; {PREPARE_AGAIN}")
-                weights[name] = tensor.to(torch.float32 if name == "inv_freq" else PRECISIONS[precision])
-    except (SafetensorError, FileNotFoundError) as error:
+                weights[name] = tensor.to(torch.float32 if name in IN_FP32 else PRECISIONS[precision])
+    except (SafetensorError, FileNotFoundError, ValueError) as error:
         raise WeightsError(f"{path}: not readable ({error}); {PREPARE_AGAIN}") from None
-    if {name: tuple(tensor.shape) for name, tensor in weights.items()} != family.tensor_shapes(architecture):
+    if {name: tuple(tensor.shape) for name, tensor in weights.items()} != shapes:
         raise WeightsError(f"{path}: its tensors do not fit the architecture in its header; {PREPARE_AGAIN}")
-    return weights, architecture
+    return weights
 
 
 def layer_shapes(layer: int, width: int, mlp: Mapping[str, tuple[int, int]]) -> Shapes:
@@ -166,13 +259,3 @@ def check_sizes(content: object, largest: Mapping[str, int] = LARGEST) -> Archit
     if width % heads:
         raise ValueError(f"{heads} heads do not fit a width of {width}")
     return content
-
-
-def _architecture(path: Path, family: ModuleType, header: str) -> Architecture:
-    try:
-        architecture: Architecture = family.check_architecture(parse_json(header)["architecture"])
-    except (LookupError, TypeError, ValueError) as error:
-        raise WeightsError(
-            f"{path}: its header holds no architecture of a prepared model ({error}); {PREPARE_AGAIN}"
-        ) from None
-    return architecture

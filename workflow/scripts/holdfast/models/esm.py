@@ -1,14 +1,13 @@
-"""ESM-2, a protein encoder: its network on packed batches, and what its published files look like.
+"""ESM-2, ESM-1b and ESM-1v, protein encoders: their network on packed batches, and what their published files hold.
 
-Token ids of a batch come in one behind the other, one state a token goes out; :mod:`.packing` keeps the sequences
-apart.
-
-Architecture: Lin et al. 2023, doi:10.1126/science.ade2574 (pre-LN transformer, rotary positions, exact GELU). Names in
-its files: fair-esm 2.0.0 (``esm.model.esm2``), transformers' ``modeling_esm``.
+One network: a pre-LN transformer with the exact GELU. ESM-2 (Lin et al. 2023, doi:10.1126/science.ade2574) has rotary
+positions and knows no longest sequence; ESM-1b (Rives et al. 2021, doi:10.1073/pnas.2016239118) and ESM-1v (Meier et
+al. 2021, doi:10.1101/2021.07.09.450648) learned a vector for each of the first positions, and ESM-1b has a norm after
+the embedding. Names in the files: fair-esm 2.0.0, transformers' ``modeling_esm``.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,76 +17,110 @@ import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
 from torch import Tensor
 
 from ..errors import WeightsError
-from ..sequences.tokens import VOCABULARY
-from .checkpoint import Checkpoint, Layout, Source, first_line, load_torch, only_tensors, stated_sizes
-from .encoder import Architecture, Encoder, Shapes, check_sizes, layer_shapes
+from ..sequences import Alphabet
+from .checkpoint import Checkpoint, Layout, Source, stated_sizes
+from .encoder import LARGEST, Architecture, Encoder, Shapes, check_sizes, layer_shapes
 from .packing import Packing
 from .reference import encode_fair_esm, encode_transformers
+from .registry import Letters, Prepared
+from .torch_file import first_line, only_tensors
 
+RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
+VOCABULARY = ("<cls>", "<pad>", "<eos>", "<unk>", *RESIDUES, "<null_1>", "<mask>")
 UNMASKED_FRACTION = 1 - 0.15 * 0.8  # of residues in training; fair-esm scales by it when token_dropout is set
+FIRST_POSITION = 2  # row of the first token among learned positions: the rows before it belong to padding
 
-ORDINARY = range(VOCABULARY.index("L"), VOCABULARY.index("X"))  # the 20 common residues
+
+def letters_of(vocabulary: Sequence[str]) -> Letters:
+    """The letters of a vocabulary in the order of its ids.
+
+    Raises:
+        ValueError: it lacks ``<cls>``, ``<eos>``, ``<unk>`` or one of the 20 common residues.
+    """
+    ids = {token: number for number, token in enumerate(vocabulary) if len(token) == 1}
+    if lacking := {*"LAGVSERTIDPKQNFYMHWC"} - ids.keys():
+        raise ValueError(f"the vocabulary has no token for {', '.join(sorted(lacking))}")
+    start, end, unknown = (list(vocabulary).index(token) for token in ("<cls>", "<eos>", "<unk>"))
+    return Letters(ids, unknown, start, end)
 
 
 def check_architecture(content: object) -> Architecture:
-    """Check the sizes of an ESM-2; ValueError as :func:`.encoder.check_sizes`."""
+    """Check the sizes of a model of this family; ValueError as :func:`.encoder.check_sizes`."""
     architecture = check_sizes(content)
-    if int(architecture["width"]) // int(architecture["heads"]) % 2:
+    if any(type(architecture.get(name)) is not bool for name in ("token_dropout", "embed_norm")):
+        raise ValueError("token_dropout and embed_norm must be true or false")
+    positions = architecture.get("positions")
+    if type(positions) is not int or not 0 <= positions <= LARGEST["vocabulary"]:
+        raise ValueError("positions must be a whole number, 0 for rotary ones")
+    if not positions and int(architecture["width"]) // int(architecture["heads"]) % 2:
         raise ValueError(f"{architecture['heads']} heads do not fit a width of {architecture['width']}")
-    if architecture["vocabulary"] != len(VOCABULARY):
-        raise ValueError(f"vocabulary must be {len(VOCABULARY)}, the tokens of ESM-2")
-    if type(architecture.get("token_dropout")) is not bool:
-        raise ValueError("token_dropout must be true or false")
     return architecture
 
 
 def tensor_shapes(architecture: Architecture) -> Shapes:
-    """Name and shape of every tensor of a prepared ESM-2 of these sizes."""
+    """Name and shape of every tensor of a prepared model of these sizes."""
     width, mlp_width = int(architecture["width"]), int(architecture["mlp_width"])
-    shapes: Shapes = {
-        "embed.weight": (int(architecture["vocabulary"]), width),
-        "inv_freq": (width // int(architecture["heads"]) // 2,),
-        "final_norm.weight": (width,),
-        "final_norm.bias": (width,),
-    }
+    shapes: Shapes = {"embed.weight": (int(architecture["vocabulary"]), width)}
+    if positions := int(architecture["positions"]):
+        shapes["positions.weight"] = (positions, width)
+    else:
+        shapes["inv_freq"] = (width // int(architecture["heads"]) // 2,)
+    norms = ["embed_norm", "final_norm"] if architecture["embed_norm"] else ["final_norm"]
+    shapes |= {f"{norm}.{kind}": (width,) for norm in norms for kind in ("weight", "bias")}
     for layer in range(int(architecture["layers"])):
         shapes |= layer_shapes(layer, width, {"mlp_in": (mlp_width, width), "mlp_out": (width, mlp_width)})
     return shapes
 
 
-class Esm2(Encoder):
-    """ESM-2; an embedding is the mean over the residues, without <cls> and <eos>."""
+class Esm(Encoder):
+    """The encoder of this family."""
 
-    pooled = slice(1, -1)
+    def __init__(self, weights: dict[str, Tensor], prepared: Prepared) -> None:
+        super().__init__(weights, prepared)
+        self._scale = UNMASKED_FRACTION if prepared.architecture["token_dropout"] else 1.0
 
-    def __init__(self, weights: dict[str, Tensor], architecture: Architecture) -> None:
-        super().__init__(weights, architecture)
-        self._scale = UNMASKED_FRACTION if architecture["token_dropout"] else 1.0
-
-    def _states(self, tokens: Tensor, packing: Packing) -> Tensor:
-        angles = packing.positions[:, None].float() * self._weights["inv_freq"]  # fp32 [T, head width / 2]
-        cosine, sine = angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), dim=1)
+    def _states(self, tokens: Tensor, packing: Packing, last: int) -> Iterator[Tensor]:
+        cosine = sine = None
         x = F.embedding(tokens, self._weights["embed.weight"]) * self._scale
+        if "inv_freq" in self._weights:
+            cosine, sine = rotary_angles(packing, self._weights["inv_freq"])
+        else:
+            x = x + self._weights["positions.weight"][packing.positions + FIRST_POSITION]
+        if "embed_norm.weight" in self._weights:
+            x = self._norm(x, "embed_norm")
+        yield x
         normed = self._norm(x, "layers.0.attention_norm")
-        for layer in range(self._layers):
+        for layer in range(last):
             name = f"layers.{layer}."
-            following = f"layers.{layer + 1}.attention_norm" if layer + 1 < self._layers else "final_norm"
+            following = f"layers.{layer + 1}.attention_norm" if layer + 1 < self.layers else "final_norm"
             qkv = self._linear(normed, name + "qkv").view(len(x), 3, self._heads, -1)
-            self._ops.rotate(qkv, cosine, sine)
+            if cosine is not None:
+                self._ops.rotate(qkv, cosine, sine)
             attended = self._linear(self._ops.attention(qkv, packing), name + "attention_output")
             x, normed = self._add_norm(x, attended, name + "mlp_norm")
             hidden = self._ops.gelu(self._linear(normed, name + "mlp_in"))
             x, normed = self._add_norm(x, self._linear(hidden, name + "mlp_out"), following)
-        return normed
+            yield normed if layer + 1 == self.layers else x
 
 
-ENCODER = Esm2
+def rotary_angles(packing: Packing, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of each token's angles, fp32 [T, head width] each, as :func:`.ops.rotate` takes them."""
+    angles = packing.positions[:, None].float() * frequencies  # fp32 [T, head width / 2]
+    return angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), dim=1)
+
+
+ENCODER = Esm
 
 # Published files
 
 FAIR_ESM = Layout(
-    prefix=r"encoder\.sentence_encoder\.|encoder\.",
-    outside={"embed": "embed_tokens", "final_norm": "emb_layer_norm_after"},
+    prefix=r"encoder\.sentence_encoder\.|encoder\.|sentence_encoder\.",
+    outside={
+        "embed": "embed_tokens",
+        "positions": "embed_positions",
+        "embed_norm": "emb_layer_norm_before",
+        "final_norm": "emb_layer_norm_after",
+    },
     layer="layers.{}",
     inside={
         "attention_norm": ("self_attn_layer_norm",),
@@ -99,11 +132,14 @@ FAIR_ESM = Layout(
     },
     ignored=r"(lm_head|contact_head)\.",
 )
-
-
-HUGGING_FACE_ESM = Layout(
+HUGGING_FACE = Layout(
     prefix=r"esm\.",
-    outside={"embed": "embeddings.word_embeddings", "final_norm": "encoder.emb_layer_norm_after"},
+    outside={
+        "embed": "embeddings.word_embeddings",
+        "positions": "embeddings.position_embeddings",
+        "embed_norm": "embeddings.layer_norm",
+        "final_norm": "encoder.emb_layer_norm_after",
+    },
     layer="encoder.layer.{}",
     inside={
         "attention_norm": ("attention.LayerNorm",),
@@ -113,91 +149,111 @@ HUGGING_FACE_ESM = Layout(
         "mlp_in": ("intermediate.dense",),
         "mlp_out": ("output.dense",),
     },
-    ignored=r"(lm_head|contact_head|pooler)\.|(embeddings\.)?position_",
+    ignored=r"(lm_head|contact_head|pooler|classifier)\.|(embeddings\.)?position_(ids|embeddings\.weight)$",
+)
+# The rotary frequencies, one set a layer in fair-esm's and older Hugging Face files, one in all in newer ones;
+# transformers 5.23 writes that one under a name with a literal asterisk.
+ROTARY = (
+    r"layers\.\d+\.self_attn\.rot_emb\.inv_freq|"
+    r"(encoder\.layer\.(\d+|\*)\.attention\.self\.)?rotary_embeddings\.inv_freq"
 )
 
 
-def read_fair_esm(path: Path, sha256: str) -> Checkpoint:
-    """Read a ``.pt`` file of fair-esm; its digest goes into the checkpoint.
+def is_file(content: Mapping[str, Any]) -> bool:
+    """Whether what a file of torch holds is of fair-esm."""
+    return "model" in content and bool({"cfg", "args"} & content.keys())
+
+
+def read_file(path: Path, content: Mapping[str, Any], sha256: str) -> Checkpoint:
+    """Take what a ``.pt`` file of fair-esm holds: ``cfg`` for ESM-2, ``args`` for ESM-1b and ESM-1v.
 
     Raises:
-        WeightsError: not an ESM-2 of fair-esm.
+        WeightsError: none of these models.
     """
-    content = load_torch(path, ["argparse.Namespace"])
     try:
-        config = dict.__getitem__(dict.__getitem__(content, "cfg"), "model").state  # of tables alone, not of tensors
-        tensors = only_tensors(path, dict.__getitem__(content, "model"))
-        sizes: dict[str, int] = {
-            "layers": int(config["encoder_layers"]),
-            "width": int(config["encoder_embed_dim"]),
-            "heads": int(config["encoder_attention_heads"]),
-            "token_dropout": bool(config["token_dropout"]),
+        config = (dict.__getitem__(content["cfg"], "model") if "cfg" in content else content["args"]).state
+        stated = {name.removeprefix("encoder_"): value for name, value in dict.items(config)}
+        tensors = only_tensors(path, content["model"])
+        if "cfg" not in content and stated.get("arch") != "roberta_large":
+            raise ValueError(f"arch is {stated.get('arch')!r:.60}, ESM-1b and ESM-1v have 'roberta_large'")
+        sizes: dict[str, int | float | str | bool] = {
+            "layers": int(stated["layers"]),
+            "width": int(stated["embed_dim"]),
+            "heads": int(stated["attention_heads"]),
+            "token_dropout": bool(stated.get("token_dropout", False)),
         }
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise WeightsError(
-            f"{path}: not an ESM-2 checkpoint of fair-esm ({type(error).__name__}: {first_line(error)}); give the "
-            ".pt file itself, not the contact regression, or a Hugging Face directory"
+            f"{path}: not an ESM-2, ESM-1b or ESM-1v of fair-esm ({type(error).__name__}: {first_line(error)}); give "
+            "the .pt file itself, not the contact regression, or a Hugging Face directory"
         ) from None
     bare = {FAIR_ESM.bare(name): tensor for name, tensor in tensors.items()}
-
-    def frequencies(shape: tuple[int, ...]) -> Source:
-        names = [f"layers.{layer}.self_attn.rot_emb.inv_freq" for layer in range(sizes["layers"])]
-        return Source(names, shape, partial(_agreed, names))
-
-    return Checkpoint(
+    architecture = {
+        **sizes,
+        "mlp_width": _rows(bare, "layers.0.mlp_in.weight"),
+        "vocabulary": _rows(bare, "embed.weight"),
+        "layer_norm_epsilon": 1e-5,  # torch.nn.LayerNorm's, which fair-esm uses
+        "positions": _rows(bare, "positions.weight") if FAIR_ESM.published("positions.weight")[0] in bare else 0,
+        "embed_norm": FAIR_ESM.published("embed_norm.weight")[0] in bare,
+    }
+    names = [f"layers.{layer}.self_attn.rot_emb.inv_freq" for layer in range(int(sizes["layers"]))]
+    return _checkpoint(
         where=path,
-        model="esm2",
-        architecture={
-            **sizes,
-            "mlp_width": _rows(bare, "layers.0.mlp_in.weight"),
-            "vocabulary": _rows(bare, "embed.weight"),
-            "layer_norm_epsilon": 1e-5,  # torch.nn.LayerNorm's, which fair-esm's ESM2 uses
-        },
+        architecture=architecture,
         layout=FAIR_ESM,
         tensors=tensors,
         sha256=sha256,
-        reference="fair-esm ESM2",
-        ordinary=ORDINARY,
-        encode_reference=partial(encode_fair_esm, sizes, bare),
-        sources={"inv_freq": frequencies},
+        reference="fair-esm",
+        encode_reference=partial(encode_fair_esm, architecture, bare),
+        letters=letters_of(VOCABULARY),
+        sources={"inv_freq": lambda shape: Source(names, shape, partial(_agreed, names))},
     )
 
 
-def read_hugging_face_esm(path: Path, config: dict[str, Any], tensors: dict[str, Tensor], sha256: str) -> Checkpoint:
+def read_directory(path: Path, config: dict[str, Any], tensors: dict[str, Tensor], sha256: str) -> Checkpoint:
     """Take the configuration and the tensors of a Hugging Face directory.
 
     Raises:
-        WeightsError: an ESM of another kind.
+        WeightsError: an ESM with positions of another kind.
         KeyError, TypeError, ValueError, OverflowError: of an entry in the configuration.
     """
-    if config["position_embedding_type"] != "rotary" or config.get("emb_layer_norm_before"):
-        raise WeightsError(f"{path / 'config.json'}: an ESM without rotary positions; only ESM-2 is supported")
+    kind = config["position_embedding_type"]
+    if kind not in ("rotary", "absolute"):
+        raise WeightsError(
+            f"{path / 'config.json'}: positions of type {kind!r:.40}; rotary and absolute ones are known"
+        )
     alphabet = path / "vocab.txt"
-    if alphabet.is_file() and tuple(alphabet.read_text().split()) != VOCABULARY:
-        raise WeightsError(f"{alphabet}: not the alphabet of ESM-2 in its order; give a published ESM-2")
+    letters = letters_of(alphabet.read_text().split() if alphabet.is_file() else VOCABULARY)
     base = float(config.get("rope_theta", 10000.0))
 
     def frequencies(shape: tuple[int, ...]) -> Source:
-        names = sorted(name for name in map(HUGGING_FACE_ESM.bare, tensors) if re.fullmatch(ROTARY, name))
-        return Source(names, shape, partial(_agreed, names) if names else partial(_formula, base, shape[0]))
+        names = sorted(name for name in map(HUGGING_FACE.bare, tensors) if re.fullmatch(ROTARY, name))
+        return Source(names, shape, partial(_agreed, names) if names else partial(rotary_formula, base, shape[0]))
 
-    return Checkpoint(
+    return _checkpoint(
         where=path,
-        model="esm2",
-        architecture={**stated_sizes(config), "token_dropout": bool(config["token_dropout"])},
-        layout=HUGGING_FACE_ESM,
+        architecture={
+            **stated_sizes(config),
+            "token_dropout": bool(config["token_dropout"]),
+            "positions": int(config["max_position_embeddings"]) if kind == "absolute" else 0,
+            "embed_norm": bool(config.get("emb_layer_norm_before")),
+        },
+        layout=HUGGING_FACE,
         tensors=tensors,
         sha256=sha256,
         reference="transformers EsmModel",
-        ordinary=ORDINARY,
-        encode_reference=partial(encode_transformers, path),
+        encode_reference=partial(encode_transformers, path, "EsmModel", {"add_pooling_layer": False}),
+        letters=letters,
         sources={"inv_freq": frequencies},
     )
 
 
-# The rotary frequencies, one set a layer in fair-esm's and older Hugging Face files, one in all in newer ones;
-# transformers 5.23 writes that one under a name with a literal asterisk.
-ROTARY = r"(encoder\.layer\.(\d+|\*)\.attention\.self\.)?rotary_embeddings\.inv_freq"
+def _checkpoint(**facts: Any) -> Checkpoint:
+    """A checkpoint of this family: learned positions end at the last one, and longer proteins go through windows."""
+    positions = int(facts["architecture"]["positions"])
+    longest = positions - FIRST_POSITION - 2 if positions else None  # <cls> and <eos> have a position each
+    policy = "window" if positions else "whole"
+    return Checkpoint(family="esm", alphabet=Alphabet.PROTEIN, max_length=longest, long=policy, **facts)
 
 
 def _agreed(names: Sequence[str], parts: Sequence[Tensor]) -> Tensor:
@@ -211,8 +267,8 @@ def _agreed(names: Sequence[str], parts: Sequence[Tensor]) -> Tensor:
     return parts[0].float().clone()
 
 
-def _formula(base: float, count: int, _: Sequence[Tensor]) -> Tensor:
-    """The frequencies as transformers computes them, in fp32, where a checkpoint has none."""
+def rotary_formula(base: float, count: int, _: Sequence[Tensor] = ()) -> Tensor:
+    """The frequencies as transformers computes them, in fp32 [count], where a checkpoint has none."""
     exponents = torch.arange(0, 2 * count, 2, dtype=torch.float32) / (2 * count)
     return 1.0 / (base**exponents)
 

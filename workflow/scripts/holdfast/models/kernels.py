@@ -2,8 +2,8 @@
 
 The same functions as in :mod:`.ops`, each one pass over memory: the residual stream is added and normalised at once,
 rotation and GELU work in place, and attention takes packed sequences as they come. All arithmetic is fp32, inputs and
-results are fp16. Triton compiles a kernel at its first call, a second or two in all, and keeps it on disk under
-``TRITON_CACHE_DIR``. Measurements: docs/performance.md.
+results are in half precision, but for a residual stream that is kept in fp32. Triton compiles a kernel at its first
+call, a second or two in all, and keeps it on disk under ``TRITON_CACHE_DIR``. Measurements: docs/performance.md.
 """
 
 # mypy: disable-error-code="import-not-found,no-untyped-def"
@@ -13,20 +13,66 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .ops import rms_norm
 from .packing import Packing
+
+__all__ = ["add_norm", "add_rms_norm", "attention", "gated", "gelu", "norm_heads", "rms_norm", "rotate"]
 
 QUERIES, KEYS, WARPS, STAGES = 64, 64, 4, 3  # of an attention tile: the fastest of 54 on an H200 at 168 tokens
 GELU_ELEMENTS = 2048
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-def add_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def add_norm(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """As :func:`.ops.add_norm`; the sum replaces ``x``."""
-    normed = torch.empty_like(x)
+    return x, _add_and_norm(x, y, weight, bias, epsilon, scale, centred=True)
+
+
+def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """As :func:`.ops.add_rms_norm`; the sum replaces ``x``."""
+    return x, _add_and_norm(x, y, weight, None, epsilon, 1.0, centred=False)
+
+
+def _add_and_norm(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, scale: float, centred: bool
+) -> Tensor:
+    normed = torch.empty(x.shape, dtype=weight.dtype, device=x.device)
     rows, width = x.shape
     block = triton.next_power_of_2(width)
-    _add_norm[(rows,)](x, y, normed, weight, bias, epsilon, width, block, num_warps=min(8, max(1, block // 512)))
-    return x, normed
+    _add_norm[(rows,)](
+        x,
+        y,
+        normed,
+        weight,
+        weight if bias is None else bias,
+        epsilon,
+        scale,
+        WIDTH=width,
+        BLOCK=block,
+        CENTRED=centred,
+        BIAS=bias is not None,
+        num_warps=min(8, max(1, block // 512)),
+    )
+    return normed
+
+
+def gated(x: Tensor, activation: str) -> Tensor:
+    """As :func:`.ops.gated`."""
+    rows, double = x.shape
+    result = torch.empty((rows, double // 2), dtype=x.dtype, device=x.device)
+    blocks = triton.cdiv(double // 2, GELU_ELEMENTS)
+    _gated[(rows, blocks)](x, result, double // 2, ACTIVATION=activation, BLOCK=GELU_ELEMENTS)
+    return result
+
+
+def norm_heads(qkv: Tensor, query: Tensor, key: Tensor, epsilon: float) -> None:
+    """As :func:`.ops.norm_heads`."""
+    rows, _, heads, head_width = qkv.shape
+    width = heads * head_width
+    block = triton.next_power_of_2(width)
+    _norm_heads[(rows, 2)](qkv, query, key, epsilon, WIDTH=width, BLOCK=block, num_warps=min(8, max(1, block // 512)))
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -42,7 +88,13 @@ def rotate(qkv: Tensor, cosine: Tensor, sine: Tensor) -> None:
     _rotate[(rows,)](qkv, cosine, sine, 2 * heads, head_width, *padded)
 
 
-def attention(qkv: Tensor, packing: Packing, slopes: Tensor | None = None) -> Tensor:
+def attention(
+    qkv: Tensor,
+    packing: Packing,
+    slopes: Tensor | None = None,
+    table: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
     """As :func:`.ops.attention`."""
     rows, _, heads, head_width = qkv.shape
     result = torch.empty((rows, heads * head_width), dtype=qkv.dtype, device=qkv.device)
@@ -52,12 +104,14 @@ def attention(qkv: Tensor, packing: Packing, slopes: Tensor | None = None) -> Te
         result,
         packing.bounds,
         qkv if slopes is None else slopes,
+        qkv if table is None else table,
         heads,
         blocks,
-        head_width**-0.5,
+        head_width**-0.5 if scale is None else scale,
         HEAD=head_width,
         PADDED=max(16, triton.next_power_of_2(head_width)),
         PENALTY=slopes is not None,
+        REACH=0 if table is None else table.shape[1] // 2,
         QUERIES=QUERIES,
         KEYS=KEYS,
         num_warps=WARPS,
@@ -67,30 +121,71 @@ def attention(qkv: Tensor, packing: Packing, slopes: Tensor | None = None) -> Te
 
 
 @triton.jit
-def _add_norm(x, y, normed, weight, bias, epsilon, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
-    """One program a row: x += y, normed = LayerNorm(x)."""
+def _add_norm(
+    x, y, normed, weight, bias, epsilon, scale,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, CENTRED: tl.constexpr, BIAS: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """One program a row: x += scale * y; normed = LayerNorm(x), or RMSNorm(x) where it is not centred."""
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
     at = tl.program_id(0).to(tl.int64) * WIDTH + column
-    total = tl.load(x + at, inside, 0.0).to(tl.float32) + tl.load(y + at, inside, 0.0).to(tl.float32)
+    total = tl.load(x + at, inside, 0.0).to(tl.float32) + scale * tl.load(y + at, inside, 0.0).to(tl.float32)
     tl.store(x + at, total, inside)
-    centred = tl.where(inside, total - tl.sum(total) / WIDTH, 0.0)
-    scale = tl.rsqrt(tl.sum(centred * centred) / WIDTH + epsilon)
-    gain = tl.load(weight + column, inside, 0.0).to(tl.float32)
-    shift = tl.load(bias + column, inside, 0.0).to(tl.float32)
-    tl.store(normed + at, centred * scale * gain + shift, inside)
+    if CENTRED:
+        total = tl.where(inside, total - tl.sum(total) / WIDTH, 0.0)
+    spread = tl.rsqrt(tl.sum(total * total) / WIDTH + epsilon)
+    result = total * spread * tl.load(weight + column, inside, 0.0).to(tl.float32)
+    if BIAS:
+        result += tl.load(bias + column, inside, 0.0).to(tl.float32)
+    tl.store(normed + at, result, inside)
 
 
 @triton.jit
-def _gelu(x, count, BLOCK: tl.constexpr):  # noqa: N803
-    """One program a block: x = x * Phi(x), erf within 1.5e-7 (Abramowitz & Stegun 1964, 7.1.26)."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(x + at, at < count).to(tl.float32)
+def _norm_heads(qkv, query, key, epsilon, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+    """One program a row of queries, or of keys: LayerNorm without bias, in place."""
+    column = tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    part = tl.program_id(1)
+    at = qkv + (tl.program_id(0).to(tl.int64) * 3 + part) * WIDTH + column
+    value = tl.load(at, inside, 0.0).to(tl.float32)
+    value = tl.where(inside, value - tl.sum(value) / WIDTH, 0.0)
+    spread = tl.rsqrt(tl.sum(value * value) / WIDTH + epsilon)
+    gain = tl.load(tl.where(part == 0, query, key) + column, inside, 0.0).to(tl.float32)
+    tl.store(at, value * spread * gain, inside)
+
+
+@triton.jit
+def _gated(x, result, width, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):  # noqa: N803
+    """One program a block of a row: act(gate) * value."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    gate = tl.load(x + row * 2 * width + column, inside, 0.0).to(tl.float32)
+    value = tl.load(x + row * 2 * width + width + column, inside, 0.0).to(tl.float32)
+    if ACTIVATION == "silu":
+        gate = gate * tl.sigmoid(gate)
+    elif ACTIVATION == "gelu":
+        gate = _gelu_of(gate)
+    else:  # gelu_tanh, as the logistic function of twice its argument
+        gate = gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
+    tl.store(result + row * width + column, gate * value, inside)
+
+
+@triton.jit
+def _gelu_of(value):
+    """X * Phi(x), erf within 1.5e-7 (Abramowitz & Stegun 1964, 7.1.26)."""
     z = tl.abs(value) * 0.7071067811865476
     t = 1 / (1 + 0.3275911 * z)
     series = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
     tail = 0.5 * series * tl.exp(-z * z)
-    tl.store(x + at, value * tl.where(value < 0, tail, 1 - tail), at < count)
+    return value * tl.where(value < 0, tail, 1 - tail)
+
+
+@triton.jit
+def _gelu(x, count, BLOCK: tl.constexpr):  # noqa: N803
+    """One program a block, in place."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(x + at, _gelu_of(tl.load(x + at, at < count).to(tl.float32)), at < count)
 
 
 @triton.jit
@@ -110,8 +205,9 @@ def _rotate(qkv, cosine, sine, heads, WIDTH: tl.constexpr, HEADS: tl.constexpr, 
 
 @triton.jit
 def _attention(
-    qkv, result, bounds, slopes, heads, blocks, scale,
-    HEAD: tl.constexpr, PADDED: tl.constexpr, PENALTY: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,  # noqa: N803
+    qkv, result, bounds, slopes, table, heads, blocks, scale,
+    HEAD: tl.constexpr, PADDED: tl.constexpr, PENALTY: tl.constexpr, REACH: tl.constexpr,  # noqa: N803
+    QUERIES: tl.constexpr, KEYS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """One program a sequence, head and tile of queries; the softmax is updated from tile to tile of keys."""
     program = tl.program_id(0)
@@ -137,6 +233,9 @@ def _attention(
         score = tl.dot(query, tl.trans(key)) * (scale * LOG2_E)
         if PENALTY:
             score -= slope * tl.abs(place - other[None, :])
+        if REACH:
+            distance = tl.minimum(tl.maximum(other[None, :] - place, -REACH), REACH)
+            score += tl.load(table + head * (2 * REACH + 1) + distance + REACH) * LOG2_E
         score = tl.where(other[None, :] < length, score, float("-inf"))
         risen = tl.maximum(largest, tl.max(score, 1))
         share = tl.exp2(score - risen[:, None])

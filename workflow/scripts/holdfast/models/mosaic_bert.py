@@ -1,13 +1,12 @@
-"""DNABERT-S, a DNA encoder: its network on packed batches, and what its published files look like.
+"""The MosaicBERT network of DNABERT-2 and DNABERT-S, DNA encoders, on packed batches, and what their files hold.
 
-Data passes through as in :mod:`.packing`: token ids one behind the other, one state a token, no padding.
-
-Architecture: Zhou et al. 2024, arXiv:2402.08777, on DNABERT-2's network (arXiv:2306.15006): a post-LN transformer
+Architecture: DNABERT-2 (Zhou et al. 2023, arXiv:2306.15006) and DNABERT-S (arXiv:2402.08777): a post-LN transformer
 with ALiBi (Press et al. 2021, arXiv:2108.12409) made symmetric, a gated MLP with the exact GELU, and no position
-embeddings. Names in its files: zhihan1996/DNABERT-S.
+embeddings. Names in their files: zhihan1996/DNABERT-S.
 """
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,23 @@ import torch
 import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
 from torch import Tensor
 
+from ..sequences import Alphabet
 from .checkpoint import Checkpoint, Layout, stated_sizes
 from .encoder import LARGEST, Architecture, Encoder, Shapes, check_sizes, layer_shapes
 from .packing import Packing
-from .registry import TOKENIZER_FILE
+from .registry import TOKENIZER_FILE, Prepared
 
-SPECIAL_TOKENS = 5  # the first of the vocabulary: [UNK], [CLS], [SEP], [PAD], [MASK]
+MAX_DNA_BP = 100_000
+"""About 20,000 tokens: distance penalties know no limit, but attention over more takes minutes on a CPU."""
 
 
 def check_architecture(content: object) -> Architecture:
-    """Check the sizes of a DNABERT-S; ValueError as :func:`.encoder.check_sizes`."""
+    """Check the sizes of a model of this family; ValueError as :func:`.encoder.check_sizes`."""
     return check_sizes(content, LARGEST | {"token_types": 2**10})
 
 
 def tensor_shapes(architecture: Architecture) -> Shapes:
-    """Name and shape of every tensor of a prepared DNABERT-S of these sizes."""
+    """Name and shape of every tensor of a prepared model of these sizes."""
     width, mlp_width = int(architecture["width"]), int(architecture["mlp_width"])
     shapes: Shapes = {
         "embed.weight": (int(architecture["vocabulary"]), width),
@@ -43,27 +44,26 @@ def tensor_shapes(architecture: Architecture) -> Shapes:
     return shapes
 
 
-class DnabertS(Encoder):
-    """DNABERT-S; an embedding is the mean over all tokens, [CLS] and [SEP] included."""
+class MosaicBert(Encoder):
+    """The encoder of this family; a mean is over all tokens, [CLS] and [SEP] included."""
 
-    pooled = slice(None)
-
-    def __init__(self, weights: dict[str, Tensor], architecture: Architecture) -> None:
-        super().__init__(weights, architecture)
+    def __init__(self, weights: dict[str, Tensor], prepared: Prepared) -> None:
+        super().__init__(weights, prepared)
         self._slopes = torch.tensor(alibi_slopes(self._heads), device=self.device)
 
-    def _states(self, tokens: Tensor, packing: Packing) -> Tensor:
+    def _states(self, tokens: Tensor, packing: Packing, last: int) -> Iterator[Tensor]:
         weights = self._weights
         x = F.embedding(tokens, weights["embed.weight"]) + weights["token_type.weight"][0]
         x = self._norm(x, "embed_norm")
-        for layer in range(self._layers):
+        yield x
+        for layer in range(last):
             name = f"layers.{layer}."
             qkv = self._linear(x, name + "qkv").view(len(x), 3, self._heads, -1)
             attended = self._ops.attention(qkv, packing, self._slopes)
             _, x = self._add_norm(x, self._linear(attended, name + "attention_output"), name + "attention_norm")
-            gate, value = self._linear(x, name + "mlp_gated").chunk(2, dim=-1)
-            _, x = self._add_norm(x, self._linear(F.gelu(gate) * value, name + "mlp_out"), name + "mlp_norm")
-        return x
+            hidden = self._ops.gated(self._linear(x, name + "mlp_gated"), "gelu")
+            _, x = self._add_norm(x, self._linear(hidden, name + "mlp_out"), name + "mlp_norm")
+            yield x
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -77,11 +77,11 @@ def alibi_slopes(heads: int) -> list[float]:
     return slopes + [2 ** (-4 * (2 * head + 1) / base) for head in range(heads - base)]
 
 
-ENCODER = DnabertS
+ENCODER = MosaicBert
 
 # Published files
 
-DNABERT_S = Layout(
+HUGGING_FACE = Layout(
     prefix=r"bert\.",
     outside={
         "embed": "embeddings.word_embeddings",
@@ -97,11 +97,11 @@ DNABERT_S = Layout(
         "mlp_out": ("mlp.wo",),
         "mlp_norm": ("mlp.layernorm",),
     },
-    ignored=r"pooler\.|embeddings\.position_ids$",
+    ignored=r"(pooler|classifier|cls\.predictions)\.|embeddings\.position_ids$",
 )
 
 
-def read_dnabert_s(path: Path, config: dict[str, Any], tensors: dict[str, Tensor], sha256: str) -> Checkpoint:
+def read_directory(path: Path, config: dict[str, Any], tensors: dict[str, Tensor], sha256: str) -> Checkpoint:
     """Take the configuration and the tensors of a Hugging Face directory.
 
     Raises:
@@ -109,12 +109,15 @@ def read_dnabert_s(path: Path, config: dict[str, Any], tensors: dict[str, Tensor
     """
     return Checkpoint(
         where=path,
-        model="dnabert_s",
+        family="mosaic_bert",
+        alphabet=Alphabet.NUCLEOTIDE,
         architecture={**stated_sizes(config), "token_types": int(config["type_vocab_size"])},
-        layout=DNABERT_S,
+        layout=HUGGING_FACE,
         tensors=tensors,
         sha256=sha256,
-        reference="none implements DNABERT-S: this encoder, each sequence alone",
-        ordinary=range(SPECIAL_TOKENS, int(config["vocab_size"])),
+        reference="none implements DNABERT-2: this encoder, each sequence alone",
         tokenizer=path / TOKENIZER_FILE,
+        mean_of="tokens",
+        max_length=MAX_DNA_BP,
+        long="refuse",
     )

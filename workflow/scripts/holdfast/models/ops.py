@@ -15,14 +15,14 @@ from torch import Tensor
 
 from .packing import Packing
 
-PENALTY_ELEMENTS = 2**24  # of distance penalties held at once: 64 MiB in fp32
+BIAS_ELEMENTS = 2**24  # of biases of scores held at once: 64 MiB in fp32
 
 log = logging.getLogger("holdfast.ops")
 
 
 def choose_ops(x: Tensor) -> ModuleType:
     """The module to use for tensors like ``x``: kernels for half precision on CUDA where Triton can build them."""
-    if x.is_cuda and x.dtype == torch.float16:
+    if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16):
         try:
             from . import kernels
 
@@ -34,15 +34,66 @@ def choose_ops(x: Tensor) -> ModuleType:
     return sys.modules[__name__]
 
 
-def add_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """The sum x + y and its LayerNorm: [T, width] each."""
+def add_norm(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The sum x + scale * y in the dtype of ``x``, and its LayerNorm in that of ``weight``: [T, width] each."""
+    total = x + y if scale == 1.0 else x + y * scale
+    return total, F.layer_norm(total.to(weight.dtype), weight.shape, weight, bias, epsilon)
+
+
+def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The sum x + y in the dtype of ``x``, and its RMSNorm in that of ``weight``: [T, width] each.
+
+    RMSNorm: Zhang & Sennrich 2019, arXiv:1910.07467; the mean of squares in fp32.
+    """
     total = x + y
-    return total, F.layer_norm(total, weight.shape, weight, bias, epsilon)
+    return total, rms_norm(total, weight, epsilon)
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """RMSNorm of ``x`` in the dtype of ``weight``, [T, width]."""
+    wide = x.float()
+    scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    return weight * scaled.to(weight.dtype)
 
 
 def gelu(x: Tensor) -> Tensor:
     """The exact GELU."""
     return F.gelu(x)
+
+
+def gated(x: Tensor, activation: str) -> Tensor:
+    """A gated activation (Shazeer 2020, arXiv:2002.05202): act(gate) * value.
+
+    Args:
+        x: Gate and value beside each other, [T, 2 m].
+        activation: ``silu``, ``gelu`` (exact) or ``gelu_tanh``.
+
+    Returns:
+        [T, m].
+    """
+    gate, value = x.chunk(2, dim=-1)
+    act = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": _gelu_tanh}[activation]
+    return act(gate) * value
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def norm_heads(qkv: Tensor, query: Tensor, key: Tensor, epsilon: float) -> None:
+    """LayerNorm of the queries and of the keys, over all heads together, without bias, in place.
+
+    Args:
+        qkv: Queries, keys and values [T, 3, heads, d].
+        query: Weight of the queries' norm [heads * d].
+        key: Weight of the keys' norm [heads * d].
+        epsilon: Of both.
+    """
+    for part, weight in enumerate((query, key)):
+        flat = qkv[:, part].flatten(1)
+        qkv[:, part] = F.layer_norm(flat, weight.shape, weight, None, epsilon).view_as(qkv[:, part])
 
 
 def rotate(qkv: Tensor, cosine: Tensor, sine: Tensor) -> None:
@@ -59,13 +110,22 @@ def rotate(qkv: Tensor, cosine: Tensor, sine: Tensor) -> None:
     turned.copy_(wide.mul_(cosine[:, None, None]).addcmul_(swapped, sine[:, None, None]))
 
 
-def attention(qkv: Tensor, packing: Packing, slopes: Tensor | None = None) -> Tensor:
+def attention(
+    qkv: Tensor,
+    packing: Packing,
+    slopes: Tensor | None = None,
+    table: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
     """Attention of every sequence to itself.
 
     Args:
         qkv: Queries, keys and values in the order of the packing [T, 3, heads, d].
         packing: Where the sequences stand.
         slopes: Of each head's distance penalties (ALiBi, both ways), fp32 [heads]; None without.
+        table: What is added to a score by head and by the place of the key relative to the query, fp32
+            [heads, 2 r + 1] for -r to r and, at either end, for all that lies farther; None without.
+        scale: What a score is multiplied by before that; None for 1 / sqrt(d).
 
     Returns:
         [T, heads * d].
@@ -73,21 +133,29 @@ def attention(qkv: Tensor, packing: Packing, slopes: Tensor | None = None) -> Te
     parts = []
     for group in packing.split(qkv):
         query, key, value = group.permute(2, 0, 3, 1, 4)
-        if slopes is None:
-            part = F.scaled_dot_product_attention(query, key, value)
+        if slopes is None and table is None:
+            part = F.scaled_dot_product_attention(query, key, value, scale=scale)
         else:
-            part = _penalised(query, key, value, slopes)
+            part = _biased(query, key, value, slopes, table, scale)
         parts.append(part.transpose(1, 2).flatten(0, 1).flatten(1))
     return torch.cat(parts)
 
 
-def _penalised(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> Tensor:
-    """Attention in blocks of queries, so that no sequence needs heads * tokens^2 penalties at once."""
-    tokens = query.shape[2]
+def _biased(
+    query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, table: Tensor | None, scale: float | None
+) -> Tensor:
+    """Attention in blocks of queries, so that no sequence needs heads * tokens^2 biases at once."""
+    heads, tokens = query.shape[1:3]
     place = torch.arange(tokens, device=query.device)
     parts = []
-    for block in place.split(max(1, PENALTY_ELEMENTS // (len(slopes) * tokens))):
-        penalty = -slopes[:, None, None] * (block[:, None] - place).abs()
+    for block in place.split(max(1, BIAS_ELEMENTS // (heads * tokens))):
+        distance = place - block[:, None]
+        if table is None:
+            bias = -slopes[:, None, None] * distance.abs()  # type: ignore[index]
+        else:
+            reach = table.shape[1] // 2
+            bias = table[:, distance.clamp(-reach, reach) + reach]
         asked = query[:, :, block[0] : block[-1] + 1]
-        parts.append(F.scaled_dot_product_attention(asked, key, value, attn_mask=penalty[None].to(query.dtype)))
+        mask = bias[None].to(query.dtype)
+        parts.append(F.scaled_dot_product_attention(asked, key, value, attn_mask=mask, scale=scale))
     return torch.cat(parts, dim=2)

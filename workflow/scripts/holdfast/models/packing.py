@@ -76,9 +76,21 @@ class Packing:
             yield slice(row, row + tokens), Packing(self.lengths[first:last], self.positions.device)
             first, row = last, row + tokens
 
-    def means(self, x: Tensor, tokens: slice) -> Tensor:
-        """Mean over the chosen tokens of each sequence, added up in fp32, in the caller's order: [sequences, C]."""
-        pooled = torch.cat([group[:, tokens].mean(1, dtype=torch.float32) for group in self.split(x)])
-        restored = torch.empty_like(pooled)
-        restored[self._order] = pooled
+    def restore_rows(self, x: Tensor, around: int | None) -> Tensor:
+        """What was pooled, brought from the order of the packing back into the caller's order.
+
+        Args:
+            x: A row a sequence, or a row a residue.
+            around: None where there is a row a sequence; otherwise special tokens of each, which have no row.
+        """
+        restored = torch.empty_like(x)
+        if around is None:
+            restored[self._order] = x
+            return restored
+        counts = torch.tensor(self.lengths, device=x.device) - around
+        in_order = torch.empty_like(counts)
+        in_order[self._order] = counts
+        starts = (in_order.cumsum(0) - in_order)[self._order]
+        within = torch.arange(len(x), device=x.device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        restored[torch.repeat_interleave(starts, counts) + within] = x
         return restored

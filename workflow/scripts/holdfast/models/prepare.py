@@ -1,9 +1,9 @@
 """Published checkpoints in, a verified prepared model out.
 
-:func:`prepare` is the one way: a source is located, recognised and read (:mod:`.checkpoint`), its tensors are written
-as safetensors, and the encoder reading that file is compared with a reference implementation reading the source. Only
-then does the directory appear under its name. A synthetic source is a random checkpoint in the published format; it
-goes the same way.
+:func:`prepare` is the one way: a source is located, its family recognised, and read (:mod:`.checkpoint`); its tensors
+are written as safetensors, and the encoder reading that file is compared with a reference implementation reading the
+source. Only then does the directory appear under its name. A synthetic source is a random checkpoint in the published
+format; it goes the same way.
 """
 
 import fcntl
@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from ..documents import read_json
 from ..errors import WeightsError
 from ..files import sync_directory
-from ..sequences.tokens import NucleotideTokenizer
-from .checkpoint import ADAPTER_FILE, Checkpoint, digest_files, first_line, read_checkpoint, weights_files
+from ..sequences.tokens import BytePairTokenizer
+from .checkpoint import ADAPTER_FILE, Checkpoint, digest_files, read_checkpoint, weights_files
 from .encoder import HEADER_KEY
 from .registry import (
     DESCRIPTION_FILE,
@@ -33,44 +33,43 @@ from .registry import (
     load_tokenizer,
     open_model,
 )
-from .synthetic import PREFIX, SEED, model_of, write_synthetic
+from .synthetic import PREFIX, SEED, write_synthetic
+from .torch_file import first_line
 
 DOWNLOADS = (
     *("config.json", ADAPTER_FILE, "tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "vocab.txt"),
+    *("special_tokens_map.json", "vocab.txt", "spiece.model", "added_tokens.json"),
 )
-LARGEST_DIFFERENCE = 1e-4  # of token states in fp32; the encoders stay below 1e-5 where they are right
-VERIFICATION_LENGTHS = (1, 3, 17, 64, 64, 166)  # tokens without the special ones, that is aa for ESM-2
+LARGEST_DIFFERENCE = 1e-4  # of states in fp32, by the largest of them or 1; right encoders stay below 1e-5
+VERIFICATION_LENGTHS = (1, 3, 17, 64, 64, 166)  # tokens without the special ones, that is aa of a protein
+COMMON_RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 
 
-def prepare(source: str, output: Path, sha256: str | None = None, expect: str | None = None) -> Prepared:
+def prepare(source: str, output: Path, sha256: str | None = None) -> Prepared:
     """Turn a published checkpoint into a verified prepared model.
 
     Args:
-        source: A fair-esm ``.pt`` file (fp32 or fp16; the contact-regression file beside it is not needed), a
-            Hugging Face directory of ESM-2 or DNABERT-S, a hub id (``HF_HOME``, ``HF_HUB_OFFLINE`` and
-            ``HF_ENDPOINT`` are respected; only configuration, tokenizer and weights are fetched), or
-            ``synthetic:ARCHITECTURE`` for seeded random weights. The model is recognised.
+        source: A file of fair-esm (``.pt``, fp32 or fp16; the contact-regression file beside it is not needed) or of
+            the older ``esm`` package (``.pth``), a Hugging Face directory, a hub id (``HF_HOME``, ``HF_HUB_OFFLINE``
+            and ``HF_ENDPOINT`` are respected; only configuration, tokenizer and weights are fetched), or
+            ``synthetic:ARCHITECTURE`` for seeded random weights. The family is recognised.
         output: The directory to write. It is complete or absent at any moment; a prepared model that is there is
             replaced, anything else is left alone.
         sha256: Expected digest (hex) of the weights file, checked before anything in it is parsed. Of weights in
             several files: the digest of their bytes one after the other in the order of their names, as
             ``cat model-*.safetensors | sha256sum`` gives it.
-        expect: The model that the source must hold; None for any.
 
     Returns:
         What ``model.json`` in ``output`` says.
 
     Raises:
-        WeightsError: the source cannot be found, has another digest, is of no known or not of the expected model,
-            needs code to be read, misses tensors, has unknown or misshapen ones, or the encoder differs from the
-            reference by more than 1e-4; or ``output`` holds something else.
+        WeightsError: the source cannot be found, has another digest, is of no known family, needs code to be read,
+            misses tensors, has unknown or misshapen ones, or the encoder differs from the reference by more than
+            1e-4 of the largest state; or ``output`` holds something else.
     """
     output = output.absolute()
     if output.exists() and not (output / DESCRIPTION_FILE).is_file() and not _may_be_replaced(output):
         raise WeightsError(f"{output}: exists and is not a prepared model; name another directory or remove it")
-    if source.startswith(PREFIX):
-        _require(source, model_of(source), expect)
     output.parent.mkdir(parents=True, exist_ok=True)
     with _scratch(output) as scratch:
         if source.startswith(PREFIX):
@@ -78,11 +77,10 @@ def prepare(source: str, output: Path, sha256: str | None = None, expect: str | 
         else:
             path = locate_checkpoint(source)
         published = read_checkpoint(path, sha256)
-        _require(source, published.model, expect)
         directory = scratch / "prepared"
         directory.mkdir()
         prepared = _write(published, source, directory)
-        prepared = replace(prepared, verification=_verify(published, directory))
+        prepared = replace(prepared, verification=_verify(published, prepared, directory))
         prepared.write(directory)
         _sync(directory)
         if output.exists():
@@ -117,13 +115,6 @@ def locate_checkpoint(source: str) -> Path:
     return path
 
 
-def _require(source: str, model: str, expect: str | None) -> None:
-    if expect not in (None, model):
-        raise WeightsError(
-            f"{source}: holds {model}, not {expect}; give a source of {expect}, or name it {model} in the config"
-        )
-
-
 @contextmanager
 def _scratch(output: Path) -> Iterator[Path]:
     """An empty directory beside the output, of a fixed name, so that what a killed preparation left is removed."""
@@ -147,13 +138,24 @@ def _scratch(output: Path) -> Iterator[Path]:
 def _write(published: Checkpoint, source: str, directory: Path) -> Prepared:
     """Write weights, tokenizer and a description that is not verified yet."""
     tensors = published.own_tensors()
-    vocabulary = int(published.architecture["vocabulary"])
+    architecture, letters = published.architecture, published.letters
     if published.tokenizer is not None:
-        _copy_tokenizer(published.tokenizer, vocabulary, directory / TOKENIZER_FILE)
+        _copy_tokenizer(published.tokenizer, int(architecture["vocabulary"]), directory / TOKENIZER_FILE)
+    elif letters is not None and max(letters.ids.values()) >= int(architecture["vocabulary"]):
+        raise WeightsError(f"{published.where}: its vocabulary has more tokens than the embedding has rows")
     prepared = Prepared(
-        model=published.model,
-        architecture=published.architecture,
-        width=int(published.architecture["width"]),
+        family=published.family,
+        alphabet=published.alphabet.name.lower(),
+        architecture=architecture,
+        layers=int(architecture["layers"]),
+        width=int(architecture["width"]),
+        letters=letters,
+        start_tokens=1 if letters is None or letters.start is not None else 0,
+        end_tokens=1 if letters is None or letters.end is not None else 0,
+        start_is_cls=published.start_is_cls,
+        mean_of=published.mean_of,
+        max_length=published.max_length,
+        long=published.long,
         source=source,
         source_sha256=published.sha256,
         weights_sha256="",
@@ -161,7 +163,7 @@ def _write(published: Checkpoint, source: str, directory: Path) -> Prepared:
         verification={},
     )
     header = {
-        "model": published.model,
+        "family": prepared.family,
         "architecture": prepared.architecture,
         "source_sha256": prepared.source_sha256,
         "synthetic": prepared.synthetic,
@@ -178,9 +180,9 @@ def _write(published: Checkpoint, source: str, directory: Path) -> Prepared:
 def _copy_tokenizer(source: Path, vocabulary: int, target: Path) -> None:
     """Copy ``tokenizer.json`` as it is, once it can be read and fits the embedding table."""
     if not source.is_file():
-        raise WeightsError(f"{source}: missing; DNABERT-S needs the tokenizer of its checkpoint, download it too")
+        raise WeightsError(f"{source}: missing; the model needs the tokenizer of its checkpoint, download it too")
     try:
-        NucleotideTokenizer(source)
+        BytePairTokenizer(source)
     except WeightsError as error:  # it advises to prepare again, which is what we are doing
         raise WeightsError(f"{str(error).rpartition('; ')[0]}; download it again") from None
     largest = max(read_json(source)["model"]["vocab"].values())
@@ -204,32 +206,48 @@ def _may_be_replaced(path: Path) -> bool:
 # Verification
 
 
-def _verify(published: Checkpoint, directory: Path) -> dict[str, str | float | int | None]:
+def _verify(published: Checkpoint, prepared: Prepared, directory: Path) -> dict[str, str | float | int | None]:
     """Compare the encoder on the prepared files with the reference on the source, one model in memory at a time.
 
     Raises:
         WeightsError: they differ by more than :data:`LARGEST_DIFFERENCE`.
     """
-    generator = torch.Generator().manual_seed(SEED)
-    special, _ = load_tokenizer(published.model, directory)([""])  # what stands before and behind a sequence
-    start, end = torch.from_numpy(special).long().split(1)
-    ordinary = published.ordinary
-    sequences = [
-        torch.cat((start, torch.randint(ordinary.start, ordinary.stop, (length,), generator=generator), end))
-        for length in VERIFICATION_LENGTHS
-    ]
+    sequences = _random_tokens(prepared, directory)
+    lengths = [len(sequence) for sequence in sequences]
     loaded = open_model(directory, "cpu", "fp32")
-    states = loaded.encode(torch.cat(sequences), [len(s) for s in sequences]).split([len(s) for s in sequences])
+    states = loaded.encode(torch.cat(sequences), lengths).split(lengths)
     if published.encode_reference is None:
         references = [loaded.encode(sequence, [len(sequence)]) for sequence in sequences]
     else:
         del loaded
         references = published.encode_reference(sequences)
+    largest = max(1.0, *(float(theirs.abs().max()) for theirs in references))
     pairs = zip(states, references, strict=True)
-    difference = float(torch.stack([(ours - theirs).abs().max() for ours, theirs in pairs]).max())
+    difference = float(torch.stack([(ours - theirs).abs().max() for ours, theirs in pairs]).max()) / largest
     if not difference <= LARGEST_DIFFERENCE:
         raise WeightsError(
             f"{published.where}: the encoder differs from the reference ({published.reference}) by {difference:.1e}, "
             f"allowed are {LARGEST_DIFFERENCE:.0e}; these weights are not used, please report this"
         )
-    return {"reference": published.reference, "largest_difference": difference, "sequences": len(sequences)}
+    return {
+        "reference": published.reference,
+        "largest_difference": difference,
+        "largest_value": largest,
+        "sequences": len(sequences),
+    }
+
+
+def _random_tokens(prepared: Prepared, directory: Path) -> list[torch.Tensor]:
+    """Seeded sequences of ordinary tokens between the model's special ones, int64 [tokens] each."""
+    generator = torch.Generator().manual_seed(SEED)
+    special, _ = load_tokenizer(prepared, directory)([""])  # what stands before and behind a sequence
+    start, end = torch.from_numpy(special).long().split([prepared.start_tokens, prepared.end_tokens])
+    if prepared.letters is None:
+        tokens = range(BytePairTokenizer.SPECIAL_TOKENS, int(prepared.architecture["vocabulary"]))
+    else:
+        tokens = [prepared.letters.ids[letter] for letter in COMMON_RESIDUES]
+    ordinary = torch.tensor(tokens)
+    return [
+        torch.cat((start, ordinary[torch.randint(0, len(ordinary), (length,), generator=generator)], end))
+        for length in VERIFICATION_LENGTHS
+    ]

@@ -1,8 +1,8 @@
-"""The language models by name, and the kinds of samples that they embed: what everybody but an encoder knows of them.
+"""Prepared models: the families of encoders, and what ``model.json`` says of one, for everybody but an encoder.
 
-A prepared model is one directory with safetensors, a tokenizer where one is needed, and ``model.json``. :mod:`.prepare`
-writes it, the encoders read it, and everybody else (the Snakefile, clients, the supervisor) reads only ``model.json``,
-which needs neither torch nor safetensors. An encoder is found by the name of the model in it: :func:`family_of`.
+A prepared model is one directory with safetensors, a tokenizer where letters are no tokens, and ``model.json``.
+:mod:`.prepare` writes it, the encoders read it, and everybody else (the Snakefile, clients, the supervisor) reads only
+``model.json``, which needs neither torch nor safetensors. Nothing of a model is looked up anywhere else.
 """
 
 import json
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ..documents import DocumentError, fill, read_json
 from ..errors import PREPARE_AGAIN, WeightsError
@@ -20,46 +20,37 @@ if TYPE_CHECKING:
     from ..sequences.tokens import Tokenizer
     from .encoder import Encoder
 
-
-class Model(NamedTuple):
-    """A language model: its family (the module of its encoder), the letters of its sequences, an embedding in words."""
-
-    family: str
-    alphabet: Alphabet
-    pooling: str
-
-
-class Kind(NamedTuple):
-    """A kind of sample: the letters of its records, and the models that embed them."""
-
-    alphabet: Alphabet
-    models: tuple[str, ...]
-
-
-MODELS = {
-    "esm2": Model("esm", Alphabet.PROTEIN, "mean of residues"),
-    "dnabert_s": Model("mosaic_bert", Alphabet.NUCLEOTIDE, "mean of tokens"),
-}
-KINDS = {
-    "contigs": Kind(Alphabet.NUCLEOTIDE, ("esm2", "dnabert_s")),  # both on every stop-free frame, VirNucPro's method
-    "proteins": Kind(Alphabet.PROTEIN, ("esm2",)),
-    "dna": Kind(Alphabet.NUCLEOTIDE, ("dnabert_s",)),
-}
-
-
-def family_of(model: str) -> ModuleType:
-    """The module of a model's family, which imports torch.
-
-    It has ``ENCODER``, a subclass of :class:`.encoder.Encoder`; ``check_architecture(content)``, which refuses sizes
-    that are none of this family; and ``tensor_shapes(architecture)``, the tensors that such an encoder takes.
-    """
-    return import_module(f".{MODELS[model].family}", __package__)
-
-
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 DESCRIPTION_FILE = "model.json"
+FAMILIES = {"esm": "esm", "esmc": "esmc", "t5": "t5", "mosaic_bert": "bert"}
+"""Modules of this folder, with the ``model_type`` that transformers' ``config.json`` gives their models."""
+KINDS = {
+    "contigs": (Alphabet.PROTEIN, Alphabet.NUCLEOTIDE),  # a protein and its bases for every stop-free frame
+    "proteins": (Alphabet.PROTEIN,),
+    "dna": (Alphabet.NUCLEOTIDE,),
+}
+"""Kinds of samples, with the alphabets of the models that embed them."""
+POLICIES = ("whole", "window", "truncate", "refuse")
+POOLINGS = ("mean", "cls", "max", "residues")
+
+
+@dataclass(frozen=True)
+class Letters:
+    """A vocabulary in which every letter is a token.
+
+    Attributes:
+        ids: Token of each letter that the model knows, upper case.
+        unknown: Token of every other letter.
+        start: Token before a sequence; None without.
+        end: Token behind a sequence; None without.
+    """
+
+    ids: dict[str, int]
+    unknown: int
+    start: int | None
+    end: int | None
 
 
 @dataclass(frozen=True)
@@ -67,9 +58,19 @@ class Prepared:
     """What ``model.json`` says of a prepared model.
 
     Attributes:
-        model: One of :data:`MODELS`.
+        family: One of :data:`FAMILIES`.
+        alphabet: Name of the :class:`.Alphabet` of its sequences, in lower case.
         architecture: Sizes, by the encoder's own names (layers, width, heads, ...).
+        layers: Layers, of which 0 is the embedding of tokens and the last one the end.
         width: Columns of an embedding.
+        letters: Its vocabulary; None where ``tokenizer.json`` has it.
+        start_tokens: Special tokens before a sequence.
+        end_tokens: Special tokens behind a sequence.
+        start_is_cls: Whether the first token was trained to stand for the sequence, so that ``cls`` makes sense.
+        mean_of: What a mean is taken over, by the family's convention: ``residues``, or all ``tokens``, special ones
+            too.
+        max_length: Letters above which the model was not trained or cannot work; None without such a limit.
+        long: What becomes of longer sequences unless the config says otherwise, one of :data:`POLICIES`.
         source: The path, hub id or ``synthetic:ARCHITECTURE`` it was made from.
         source_sha256: Digest of the published checkpoint file that was read (hex).
         weights_sha256: Digest of ``model.safetensors`` (hex): the identity of this model in receipts.
@@ -78,15 +79,33 @@ class Prepared:
         format_version: Of this directory's layout.
     """
 
-    model: str
+    family: str
+    alphabet: str
     architecture: dict[str, int | float | str | bool]
+    layers: int
     width: int
+    letters: Letters | None
+    start_tokens: int
+    end_tokens: int
+    start_is_cls: bool
+    mean_of: str
+    max_length: int | None
+    long: str
     source: str
     source_sha256: str
     weights_sha256: str
     synthetic: bool
     verification: dict[str, str | float | int | None]
     format_version: int = FORMAT_VERSION
+
+    @property
+    def is_protein(self) -> bool:
+        """Whether its sequences are proteins; otherwise they are nucleotides."""
+        return self.alphabet == Alphabet.PROTEIN.name.lower()
+
+    def fits(self, kind: str) -> bool:
+        """Whether the model embeds samples of a kind."""
+        return Alphabet[self.alphabet.upper()] in KINDS[kind]
 
     def write(self, directory: Path) -> None:
         """Write ``model.json``; the last file of a preparation, so that its presence means complete."""
@@ -97,7 +116,7 @@ class Prepared:
         kind = "synthetic weights, random, " if self.synthetic else ""
         verified = self.verification
         return (
-            f"{output}: {self.model} from {self.source} ({kind}width {self.width})\n"
+            f"{output}: {self.family} from {self.source} ({kind}{self.layers} layers, width {self.width})\n"
             f"largest difference {verified['largest_difference']:.1e} over {verified['sequences']} sequences; "
             f"reference: {verified['reference']}"
         )
@@ -111,32 +130,45 @@ def read_prepared(directory: str | Path) -> Prepared:
     """
     path = Path(directory) / DESCRIPTION_FILE
     try:
-        prepared = fill(Prepared, read_json(path))
+        content = read_json(path)
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if version != FORMAT_VERSION:
+            raise DocumentError(f"format {version!r:.20}, this version of Holdfast reads {FORMAT_VERSION}")
+        prepared = fill(Prepared, content)
+        if prepared.family not in FAMILIES or prepared.alphabet.upper() not in Alphabet.__members__:
+            raise DocumentError(f"family {prepared.family!r:.40} of {prepared.alphabet!r:.40} is unknown")
+        if prepared.long not in POLICIES or prepared.mean_of not in ("residues", "tokens"):
+            raise DocumentError("long or mean_of is none that this version knows")
     except FileNotFoundError:
         raise WeightsError(
             f"{directory}: not a prepared model, {DESCRIPTION_FILE} is missing; {PREPARE_AGAIN}"
         ) from None
     except (OSError, DocumentError) as error:
         raise WeightsError(f"{path}: not readable ({error}); {PREPARE_AGAIN}") from None
-    if prepared.format_version != FORMAT_VERSION or prepared.model not in MODELS:
-        raise WeightsError(
-            f"{path}: model {prepared.model!r} in format {prepared.format_version}, "
-            f"this version reads {', '.join(MODELS)} in format {FORMAT_VERSION}; {PREPARE_AGAIN}"
-        )
     return prepared
 
 
-def load_tokenizer(model: str, directory: str | Path) -> "Tokenizer":
+def family_module(family: str) -> ModuleType:
+    """The module of a family, which imports torch.
+
+    It has ``ENCODER``, a subclass of :class:`.encoder.Encoder`; ``check_architecture(content)``, which refuses sizes
+    that are none of this family; ``tensor_shapes(architecture)``, the tensors that such an encoder takes; and
+    ``read_directory(path, config, tensors, sha256)``, which makes a :class:`.checkpoint.Checkpoint` of a published one.
+    """
+    return import_module(f".{family}", __package__)
+
+
+def load_tokenizer(prepared: Prepared, directory: str | Path) -> "Tokenizer":
     """The tokenizer of a prepared model; it can be pickled.
 
     Raises:
         WeightsError: a tokenizer file that is missing or broken.
     """
-    from ..sequences.tokens import NucleotideTokenizer, tokenize_proteins  # imports numpy and tokenizers
+    from ..sequences.tokens import BytePairTokenizer, LetterTokenizer  # imports numpy and tokenizers
 
-    if MODELS[model].alphabet is Alphabet.PROTEIN:
-        return tokenize_proteins
-    return NucleotideTokenizer(Path(directory) / TOKENIZER_FILE)
+    if prepared.letters is None:
+        return BytePairTokenizer(Path(directory) / TOKENIZER_FILE)
+    return LetterTokenizer(**asdict(prepared.letters))
 
 
 def open_model(directory: str | Path, device: str = "cpu", precision: str = "auto") -> "Encoder":
@@ -145,17 +177,19 @@ def open_model(directory: str | Path, device: str = "cpu", precision: str = "aut
     Args:
         directory: As ``holdfast prepare`` wrote it.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
-        precision: ``fp32`` (exact: TF32 is switched off), ``fp16`` (rotary angles stay fp32), or ``auto``: fp16 on
-            CUDA, fp32 on a CPU.
+        precision: ``fp32`` (exact: TF32 is switched off), ``fp16``, ``bf16`` (rotary angles stay fp32 in both), or
+            ``auto``: fp16 on CUDA, fp32 on a CPU.
 
     Returns:
-        The encoder; ``encode(tokens, lengths)`` gives a state a token, ``embed(tokens, lengths)`` a vector a sequence,
-        of token ids of any integer dtype.
+        The encoder; ``encode(tokens, lengths)`` gives a state a token, ``embed(tokens, lengths, outputs)`` what is
+        pooled of them, for token ids of any integer dtype.
 
     Raises:
         WeightsError: not a prepared model, or a damaged one.
     """
     from .encoder import read_weights  # imports torch
 
-    encoder: Encoder = family_of(read_prepared(directory).model).ENCODER(*read_weights(directory, device, precision))
+    prepared = read_prepared(directory)
+    weights = read_weights(directory, prepared, device, precision)
+    encoder: Encoder = family_module(prepared.family).ENCODER(weights, prepared)
     return encoder

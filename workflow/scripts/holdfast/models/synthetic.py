@@ -5,11 +5,13 @@ ones from the first byte on. The values are the same on every machine.
 """
 
 import argparse
+import io
 import json
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import torch
@@ -17,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import WeightsError
-from .encoder import Architecture
-from .mosaic_bert import DNABERT_S, tensor_shapes
+from . import esm, esmc, mosaic_bert, t5
+from .checkpoint import Layout
+from .encoder import Architecture, Shapes
 from .registry import TOKENIZER_FILE
 
 PREFIX = "synthetic:"
@@ -37,9 +40,25 @@ DNABERT_S_SIZES = {  # layers, width, heads, mlp width, vocabulary
 }
 
 
-def model_of(source: str) -> str:
-    """The model of ``synthetic:ARCHITECTURE``; WeightsError as :func:`write_synthetic`."""
-    return _find(source)[0]
+ESMC_SIZES = {  # layers, width, heads, mlp width
+    "esmc_300m": (30, 960, 15, 2560),
+    "esmc_600m": (36, 1152, 18, 3072),
+    "esmc_6b": (80, 2560, 40, 6912),
+    "esmc_tiny": (3, 64, 4, 96),
+}
+ESM1_SIZES = {  # layers, width, heads, a norm after the embedding
+    "esm1b_t33_650M_UR50S": (33, 1280, 20, True),
+    "esm1v_t33_650M_UR90S": (33, 1280, 20, False),
+    "esm1b_tiny": (3, 64, 4, True),
+}
+T5_SIZES = {  # layers, width, heads, head width, mlp width, buckets, projection
+    "prot_t5_xl_half_uniref50-enc": (24, 1024, 32, 128, 16384, 32, "relu"),
+    "prost_t5": (24, 1024, 32, 128, 16384, 32, "relu"),
+    "ankh_base": (48, 768, 12, 64, 3072, 64, "gated-gelu"),
+    "ankh_large": (48, 1536, 16, 64, 3840, 64, "gated-gelu"),
+    "prot_t5_tiny": (3, 64, 4, 16, 128, 32, "relu"),
+    "ankh_tiny": (3, 64, 4, 16, 96, 64, "gated-gelu"),
+}
 
 
 def write_synthetic(source: str, directory: Path) -> Path:
@@ -52,25 +71,25 @@ def write_synthetic(source: str, directory: Path) -> Path:
     Raises:
         WeightsError: no such architecture.
     """
-    _, architecture, write = _find(source)
-    directory.mkdir()
-    return write(architecture, directory)
-
-
-def _find(source: str) -> tuple[str, str, Callable[[str, Path], Path]]:
-    """Model, architecture and writer of a source."""
     architecture = source.removeprefix(PREFIX)
-    if architecture in ESM2_SIZES:
-        return "esm2", architecture, write_esm2
-    if architecture in DNABERT_S_SIZES:
-        return "dnabert_s", architecture, write_dnabert_s
-    known = ", ".join([*ESM2_SIZES, *DNABERT_S_SIZES])
+    tables: dict[Callable[[str, Path], Path], Mapping[str, object]] = {
+        write_esm2: ESM2_SIZES,
+        write_esm1: ESM1_SIZES,
+        write_esmc: ESMC_SIZES,
+        write_t5: T5_SIZES,
+        write_dnabert_s: DNABERT_S_SIZES,
+    }
+    for write, sizes in tables.items():
+        if architecture in sizes:
+            directory.mkdir()
+            return write(architecture, directory)
+    known = ", ".join(name for sizes in tables.values() for name in sizes)
     raise WeightsError(f"{source}: no such architecture; use {PREFIX} with one of {known}")
 
 
 def write_esm2(architecture: str, directory: Path) -> Path:
     """As fair-esm publishes ESM-2: prefixed names, heads, fp16-rounded ``inv_freq``, contact regression beside it."""
-    from esm.model.esm2 import ESM2
+    from esm.model.esm2 import ESM2  # the library, not the family
 
     layers, width, heads, dtype = ESM2_SIZES[architecture]
     generator = torch.Generator().manual_seed(SEED)
@@ -101,6 +120,125 @@ def write_esm2(architecture: str, directory: Path) -> Path:
     return path
 
 
+def write_esm1(architecture: str, directory: Path) -> Path:
+    """As fair-esm publishes ESM-1b and ESM-1v: ``args`` in place of ``cfg``, learned positions, heads."""
+    layers, width, heads, embed_norm = ESM1_SIZES[architecture]
+    generator = torch.Generator().manual_seed(SEED)
+    sizes: Architecture = {
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "mlp_width": 4 * width,
+        "vocabulary": 33,
+        "positions": 1026,
+        "embed_norm": embed_norm,
+    }
+    state = OrderedDict()
+    for own, shape in esm.tensor_shapes(sizes).items():
+        parts = esm.FAIR_ESM.published(own)
+        for name in parts:
+            state[f"encoder.sentence_encoder.{name}"] = _random(name, (shape[0] // len(parts), *shape[1:]), generator)
+    state["encoder.lm_head.weight"] = state["encoder.sentence_encoder.embed_tokens.weight"]
+    args = argparse.Namespace(
+        arch="roberta_large",
+        encoder_layers=layers,
+        encoder_embed_dim=width,
+        encoder_ffn_embed_dim=4 * width,
+        encoder_attention_heads=heads,
+        max_positions=1024,
+        token_dropout=True,
+    )
+    path = directory / f"{architecture}.pt"
+    torch.save({"args": args, "model": state}, path)
+    return path
+
+
+def write_esmc(architecture: str, directory: Path) -> Path:
+    """As transformers publishes ESM C: configuration and weights."""
+    layers, width, heads, mlp_width = ESMC_SIZES[architecture]
+    sizes: Architecture = {
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "mlp_width": mlp_width,
+        "vocabulary": 64,
+        "rotary_base": 10000.0,
+    }
+    config = {
+        "architectures": ["EsmcModel"],
+        "hidden_size": width,
+        "intermediate_size": mlp_width,
+        "model_type": "esmc",
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+        "vocab_size": 64,
+    }
+    _write_directory(directory, config, esmc.HUGGING_FACE, esmc.tensor_shapes(sizes))
+    return directory
+
+
+def write_t5(architecture: str, directory: Path) -> Path:
+    """As ProtT5, ProstT5 and Ankh are published: configuration, weights, vocabulary."""
+    layers, width, heads, head_width, mlp_width, buckets, projection = T5_SIZES[architecture]
+    sizes: Architecture = {
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "head_width": head_width,
+        "mlp_width": mlp_width,
+        "vocabulary": 160,
+        "buckets": buckets,
+        "reach": 128,
+        "activation": t5.ACTIVATIONS[projection],
+    }
+    config = {
+        "architectures": ["T5EncoderModel"],
+        "d_ff": mlp_width,
+        "d_kv": head_width,
+        "d_model": width,
+        "feed_forward_proj": projection,
+        "layer_norm_epsilon": 1e-6,
+        "model_type": "t5",
+        "num_heads": heads,
+        "num_layers": layers,
+        "relative_attention_max_distance": 128,
+        "relative_attention_num_buckets": buckets,
+        "vocab_size": 160,
+    }
+    layout = t5.PLAIN if projection == "relu" else t5.GATED
+    _write_directory(directory, config, layout, t5.tensor_shapes(sizes))
+    write_pieces(directory / t5.VOCABULARY_FILE, spaced=projection == "relu")
+    if architecture.startswith("prost"):
+        (directory / "added_tokens.json").write_text(json.dumps({t5.PREFIX: 149, "<fold2AA>": 148}))
+    return directory
+
+
+def write_pieces(path: Path, spaced: bool) -> None:
+    """Write a vocabulary of SentencePiece whose pieces are residues.
+
+    Args:
+        path: Of the file, ``spiece.model``.
+        spaced: Whether every residue follows a space, as in ProtT5's, or none does.
+    """
+    import sentencepiece
+
+    residues = t5.RESIDUES + "X" + t5.RARE
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(residues)] * 4),
+        model_writer=made,
+        model_type="word" if spaced else "char",
+        vocab_size=len(residues) + (3 if spaced else 4),  # padding, end, unknown; the space
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    path.write_bytes(made.getvalue())
+
+
 def write_dnabert_s(architecture: str, directory: Path) -> Path:
     """As DNABERT-S is published: configuration, weights with the unused pooler, tokenizer."""
     layers, width, heads, mlp_width, vocabulary = DNABERT_S_SIZES[architecture]
@@ -111,12 +249,6 @@ def write_dnabert_s(architecture: str, directory: Path) -> Path:
         "vocabulary": vocabulary,
         "token_types": 2,
     }
-    generator = torch.Generator().manual_seed(SEED)
-    shapes = {DNABERT_S.published(own)[0]: shape for own, shape in tensor_shapes(sizes).items()}
-    shapes |= {"pooler.dense.weight": (width, width), "pooler.dense.bias": (width,)}
-    save_file(
-        {name: _random(name, shape, generator) for name, shape in shapes.items()}, directory / "model.safetensors"
-    )
     config = {
         "architectures": ["BertForMaskedLM"],
         "hidden_size": width,
@@ -128,9 +260,25 @@ def write_dnabert_s(architecture: str, directory: Path) -> Path:
         "type_vocab_size": 2,
         "vocab_size": vocabulary,
     }
-    (directory / "config.json").write_text(json.dumps(config, indent=2))
+    pooler = {"pooler.dense.weight": (width, width), "pooler.dense.bias": (width,)}
+    _write_directory(directory, config, mosaic_bert.HUGGING_FACE, mosaic_bert.tensor_shapes(sizes), pooler)
     write_tokenizer(vocabulary, directory / TOKENIZER_FILE)
     return directory
+
+
+def _write_directory(
+    directory: Path, config: dict[str, Any], layout: Layout, shapes: Shapes, more: Shapes | None = None
+) -> None:
+    """Write configuration and seeded random weights, and more tensors that no embedding depends on."""
+    generator = torch.Generator().manual_seed(SEED)
+    published: Shapes = {}
+    for own, shape in shapes.items():
+        if own != "inv_freq":  # which these formats leave to a formula
+            parts = layout.published(own)
+            published |= {name: (shape[0] // len(parts), *shape[1:]) for name in parts}
+    tensors = {name: _random(name, shape, generator) for name, shape in {**published, **(more or {})}.items()}
+    save_file(tensors, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
 
 
 def _random(name: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -138,7 +286,7 @@ def _random(name: str, shape: Sequence[int], generator: torch.Generator) -> Tens
     values = torch.randn(tuple(shape), generator=generator)
     if len(shape) == 1:
         return 0.1 * values + (1.0 if name.endswith("weight") else 0.0)
-    if name.endswith(("embed_tokens.weight", "word_embeddings.weight")):
+    if name.endswith(("embed_tokens.weight", "word_embeddings.weight", "shared.weight", "embed_positions.weight")):
         return values
     return values / shape[-1] ** 0.5
 

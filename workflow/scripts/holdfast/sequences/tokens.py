@@ -1,11 +1,12 @@
 """Sequences into the token ids of a model, many at once, one behind the other and without padding.
 
-Owns the vocabularies: ESM-2's is a table over bytes, DNABERT-S's the ``tokenizer.json`` that came with its
-checkpoint. Both give the special tokens at either end of a sequence, as the models were trained.
+Either every letter is a token, or pieces of several letters are, by the ``tokenizer.json`` that came with a
+checkpoint. Both give the special tokens at either end of a sequence, as the models were trained. Which vocabulary a
+model has stands in its ``model.json``.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,12 +16,6 @@ import tokenizers
 from ..documents import read_json
 from ..errors import PREPARE_AGAIN, WeightsError
 
-# ESM-2's vocabulary in the order of its ids; the same in fair-esm (alphabet ESM-1b) and transformers.
-RESIDUES = "LAGVSERTIDPKQNFYMHWCXBUZO.-"
-VOCABULARY = ("<cls>", "<pad>", "<eos>", "<unk>", *RESIDUES, "<null_1>", "<mask>")
-# VirNucPro embeds the first 1024 residues of a protein.
-MAX_RESIDUES_AA = 1024
-_STOP = "*"
 _UNKNOWN, _START, _END = "[UNK]", "[CLS]", "[SEP]"
 _TEMPLATE = [
     {"SpecialToken": {"id": _START, "type_id": 0}},
@@ -29,7 +24,7 @@ _TEMPLATE = [
 ]
 
 # Two bytes that no ASCII text holds stand for the special tokens until the table turns them into ids.
-_CLS, _EOS = b"\x80", b"\x81"
+_START_BYTE, _END_BYTE = b"\x80", b"\x81"
 
 
 class Tokenizer(Protocol):
@@ -42,40 +37,41 @@ class Tokenizer(Protocol):
         """
 
 
-def tokenize_proteins(sequences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokenize proteins for ESM-2: ``<cls>``, one token a letter, ``<eos>``.
+class LetterTokenizer:
+    """A token for each letter of a sequence, so that a token is always a residue."""
 
-    One ``*`` at the end, the stop that gene finders write, is removed, and the first ``MAX_RESIDUES_AA``
-    letters are taken. A letter outside ``RESIDUES``, such as J, lower case or an inner ``*``, is ``<unk>``,
-    each on its own, so that a token is always a residue (transformers makes one of several in a row).
+    def __init__(self, ids: Mapping[str, int], unknown: int, start: int | None, end: int | None) -> None:
+        """Take a vocabulary, see :class:`.registry.Letters`."""
+        self._table = np.full(256, unknown, np.int16)
+        for letter, number in ids.items():
+            self._table[ord(letter)] = number
+        self._start = b"" if start is None else _START_BYTE
+        self._end = b"" if end is None else _END_BYTE
+        for byte, number in ((_START_BYTE, start), (_END_BYTE, end)):
+            self._table[byte[0]] = unknown if number is None else number
 
-    Returns:
-        Tokens int16 [T] and lengths int32 [n], see :class:`Tokenizer`.
-    """
-    letters = [sequence.removesuffix(_STOP)[:MAX_RESIDUES_AA].encode("ascii", "replace") for sequence in sequences]
-    text = b"".join(_CLS + sequence + _EOS for sequence in letters)
-    tokens = np.frombuffer(text.translate(_TOKENS), dtype=np.uint8).astype(np.int16)
-    return tokens, np.array([len(sequence) + 2 for sequence in letters], dtype=np.int32)
+    def __call__(self, sequences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return tokens int16 [T] and lengths int32 [n], see :class:`Tokenizer`.
 
-
-def _token_table() -> bytes:
-    """Return the 256-byte table from letters, and the two stand-ins of special tokens, to ESM-2's ids."""
-    table = bytearray([VOCABULARY.index("<unk>")] * 256)
-    for residue in RESIDUES:
-        table[ord(residue)] = VOCABULARY.index(residue)
-    table[_CLS[0]], table[_EOS[0]] = VOCABULARY.index("<cls>"), VOCABULARY.index("<eos>")
-    return bytes(table)
-
-
-_TOKENS = _token_table()
+        A letter that the model does not know, such as J, lower case or an inner ``*`` for ESM-2, is unknown, each on
+        its own (transformers makes one token of several in a row).
+        """
+        letters = [sequence.encode("ascii", "replace") for sequence in sequences]
+        text = b"".join(self._start + sequence + self._end for sequence in letters)
+        around = len(self._start) + len(self._end)
+        lengths = np.array([len(sequence) + around for sequence in letters], dtype=np.int32)
+        return self._table[np.frombuffer(text, np.uint8)], lengths
 
 
-class NucleotideTokenizer:
-    """DNABERT-S's byte pair encoding: ``[CLS]``, the tokens of the whole sequence, ``[SEP]``.
+class BytePairTokenizer:
+    """The byte pair encoding of DNABERT-2 and DNABERT-S: ``[CLS]``, the tokens of the whole sequence, ``[SEP]``.
 
     Vocabulary and merges are the checkpoint's own. The published file also cuts and pads to 2000 tokens, which is left
     out. It expects upper case; each letter other than ACGT is one ``[UNK]``.
     """
+
+    SPECIAL_TOKENS = 5
+    """The first of the vocabulary: [UNK], [CLS], [SEP], [PAD], [MASK]."""
 
     def __init__(self, path: Path) -> None:
         """Load a ``tokenizer.json``.
