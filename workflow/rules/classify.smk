@@ -25,10 +25,11 @@ rule train:
     params:
         seed=config["seed"],
         threshold=config["threshold"],
+        method=named_method(),
         directory=lambda wildcards, output: os.path.dirname(output.classifier),
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} train --virus {input.virus:q} --non-viral {input.non_viral:q}'
-        " --seed {params.seed} --threshold {params.threshold} --output {params.directory:q} 2>&1 | tee {log:q}"
+        " --seed {params.seed} --threshold {params.threshold} {params.method} --output {params.directory:q} 2>&1 | tee {log:q}"
 
 
 rule convert_classifier:
@@ -62,10 +63,11 @@ rule classify_contigs:
         "../../envs/tables.yaml"
     params:
         threshold=config["threshold"],
+        method=named_method(),
         virnucpro=lambda wildcards, output: (
             f"--virnucpro {shlex.quote(os.path.dirname(output.virnucpro[0]))}" if output.virnucpro else ""
         ),
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} classify {input.embeddings:q} --classifier {input.classifier:q}'
-        " --threshold {params.threshold} --frames {output.frames:q} --chunks {output.chunks:q}"
+        " --threshold {params.threshold} {params.method} --frames {output.frames:q} --chunks {output.chunks:q}"
         " --contigs {output.contigs:q} {params.virnucpro} 2>&1 | tee {log:q}"

@@ -17,7 +17,6 @@ for imported in [name for name in sys.modules if name.partition(".")[0] == "hold
 sys.path.insert(0, str(next(path for path in FILES if path.name == "entry.py").parent))
 
 from holdfast.errors import HoldfastError  # noqa: E402
-from holdfast.models import registry  # noqa: E402
 from holdfast.run import client, config as configuration, failures, plan as planning, provenance, watch  # noqa: E402
 
 if not workflow.deployment_settings.deployment_method:
@@ -66,7 +65,7 @@ config, SAMPLES, PLAN = decide()
 ENTRY = source("scripts/entry.py")  # the command line, as the input of rules; the package lies beside it
 SERVICE = config["pool"]["lifecycle"] == "service"
 SPOOL = config["pool"]["spool"] or place(planning.DEFAULT_SPOOL)
-MODELS = {model: config["models"][model] for model in configuration.models_in_use(SAMPLES.values())}
+MODELS = {model: config["models"][model] for model in PLAN.models}
 CONTIG_SAMPLES = [entry.sample for entry in SAMPLES.values() if entry.kind == "contigs"]
 LABELLED = {entry.sample: entry.label for entry in SAMPLES.values() if entry.label}
 TRAINS = bool(LABELLED) and config["classifier"] is None
@@ -83,7 +82,7 @@ if workflow.is_main_process and PLAN.consumers:
 
 wildcard_constraints:
     sample="|".join(map(re.escape, SAMPLES)),
-    model="|".join(registry.MODELS),
+    model="|".join(map(re.escape, config["models"])),
 
 
 def prepared_models(wildcards):
@@ -100,15 +99,21 @@ def classifier_file(wildcards):
     return local(given) if given.endswith(".safetensors") else "resources/classifier.safetensors"
 
 
+def given_classifier(wildcards):
+    """The classifier if the config names one and there are contigs: what needs no sample to be there."""
+    return classifier_file(wildcards) if config["classifier"] and CONTIG_SAMPLES else []
+
+
+def named_method():
+    """The options by which a command learns the method's models, as far as the config names them."""
+    return " ".join(f"--{role} {name}" for role, name in config["method"].items() if name)
+
+
 def targets(wildcards):
     """What `rule all` asks for."""
-    wanted = [f"results/{name}/embeddings.h5" for name in SAMPLES]
+    wanted = [f"results/{name}/{file}" for name in SAMPLES for file in ("embeddings.h5", "records.tsv")]
     if config["export"]:
-        wanted += [
-            f"results/{entry.sample}/{config['export']}/{model}.h5"
-            for entry in SAMPLES.values()
-            for model in registry.KINDS[entry.kind].models
-        ]
+        wanted += [f"results/{name}/{config['export']}" for name in SAMPLES]
     for name in CALLED:
         wanted += [f"results/{name}/{table}.tsv" for table in ("frames", "chunks", "contigs")]
     return [*wanted, "results/summary.tsv", "results/report.html"]

@@ -42,6 +42,7 @@ for number, share in enumerate(PLAN.consumers):
             endpoint=f".holdfast/pool.{share.replica}.json" if SERVICE else [],
             fasta=[local(SAMPLES[name].fasta) for name in share.samples],
             models=prepared_models,
+            classifier=given_classifier,
         output:
             receipts=[f"results/{name}/receipt.json" for name in share.samples],
         log:
@@ -56,10 +57,13 @@ for number, share in enumerate(PLAN.consumers):
             number=number,
             spool=SPOOL,
             pool=lambda wildcards, input: f"--endpoint {shlex.quote(input.endpoint)}" if input.endpoint else PATIENCE,
+            classifier=lambda wildcards, input: (
+                f"--classifier {shlex.quote(input.classifier)}" if input.classifier else ""
+            ),
         shell:
             ("exec " if SERVICE else "")
             + '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} submit {params.plan:q} --consumer {params.number}'
-            " --models {input.models:q} --spool {params.spool:q} {params.pool} --receipts {output.receipts:q}"
+            " --models {input.models:q} --spool {params.spool:q} {params.pool} {params.classifier} --receipts {output.receipts:q}"
             + (" > {log:q} 2>&1" if SERVICE else " 2>&1 | tee {log:q}")
 
 
@@ -70,6 +74,7 @@ rule collect:
         made=file_made_outside,
     output:
         embeddings="results/{sample}/embeddings.h5",
+        records="results/{sample}/records.tsv",
     log:
         "logs/collect/{sample}.log",
     localrule: True
@@ -78,10 +83,12 @@ rule collect:
     params:
         fasta=lambda wildcards: SAMPLES[wildcards.sample].fasta,
         fetched=lambda wildcards, input: os.path.join(os.path.dirname(input.receipt), client.FETCHED),
+        records=lambda wildcards, input: os.path.join(os.path.dirname(input.receipt), client.FETCHED_RECORDS),
     shell:  # to begin with, without Python: 2,000 samples are 2,000 of these jobs
-        "[[ {params.fetched:q} -nt {params.fasta:q} ]] && mv {params.fetched:q} {output.embeddings:q} || "
+        "[[ {params.fetched:q} -nt {params.fasta:q} ]] && mv {params.records:q} {output.records:q}"
+        " && mv {params.fetched:q} {output.embeddings:q} || "
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} collect {input.receipt:q} --fasta {params.fasta:q}'
-        " --output {output.embeddings:q} 2>&1 | tee {log:q}"
+        " --output {output.embeddings:q} --records {output.records:q} 2>&1 | tee {log:q}"
 
 
 rule export:
@@ -89,11 +96,11 @@ rule export:
         holdfast=ENTRY,
         embeddings="results/{sample}/embeddings.h5",
     output:
-        embeddings="results/{sample}/uniprot/{model}.h5",
+        embeddings=directory("results/{sample}/uniprot"),
     log:
-        "logs/export/{sample}.{model}.log",
+        "logs/export/{sample}.log",
     conda:
         "../../envs/tables.yaml"
     shell:
-        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} export {input.embeddings:q} --model {wildcards.model}'
+        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} export {input.embeddings:q}'
         " --output {output.embeddings:q} 2>&1 | tee {log:q}"

@@ -4,11 +4,6 @@ def local_source(wildcards):
     return local(weights) if os.path.exists(weights) else []
 
 
-def given_classifier(wildcards):
-    """The classifier if the config names one: what needs no sample to be there."""
-    return classifier_file(wildcards) if config["classifier"] else []
-
-
 rule prepare:
     input:
         prepared_models,
@@ -36,5 +31,5 @@ rule prepare_weights:
         ),
         directory=lambda wildcards, output: os.path.dirname(output.description),
     shell:
-        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} prepare {params.source:q} --expect {wildcards.model}'
+        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} prepare {params.source:q}'
         " --output {params.directory:q} {params.sha256} 2>&1 | tee {log:q}"

@@ -7,6 +7,7 @@ nowhere.
 """
 
 import argparse
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .errors import guarded
+from .errors import ConfigError, guarded
+from .models.registry import POLICIES, POOLINGS
 
 Arguments = argparse.Namespace
 Parser = argparse.ArgumentParser
 Command = Callable[[Parser], Callable[[Arguments], None]]
+
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 COMMANDS: dict[str, tuple[Command, str]] = {}
 """By name: the function, and an example for people; empty where only rules call it."""
@@ -60,21 +64,33 @@ def main(words: list[str] | None = None) -> None:
 
 @command("embed", "holdfast embed proteins.faa --model facebook/esm2_t33_650M_UR50D --output embeddings.h5")
 def embed(parser: Parser) -> Callable[[Arguments], None]:
-    """Embed one FASTA or FASTQ file with one model: the mean over each record after the last layer.
+    """Embed one FASTA or FASTQ file with one model.
 
-    Weights that are not prepared yet are fetched and prepared once, in the user's cache directory.
+    Weights that are not prepared yet are fetched and prepared once, in the user's cache directory. The output's suffix
+    says what is written: .h5 (as the workflow's), .npz (all in memory), .parquet (pyarrow) or .h5ad (anndata).
     """
     parser.add_argument("fasta", type=Path, metavar="FASTA", help="FASTA or FASTQ, of the letters that the model knows")
     parser.add_argument("--model", required=True, metavar="SOURCE", help="a prepared model, or what `prepare` takes")
-    parser.add_argument("--output", type=Path, required=True, metavar="OUT.h5", help="embeddings file to write")
+    parser.add_argument("--output", type=Path, required=True, metavar="OUT", help=".h5, .npz, .parquet or .h5ad")
+    parser.add_argument("--layers", default="last", metavar="N,N", help="from 0 (embedding of tokens) on, or last")
+    parser.add_argument("--pooling", default="mean", metavar="NAME,NAME", help="of mean, cls, max, residues")
+    parser.add_argument("--long", choices=POLICIES, help="for sequences above --max-length; else what suits the model")
+    parser.add_argument("--max-length", type=int, metavar="N", help="letters; else the model's own limit")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPUs, or the CPU")
-    parser.add_argument("--precision", choices=("auto", "fp32", "fp16"), default="auto", help="auto: fp16 on GPUs")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: fp16 on GPUs, fp32 on a CPU")
     parser.add_argument("--store-dtype", choices=("float16", "float32"), default="float32", help="default: %(default)s")
 
     def do(given: Arguments) -> None:
         from .run.by_hand import embed_file
 
-        print(embed_file(given.fasta, given.model, given.output, given.device, given.precision, given.store_dtype))
+        asked = {
+            "layers": _words("--layers", given.layers, r"last|\d{1,4}"),
+            "pooling": _words("--pooling", given.pooling, "|".join(POOLINGS)),
+            "long": given.long,
+            "max_length": given.max_length,
+        }
+        computed = (given.device, given.precision, given.store_dtype)
+        print(embed_file(given.fasta, given.model, given.output, asked, *computed))
 
     return do
 
@@ -86,12 +102,11 @@ def prepare(parser: Parser) -> Callable[[Arguments], None]:
     parser.add_argument("source", metavar="SOURCE", help=source)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="to write; complete or absent")
     parser.add_argument("--sha256", metavar="HEX", help="expected digest of the weights, checked before they are read")
-    parser.add_argument("--expect", metavar="MODEL", help=argparse.SUPPRESS)  # what the config's key wants
 
     def do(given: Arguments) -> None:
         from .models.prepare import prepare
 
-        print(prepare(given.source, given.output, given.sha256, given.expect).summary(given.output))
+        print(prepare(given.source, given.output, given.sha256).summary(given.output))
 
     return do
 
@@ -114,17 +129,26 @@ def frames(parser: Parser) -> Callable[[Arguments], None]:
     return do
 
 
-@command("export", "holdfast export results/S/embeddings.h5 --model esm2 --output esm2.h5")
+@command("export", "holdfast export results/S/embeddings.h5 --model esm2 --per protein --output esm2.h5")
 def export(parser: Parser) -> Callable[[Arguments], None]:
-    """Write the embeddings of one model as UniProt publishes them: one HDF5 dataset an id."""
+    """Write embeddings as UniProt publishes them: one HDF5 dataset an id.
+
+    Without --model the output is a directory, with a file a protein and a file a residue for every model.
+    """
     parser.add_argument("embeddings", type=Path, metavar="EMBEDDINGS", help="embeddings file of a sample")
-    parser.add_argument("--model", required=True, metavar="NAME", help="whose embeddings")
-    parser.add_argument("--output", type=Path, required=True, metavar="OUT.h5", help="file to write")
+    parser.add_argument("--model", metavar="NAME", help="whose embeddings; all without")
+    parser.add_argument("--layer", type=int, metavar="L", help="of which layer; the last that there is without")
+    parser.add_argument("--per", choices=("protein", "residue"), default="protein", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, required=True, metavar="OUT.h5", help="file, or directory, to write")
 
     def do(given: Arguments) -> None:
-        from .results.export import export_embeddings
+        from .results.export import export_all, export_embeddings
 
-        count = export_embeddings(given.embeddings, given.model, given.output)
+        if given.model is None:
+            for path in export_all(given.embeddings, given.output):
+                print(path)
+            return
+        count = export_embeddings(given.embeddings, given.model, given.output, given.per, given.layer)
         print(f"{given.output}: {count} embeddings of {given.model}")
 
     return do
@@ -214,6 +238,7 @@ def submit(parser: Parser) -> Callable[[Arguments], None]:
     parser.add_argument("--models", nargs="+", type=Path, required=True, metavar="model.json", help="prepared models")
     parser.add_argument("--spool", type=Path, required=True, help="where to hand the jobs in")
     parser.add_argument("--endpoint", type=Path, help="endpoint file of the pool that was started for them")
+    parser.add_argument("--classifier", type=Path, help="that frames will be classified with; checked before all else")
     parser.add_argument("--patience-s", type=float, metavar="S", help="give up when no pool could do them for S")
     parser.add_argument("--receipts", nargs="+", type=Path, required=True, help="where to write them, in order")
 
@@ -223,7 +248,7 @@ def submit(parser: Parser) -> Callable[[Arguments], None]:
         if given.endpoint:  # a scheduler signals all of a job; the pool then needs its time, and says when it has ended
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         directories = [path.parent for path in given.models]
-        waiting = (given.spool, given.endpoint, given.receipts, given.patience_s)
+        waiting = (given.spool, given.endpoint, given.receipts, given.patience_s, given.classifier)
         for outcome in submit_planned(given.plan, given.consumer, directories, *waiting):
             print(f"{outcome.sample}: {outcome.state}{': ' if outcome.error else ''}{outcome.error}")
 
@@ -236,11 +261,12 @@ def collect(parser: Parser) -> Callable[[Arguments], None]:
     parser.add_argument("receipt", type=Path, help="receipt of the sample")
     parser.add_argument("--fasta", type=Path, required=True, help="sequence file of the sample")
     parser.add_argument("--output", type=Path, required=True, metavar="OUT.h5")
+    parser.add_argument("--records", type=Path, required=True, metavar="records.tsv")
 
     def do(given: Arguments) -> None:
         from .run.client import collect_embeddings
 
-        collect_embeddings(given.receipt, given.fasta, given.output)
+        collect_embeddings(given.receipt, given.fasta, given.output, given.records)
 
     return do
 
@@ -255,12 +281,14 @@ def classify(parser: Parser) -> Callable[[Arguments], None]:
     parser.add_argument("--chunks", type=Path, required=True, metavar="chunks.tsv")
     parser.add_argument("--contigs", type=Path, required=True, metavar="contigs.tsv")
     parser.add_argument("--virnucpro", type=Path, metavar="DIR", help="also write VirNucPro's own two files")
+    _add_method(parser)
 
     def do(given: Arguments) -> None:
         from .results.calls import classify_contigs
 
         tables = (given.frames, given.chunks, given.contigs, given.virnucpro)
-        classify_contigs(given.embeddings, given.classifier, given.threshold, *tables)
+        method = {"protein": given.protein, "dna": given.dna}
+        classify_contigs(given.embeddings, given.classifier, given.threshold, *tables, method=method)
 
     return do
 
@@ -273,16 +301,36 @@ def train(parser: Parser) -> Callable[[Arguments], None]:
     parser.add_argument("--seed", type=int, required=True, help="of split, weights, order and dropout")
     parser.add_argument("--threshold", type=float, required=True, help="mean score from which a contig is a virus")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the classifier and its figures")
+    _add_method(parser)
 
     def do(given: Arguments) -> None:
         from .results.training import train
 
         files = [(path, "virus") for path in given.virus] + [(path, "non-viral") for path in given.non_viral]
-        trained = train(files, given.seed, threshold=given.threshold)
+        method = {"protein": given.protein, "dna": given.dna}
+        trained = train(files, given.seed, threshold=given.threshold, method=method)
         trained.write(given.output)
         print(trained.summary())
 
     return do
+
+
+def _words(option: str, text: str, pattern: str) -> list[str]:
+    """The words of a list with commas.
+
+    Raises:
+        ConfigError: one that does not match.
+    """
+    words = text.split(",")
+    for word in words:
+        if not re.fullmatch(pattern, word):
+            raise ConfigError(f"{option} {text}: {word!r:.40} is none of {pattern.replace('|', ', ')}")
+    return words
+
+
+def _add_method(parser: Parser) -> None:
+    parser.add_argument("--protein", metavar="NAME", help="the protein model; the only one without")
+    parser.add_argument("--dna", metavar="NAME", help="the DNA model; the only one without")
 
 
 def _add_results(parser: Parser) -> None:

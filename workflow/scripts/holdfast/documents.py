@@ -209,8 +209,13 @@ def with_defaults(content: Mapping[str, Any], schema: Mapping[str, Any]) -> dict
     for key, entry in schema.get("properties", {}).items():
         if key not in content and "default" in entry:
             content[key] = entry["default"]
-        if isinstance(content.get(key), Mapping) and "properties" in entry:
+        if isinstance(content.get(key), Mapping):
             content[key] = with_defaults(content[key], entry)
+    every = schema.get("additionalProperties")
+    if isinstance(every, Mapping):
+        for key in content.keys() - schema.get("properties", {}).keys():
+            if isinstance(content[key], Mapping):
+                content[key] = with_defaults(content[key], every)
     return content
 
 

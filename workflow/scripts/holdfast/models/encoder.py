@@ -12,8 +12,8 @@ from ..documents import parse_json
 from ..errors import PREPARE_AGAIN, WeightsError
 from .ops import choose_ops
 from .packing import Packing
-from .pooling import Output, Tokens, batches, merge_windows, pool, window_starts
-from .registry import WEIGHTS_FILE, Prepared, family_module
+from .pooling import Tokens, batches, merge_windows, pool, window_starts
+from .registry import WEIGHTS_FILE, Output, Prepared, family_module
 
 Architecture = Mapping[str, int | float | str | bool]
 Shapes = dict[str, tuple[int, ...]]

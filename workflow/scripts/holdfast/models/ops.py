@@ -7,6 +7,7 @@ names. Results may take the place of the arguments.
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -74,8 +75,8 @@ def gated(x: Tensor, activation: str) -> Tensor:
         [T, m].
     """
     gate, value = x.chunk(2, dim=-1)
-    act = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": _gelu_tanh}[activation]
-    return act(gate) * value
+    functions: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": _gelu_tanh}
+    return functions[activation](gate) * value
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:

@@ -9,13 +9,6 @@ from torch import Tensor
 from .packing import Packing
 
 
-class Output(NamedTuple):
-    """What is asked of a model: the states after a layer (0 is the embedding of tokens), and how they are pooled."""
-
-    layer: int
-    pooling: str
-
-
 class Tokens(NamedTuple):
     """Which tokens of a sequence count.
 

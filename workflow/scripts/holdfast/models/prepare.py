@@ -165,7 +165,6 @@ def _write(published: Checkpoint, source: str, directory: Path) -> Prepared:
     header = {
         "family": prepared.family,
         "architecture": prepared.architecture,
-        "source_sha256": prepared.source_sha256,
         "synthetic": prepared.synthetic,
         "format_version": FORMAT_VERSION,
     }
@@ -243,7 +242,7 @@ def _random_tokens(prepared: Prepared, directory: Path) -> list[torch.Tensor]:
     special, _ = load_tokenizer(prepared, directory)([""])  # what stands before and behind a sequence
     start, end = torch.from_numpy(special).long().split([prepared.start_tokens, prepared.end_tokens])
     if prepared.letters is None:
-        tokens = range(BytePairTokenizer.SPECIAL_TOKENS, int(prepared.architecture["vocabulary"]))
+        tokens = list(range(BytePairTokenizer.SPECIAL_TOKENS, int(prepared.architecture["vocabulary"])))
     else:
         tokens = [prepared.letters.ids[letter] for letter in COMMON_RESIDUES]
     ordinary = torch.tensor(tokens)

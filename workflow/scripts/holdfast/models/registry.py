@@ -6,6 +6,7 @@ A prepared model is one directory with safetensors, a tokenizer where letters ar
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ..documents import DocumentError, fill, read_json
-from ..errors import PREPARE_AGAIN, WeightsError
+from ..errors import PREPARE_AGAIN, ConfigError, WeightsError
 from ..sequences import Alphabet
 
 if TYPE_CHECKING:
@@ -32,8 +33,30 @@ KINDS = {
     "dna": (Alphabet.NUCLEOTIDE,),
 }
 """Kinds of samples, with the alphabets of the models that embed them."""
+ROLES = {"dna": Alphabet.NUCLEOTIDE, "protein": Alphabet.PROTEIN}
+"""What a classifier's frames are embedded by, in the order of its features."""
 POLICIES = ("whole", "window", "truncate", "refuse")
 POOLINGS = ("mean", "cls", "max", "residues")
+WINDOW = 1022
+"""Residues in a window where neither the model nor the config has a limit: what ESM-1b was trained with."""
+
+
+@dataclass(frozen=True, order=True)
+class Output:
+    """What is asked of a model.
+
+    Attributes:
+        layer: Whose states: 0 is the embedding of tokens, the model's number of layers the end.
+        pooling: How they are pooled, one of :data:`POOLINGS`.
+    """
+
+    layer: int
+    pooling: str
+
+    @property
+    def name(self) -> str:
+        """Name in files: ``LAYER/POOLING``."""
+        return f"{self.layer}/{self.pooling}"
 
 
 @dataclass(frozen=True)
@@ -107,6 +130,11 @@ class Prepared:
         """Whether the model embeds samples of a kind."""
         return Alphabet[self.alphabet.upper()] in KINDS[kind]
 
+    @property
+    def around(self) -> int:
+        """Special tokens of a sequence."""
+        return self.start_tokens + self.end_tokens
+
     def write(self, directory: Path) -> None:
         """Write ``model.json``; the last file of a preparation, so that its presence means complete."""
         (directory / DESCRIPTION_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
@@ -146,6 +174,29 @@ def read_prepared(directory: str | Path) -> Prepared:
     except (OSError, DocumentError) as error:
         raise WeightsError(f"{path}: not readable ({error}); {PREPARE_AGAIN}") from None
     return prepared
+
+
+def choose_method(alphabets: Mapping[str, str], named: Mapping[str, str | None]) -> dict[str, str]:
+    """The model for each of :data:`ROLES`: the one that is named, or the only one of the alphabet.
+
+    Args:
+        alphabets: Of the models there are, by name.
+        named: Those that the config names; None where it does not.
+
+    Raises:
+        ConfigError: none, several and none named, or one of another alphabet.
+    """
+    method = {}
+    for role, alphabet in ROLES.items():
+        fitting = sorted(name for name, found in alphabets.items() if found == alphabet.name.lower())
+        known = ", ".join(fitting) or "none"
+        name = named.get(role) or (fitting[0] if len(fitting) == 1 else None)
+        if name is None:
+            raise ConfigError(f"method.{role}: frames are classified with one such model, there are: {known}; name it")
+        if name not in fitting:
+            raise ConfigError(f"method.{role}: {name} is no model for it; those are: {known}")
+        method[role] = name
+    return method
 
 
 def family_module(family: str) -> ModuleType:

@@ -6,26 +6,60 @@ sequences of nearly equal length, from as many samples as it takes to fill it, a
 one longer than a window.
 """
 
+import hashlib
+import json
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
+
+from ..models.registry import Output
+from ..spool.job import Request
 
 WINDOW_BATCHES = 16
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Sequences of one model that are embedded together.
+class Recipe(NamedTuple):
+    """What is computed of a sequence; what two jobs ask for alike is computed once.
 
     Attributes:
-        model: ``esm2`` or ``dnabert_s``.
+        weights_sha256: Of the model.
+        outputs: What is made of its states.
+        window: Residues above which a sequence is embedded in windows; None for whole ones.
+        residues_dtype: What ``residues`` are kept in, ``float16`` or ``float32``; empty without them.
+    """
+
+    weights_sha256: str
+    outputs: tuple[Output, ...]
+    window: int | None
+    residues_dtype: str
+
+    def key(self, precision: str) -> str:
+        """Name of the directory for its blocks: results are the same only where this is."""
+        asked = [[asdict(output) for output in self.outputs], self.window, self.residues_dtype]
+        return f"{self.weights_sha256[:16]}-{precision}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}"
+
+
+def make_recipe(request: Request, store_dtype: str) -> Recipe:
+    """The recipe of what a job asks of a model, for embeddings that are stored in a dtype."""
+    window = request.max_length if request.long == "window" else None
+    asks_residues = any(output.pooling == "residues" for output in request.outputs)
+    return Recipe(request.weights_sha256, tuple(request.outputs), window, store_dtype if asks_residues else "")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences of one recipe that are embedded together.
+
+    Attributes:
+        recipe: What is computed of them.
         jobs: Position of each sequence's job, int64 [n]: the number that its caller gave to :meth:`Queue.add`.
         sequences: Index of each sequence within its job, int64 [n].
         lengths: Tokens of each sequence, int32 [n].
     """
 
-    model: str
+    recipe: Recipe
     jobs: np.ndarray
     sequences: np.ndarray
     lengths: np.ndarray
@@ -45,15 +79,15 @@ class Batch:
 
 
 class Queue:
-    """What waits for one model."""
+    """What waits for one recipe."""
 
-    def __init__(self, model: str, budget_tokens: int) -> None:
+    def __init__(self, recipe: Recipe, budget_tokens: int) -> None:
         """Make an empty queue whose batches hold at most ``budget_tokens``, or one longer sequence."""
-        self.model = model
+        self.recipe = recipe
         self.budget_tokens = budget_tokens
         self.waiting_tokens = 0
         self._waiting: deque[Batch] = deque()
-        self._window = Batch(model, *(np.empty(0, kind) for kind in (np.int64, np.int64, np.int32)))
+        self._window = Batch(recipe, *(np.empty(0, kind) for kind in (np.int64, np.int64, np.int32)))
 
     def add(self, job: int, sequences: np.ndarray, lengths: np.ndarray) -> None:
         """Append sequences of a job.
@@ -64,7 +98,7 @@ class Queue:
             lengths: Their tokens, int32 [n].
         """
         if len(sequences):
-            self._waiting.append(Batch(self.model, np.full(len(sequences), job), sequences, lengths))
+            self._waiting.append(Batch(self.recipe, np.full(len(sequences), job), sequences, lengths))
             self.waiting_tokens += int(lengths.sum())
 
     @property
@@ -105,16 +139,16 @@ class Queue:
                 part = _take(part, slice(0, count))
             parts.append(part)
             room -= part.tokens
-        fresh = _join(self.model, parts)
-        self._window = _join(self.model, [self._window, _take(fresh, np.argsort(-fresh.lengths, kind="stable"))])
+        fresh = _join(self.recipe, parts)
+        self._window = _join(self.recipe, [self._window, _take(fresh, np.argsort(-fresh.lengths, kind="stable"))])
 
 
 def _take(batch: Batch, chosen: slice | np.ndarray) -> Batch:
-    return Batch(batch.model, batch.jobs[chosen], batch.sequences[chosen], batch.lengths[chosen])
+    return Batch(batch.recipe, batch.jobs[chosen], batch.sequences[chosen], batch.lengths[chosen])
 
 
-def _join(model: str, parts: list[Batch]) -> Batch:
+def _join(recipe: Recipe, parts: list[Batch]) -> Batch:
     jobs, sequences, lengths = (
         np.concatenate([getattr(part, name) for part in parts]) for name in ("jobs", "sequences", "lengths")
     )
-    return Batch(model, jobs, sequences, lengths)
+    return Batch(recipe, jobs, sequences, lengths)

@@ -48,21 +48,23 @@ class Dispatch:
         batch: What is to be embedded.
         failures: How many workers have died or hung over it.
         last: The device of the last of them.
-        future: What :func:`.worker.embed` will give, once it is at a worker.
+        path: Where its block will be, once it is at a worker.
+        future: What :func:`.worker.embed` will give then.
     """
 
     batch: Batch
     failures: int = 0
     last: "Device | None" = None
-    future: Future[tuple[np.ndarray, float]] | None = None
+    path: Path = Path()
+    future: Future[float] | None = None
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A batch has come back: its vectors, float32 [n, width], and the seconds that its device worked."""
+    """A batch has come back: where its block is, and the seconds that its device worked."""
 
     batch: Batch
-    vectors: np.ndarray
+    path: Path
     seconds: float
 
 
@@ -76,9 +78,10 @@ class TooLarge:
 
 @dataclass(frozen=True)
 class GivenUp:
-    """The one sequence of a batch cannot be embedded, and why."""
+    """The one sequence of a batch cannot be embedded: the status of its record, and why."""
 
     batch: Batch
+    status: str
     reason: str
 
 
@@ -149,19 +152,22 @@ class Device:
         self._since = time.monotonic()
         self.loading = self._executor.submit(worker.start, self.settings)
 
-    def send(self, dispatch: Dispatch, tokens: np.ndarray) -> None:
+    def send(self, dispatch: Dispatch, tokens: np.ndarray, digests: bytes, path: Path) -> None:
         """Send a batch to the worker.
 
         Args:
             dispatch: The batch.
             tokens: Its sequences one behind the other, int16 [T].
+            digests: SHA-256 of the tokens of each.
+            path: Where its block goes.
 
         Raises:
             BrokenProcessPool: the worker has died meanwhile.
         """
         if self._executor is None:
             raise ValueError(f"{self.name} has no worker")
-        dispatch.future = self._executor.submit(worker.embed, dispatch.batch.model, tokens, dispatch.batch.lengths)
+        batch, dispatch.path = dispatch.batch, path
+        dispatch.future = self._executor.submit(worker.embed, batch.recipe, tokens, batch.lengths, digests, path)
         if not self.at_worker:
             self._since = time.monotonic()
         self.at_worker.append(dispatch)
@@ -294,7 +300,7 @@ class Devices:
                 if dispatch is None:
                     break
                 try:
-                    device.send(dispatch, ledger.tokens(dispatch.batch))
+                    device.send(dispatch, *ledger.parcel(dispatch.batch))
                 except BrokenProcessPool:  # it died with nothing to do
                     log.error("%s: the worker died while it was idle", device.name)
                     self._again.append(dispatch)
@@ -347,25 +353,29 @@ class Devices:
         precision = device.settings.precision
         log.info("%s: %s ready after %.1f s, %s", device.name, report.device_name, report.load_s, precision)
 
-    def _came_back(self, device: Device, future: Future[tuple[np.ndarray, float]]) -> Iterator[Event]:
+    def _came_back(self, device: Device, future: Future[float]) -> Iterator[Event]:
         """Handle the end of the batch in work, good or bad."""
         error = future.exception()
         if error is None:
-            batch = device.take_back().batch
-            vectors, seconds = future.result()
+            done = device.take_back()
+            batch, path, seconds = done.batch, done.path, future.result()
             device.strikes = 0
             device.tokens += batch.tokens
             self.speed.add(device.name, batch.tokens, seconds)
-            done = {"batches": 1, "sequences": len(batch), "tokens": batch.tokens, "device_s": seconds}
-            self.totals |= {name: self.totals[name] + value for name, value in done.items()}
-            yield Embedded(batch, vectors, seconds)
+            work = {"batches": 1, "sequences": len(batch), "tokens": batch.tokens, "device_s": seconds}
+            self.totals |= {name: self.totals[name] + value for name, value in work.items()}
+            yield Embedded(batch, path, seconds)
+        elif isinstance(error, OSError):  # the block cannot be written
+            raise error
         elif isinstance(error, OutOfMemory):
             batch = device.take_back().batch
             if len(batch) > 1:
                 self._again.extend(Dispatch(half) for half in batch.halves())
                 yield TooLarge(batch, device.name)
             else:
-                yield GivenUp(batch, f"{device.name} has no memory for its {batch.tokens} tokens, even alone")
+                yield GivenUp(
+                    batch, "too_long", f"{device.name} has no memory for its {batch.tokens} tokens, even alone"
+                )
         else:
             died = isinstance(error, BrokenProcessPool)
             reason = "the worker died" if died else f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -386,7 +396,7 @@ class Devices:
         elif len(batch) > 1:
             self._again.extend(Dispatch(half, failures=1, last=device) for half in batch.halves())
         else:
-            yield GivenUp(batch, f"{reason} over it on {device.name}, in company and alone")
+            yield GivenUp(batch, "failed", f"{reason} over it on {device.name}, in company and alone")
 
     def _replace(self, device: Device, reason: str, strike: bool) -> None:
         """Give a device a new worker, or retire it."""

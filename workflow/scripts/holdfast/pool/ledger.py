@@ -7,6 +7,7 @@ that holds it.
 """
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..models.registry import Prepared
-from ..spool.job import Manifest, Receipt
+from ..spool.job import MODELS, Manifest, Receipt
 from ..spool.progress import JobProgress
-from .batches import Batch, Queue
+from .batches import Batch, Queue, Recipe
 from .blocks import BlockStore
 from .sample import DistinctSequences
 
@@ -32,9 +32,11 @@ class Job:
         claimed: When it was claimed, by the monotonic clock, s.
         counts: What was read.
         sequences: Its distinct sequences by model, once it is read.
+        recipes: What is computed of them, by model.
+        warnings: What is doubtful in it.
         missing: Sequences that it still waits for.
         missing_tokens: Their tokens.
-        failures: By model, sequences that were given up, with the reason.
+        failures: By model, sequences that were given up, with the status of their records and the reason.
         input_sha256: Digest of its file (hex), once it is read.
         inherited: Vectors that it needed and found in blocks that a dead pool had left.
         read_s: Seconds to read it.
@@ -48,9 +50,11 @@ class Job:
     claimed: float
     counts: dict[str, int] = field(default_factory=dict)
     sequences: dict[str, DistinctSequences] = field(default_factory=dict)
+    recipes: dict[str, Recipe] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     missing: int = 0
     missing_tokens: int = 0
-    failures: dict[str, dict[int, str]] = field(default_factory=dict)
+    failures: dict[str, dict[int, tuple[str, str]]] = field(default_factory=dict)
     input_sha256: str = ""
     inherited: int = 0
     read_s: float = 0.0
@@ -59,8 +63,6 @@ class Job:
 
     def progress(self, loaded: bool) -> JobProgress:
         """The job for others to see; ``loaded`` says whether the pool's models are."""
-        kinds = ("sequences", "tokens")
-        found = {kind: sum(self.counts.get(f"{model}_{kind}", 0) for model in self.manifest.models) for kind in kinds}
         embedding = "embedding" if loaded else "waiting"
         return JobProgress(
             job=self.manifest.job,
@@ -71,7 +73,8 @@ class Job:
             size_bytes=self.manifest.size_bytes,
             sequences_left=self.missing,
             tokens_left=self.missing_tokens,
-            **found,
+            sequences=self.counts.get("sequences", 0),
+            tokens=self.counts.get("tokens", 0),
         )
 
     def receipt(self, error: str, embeddings: Path, failures: dict[str, str], **made_by: Any) -> Receipt:
@@ -95,6 +98,7 @@ class Job:
             counts=self.counts | {"computed_tokens": self.computed_tokens, "inherited": self.inherited},
             seconds={name: round(value, 3) for name, value in seconds.items()},
             failures=failures,
+            warnings=self.warnings,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             size_bytes=manifest.size_bytes,
             mtime_ns=manifest.mtime_ns,
@@ -105,25 +109,22 @@ class Job:
 class Ledger:
     """What all open jobs wait for."""
 
-    def __init__(
-        self, models: dict[str, Prepared], precision: str, root: Path, prefix: str, budget_tokens: int
-    ) -> None:
+    def __init__(self, weights: Iterable[str], precision: str, root: Path, prefix: str, budget_tokens: int) -> None:
         """Open the books, with the blocks that lie below ``root``.
 
         Args:
-            models: The models of the pool.
+            weights: ``weights_sha256`` of the models of the pool.
             precision: What they compute in; vectors of another precision are not used.
             root: Directory of this pool's blocks.
             prefix: Start of the names of new blocks, unique to the pool.
             budget_tokens: Tokens in a batch.
         """
         self.jobs: dict[int, Job] = {}
-        self.queues = {model: Queue(model, budget_tokens) for model in models}
-        self.stores = {
-            model: BlockStore(root / key(description, precision), description.width, prefix)
-            for model, description in models.items()
-        }
-        self._waiters: dict[str, dict[bytes, list[tuple[Job, int]]]] = {model: {} for model in models}
+        self.budgets = dict.fromkeys(weights, budget_tokens)
+        self.queues: dict[Recipe, Queue] = {}
+        self.stores: dict[Recipe, BlockStore] = {}
+        self._precision, self._root, self._prefix = precision, root, prefix
+        self._waiters: dict[Recipe, dict[bytes, list[tuple[Job, str, int]]]] = {}
 
     @property
     def waiting_tokens(self) -> int:
@@ -133,8 +134,10 @@ class Ledger:
     def admit(self, job: Job) -> bool:
         """Enter a job that has been read; whether it lacks nothing."""
         self.jobs[job.number] = job
-        for model, sequences in job.sequences.items():
-            store, waiters = self.stores[model], self._waiters[model]
+        for place, (model, sequences) in enumerate(job.sequences.items()):
+            recipe = job.recipes[model]
+            self._open(recipe)
+            store, waiters = self.stores[recipe], self._waiters[recipe]
             fresh = []
             for number, digest in enumerate(sequences.digests):
                 if store.use(digest):
@@ -143,16 +146,23 @@ class Ledger:
                 job.missing += 1
                 job.missing_tokens += int(sequences.lengths[number])
                 if digest in waiters:
-                    waiters[digest].append((job, number))
+                    waiters[digest].append((job, model, number))
                 else:
-                    waiters[digest] = [(job, number)]
+                    waiters[digest] = [(job, model, number)]
                     fresh.append(number)
             chosen = np.array(fresh, np.int64)
-            self.queues[model].add(job.number, chosen, sequences.lengths[chosen])
+            self.queues[recipe].add(job.number * MODELS + place, chosen, sequences.lengths[chosen])
         return not job.missing
 
+    def _open(self, recipe: Recipe) -> None:
+        """Make room for a recipe that is asked for the first time."""
+        if recipe not in self.queues:
+            self.queues[recipe] = Queue(recipe, self.budgets[recipe.weights_sha256])
+            self.stores[recipe] = BlockStore(self._root / recipe.key(self._precision), self._prefix)
+            self._waiters[recipe] = {}
+
     def next_batch(self, partial: bool) -> Batch | None:
-        """The next batch, of the model whose oldest job is the oldest; see :meth:`batching.Queue.next`."""
+        """The next batch, of the recipe whose oldest job is the oldest; see :meth:`.batches.Queue.next`."""
         waiting = [(queue.oldest, queue) for queue in self.queues.values() if queue.oldest is not None]
         for _, queue in sorted(waiting, key=lambda entry: entry[0]):
             batch = queue.next(partial)
@@ -160,55 +170,63 @@ class Ledger:
                 return batch
         return None
 
-    def shrink(self, model: str, budget_tokens: int) -> int:
+    def shrink(self, weights_sha256: str, budget_tokens: int) -> int:
         """Make batches of a model no larger than this from now on; the budget that holds now."""
-        queue = self.queues[model]
-        queue.budget_tokens = max(1, min(queue.budget_tokens, budget_tokens))
-        return queue.budget_tokens
+        budget = self.budgets[weights_sha256] = max(1, min(self.budgets[weights_sha256], budget_tokens))
+        for recipe, queue in self.queues.items():
+            if recipe.weights_sha256 == weights_sha256:
+                queue.budget_tokens = budget
+        return budget
 
-    def tokens(self, batch: Batch) -> np.ndarray:
-        """The tokens of a batch, its sequences one behind the other, int16 [T]."""
-        return np.concatenate([job.sequences[batch.model].tokens(number) for job, number in self._entries(batch)])
+    def parcel(self, batch: Batch) -> tuple[np.ndarray, bytes, Path]:
+        """What a worker needs for a batch: its tokens, one sequence behind the other, int16 [T]; digests; a place."""
+        found = [(job.sequences[model], number) for job, model, number in self._entries(batch)]
+        tokens = np.concatenate([sequences.tokens(number) for sequences, number in found])
+        digests = b"".join(sequences.digests[number] for sequences, number in found)
+        return tokens, digests, self.stores[batch.recipe].new_path()
 
-    def settle(self, batch: Batch, vectors: np.ndarray, seconds: float) -> list[Job]:
-        """Keep the vectors of a batch.
+    def settle(self, batch: Batch, path: Path, seconds: float) -> list[Job]:
+        """Keep what a batch gave.
 
         Args:
             batch: The batch.
-            vectors: float32 [n, width].
-            seconds: What the device needed for them.
+            path: Its block.
+            seconds: What the device needed for it.
 
         Returns:
             The jobs that lack nothing any more.
         """
-        waiters = self._waiters[batch.model]
+        waiters = self._waiters[batch.recipe]
         entries = self._entries(batch)
-        digests = [job.sequences[batch.model].digests[number] for job, number in entries]
-        self.stores[batch.model].add(digests, vectors, uses=[len(waiters[digest]) for digest in digests])
-        for (job, _), length in zip(entries, batch.lengths.tolist(), strict=True):
+        digests = [job.sequences[model].digests[number] for job, model, number in entries]
+        self.stores[batch.recipe].add(path, digests, uses=[len(waiters[digest]) for digest in digests])
+        for (job, *_), length in zip(entries, batch.lengths.tolist(), strict=True):
             job.device_s += seconds * length / batch.tokens
             job.computed_tokens += length
-        return [job for digest in digests for job in self._served(batch.model, digest)]
+        return [job for digest in digests for job in self._served(batch.recipe, digest)]
 
-    def give_up(self, batch: Batch, reason: str) -> list[Job]:
-        """Note that the sequences of a batch cannot be embedded; the jobs that lack nothing any more."""
+    def give_up(self, batch: Batch, status: str, reason: str) -> list[Job]:
+        """Note that the sequences of a batch cannot be embedded, and why; the jobs that lack nothing any more."""
         complete = []
-        for owner, number in self._entries(batch):
-            digest = owner.sequences[batch.model].digests[number]
-            for job, own_number in self._waiters[batch.model][digest]:
-                job.failures.setdefault(batch.model, {})[own_number] = reason
-            complete += self._served(batch.model, digest)
+        for owner, name, place in self._entries(batch):
+            digest = owner.sequences[name].digests[place]
+            for job, model, number in self._waiters[batch.recipe][digest]:
+                job.failures.setdefault(model, {})[number] = status, reason
+            complete += self._served(batch.recipe, digest)
         return complete
 
     def places(self, job: Job) -> dict[str, tuple[list[Path], np.ndarray]]:
         """By model, where the vectors of a complete job are; see :meth:`blocks.BlockStore.locate`."""
-        return {model: self.stores[model].locate(sequences.digests) for model, sequences in job.sequences.items()}
+        return {
+            model: self.stores[job.recipes[model]].locate(sequences.digests)
+            for model, sequences in job.sequences.items()
+        }
 
     def close(self, job: Job) -> None:
         """Strike out a job whose embeddings are written."""
         if self.jobs.pop(job.number, None) is not None:
             for model, sequences in job.sequences.items():
-                self.stores[model].release(sequences.digests)
+                self.stores[job.recipes[model]].release(sequences.digests)
 
     def sweep(self) -> None:
         """Remove blocks that no open job uses."""
@@ -220,18 +238,18 @@ class Ledger:
         for store in self.stores.values():
             store.refresh()
 
-    def _entries(self, batch: Batch) -> list[tuple[Job, int]]:
-        return [(self.jobs[job], n) for job, n in zip(batch.jobs.tolist(), batch.sequences.tolist(), strict=True)]
+    def _entries(self, batch: Batch) -> list[tuple[Job, str, int]]:
+        """Job, its name for the model, and number of each sequence."""
+        found = []
+        for part, number in zip(batch.jobs.tolist(), batch.sequences.tolist(), strict=True):
+            job = self.jobs[part // MODELS]
+            found.append((job, list(job.sequences)[part % MODELS], number))
+        return found
 
-    def _served(self, model: str, digest: bytes) -> list[Job]:
+    def _served(self, recipe: Recipe, digest: bytes) -> list[Job]:
         """End the wait for one sequence."""
-        waiting = self._waiters[model].pop(digest)
-        for job, number in waiting:
+        waiting = self._waiters[recipe].pop(digest)
+        for job, model, number in waiting:
             job.missing -= 1
             job.missing_tokens -= int(job.sequences[model].lengths[number])
-        return [job for job, _ in waiting if not job.missing]
-
-
-def key(description: Prepared, precision: str) -> str:
-    """Name of the directory for blocks of a model: vectors are the same only where this is."""
-    return f"{description.model}-{description.weights_sha256[:16]}-{precision}"
+        return [job for job, _, _ in waiting if not job.missing]

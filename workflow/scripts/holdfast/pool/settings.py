@@ -21,7 +21,7 @@ from ..documents import (
 )
 from ..errors import ConfigError
 from ..files import atomic_text
-from ..models.registry import MODELS
+from ..spool.job import MODEL_PATTERN
 
 OF_THE_RUN = ("replicas", "lifecycle", "spool", "patience_s")
 PREPARED = {
@@ -33,9 +33,12 @@ OWN: dict[str, Any] = {
     "models": {
         "type": "object",
         "minProperties": 1,
-        "additionalProperties": False,
-        "properties": dict.fromkeys(MODELS, PREPARED),
-        "description": f"the prepared directory of {' and/or '.join(MODELS)}",
+        "additionalProperties": PREPARED,
+        "propertyNames": {
+            "pattern": f"^{MODEL_PATTERN.pattern}$",
+            "x-rule": "is no name for a model: letters, digits, _ and -",
+        },
+        "description": "by a name of your choice, the directory of a prepared model",
     },
     "gpu": {"type": ["integer", "null"], "minimum": 1, "default": None},
 }

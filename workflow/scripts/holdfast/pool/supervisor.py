@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import HoldfastError, ResourceError
-from ..models.registry import read_prepared
-from ..spool.job import software
+from ..models.registry import Prepared, read_prepared
+from ..spool.job import Manifest, software
 from ..spool.progress import History, LastErrors, Moment, Progress
 from ..spool.spool import Spool
 from ..spool.state import Launcher, Observer, PoolState, read_state, state_path
-from .batches import WINDOW_BATCHES
+from .batches import WINDOW_BATCHES, make_recipe
 from .devices import Devices, Embedded, GivenUp, TooLarge
 from .hardware import name_devices, torch_versions
 from .ledger import Job, Ledger
@@ -60,11 +60,12 @@ class Supervisor:
         self.endpoint = endpoint
         self.name = state.identity.pool
         self.spool = Spool(state.spool)
-        self.models = {model: read_prepared(directory) for model, directory in settings.models.items()}
+        self.directories = {model: Path(directory).absolute() for model, directory in settings.models.items()}
+        self.models = {model: read_prepared(directory) for model, directory in self.directories.items()}
         state.models = {model: description.weights_sha256 for model, description in self.models.items()}
+        self.held = {digest: model for model, digest in state.models.items()}
         state.precision = settings.precision
         state.lease_s = settings.lease_s
-        self.directories = {model: Path(directory).absolute() for model, directory in settings.models.items()}
         self.signal = self.stop_reason = ""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._signalled)
@@ -78,7 +79,7 @@ class Supervisor:
         log.info("loading %s on %s", ", ".join(self.models), ", ".join(names))
         self.devices = Devices(settings, self.directories, names, self.precision)
         self.readers = Readers(1 if settings.device == "cpu" else max(1, settings.threads - 1))
-        self.ledger = Ledger(self.models, self.precision, self._blocks, self.name, settings.tokens_per_batch)
+        self.ledger = Ledger(self.held, self.precision, self._blocks, self.name, settings.tokens_per_batch)
         self.software = software(PACKAGES) | torch_versions()
         self.jobs: dict[int, Job] = {}
         self.number = 0
@@ -179,7 +180,7 @@ class Supervisor:
         ahead_tokens = WINDOW_BATCHES * self.settings.tokens_per_batch * len(self.devices.devices)
         if self.ledger.waiting_tokens > ahead_tokens or not self.readers.room:
             return
-        for manifest in self.spool.claim(self.name, lambda job: self.state.serves(job.models, job.precision)):
+        for manifest in self.spool.claim(self.name, lambda job: self.state.serves(job.weights, job.precision)):
             if any(job.manifest.job == manifest.job for job in self.jobs.values()):
                 continue  # handed in again by another client, after it was claimed
             if not self.jobs:
@@ -188,7 +189,7 @@ class Supervisor:
             job = self.jobs[self.number] = Job(self.number, manifest, directory, time.monotonic())
             self.number += 1
             self.last_work = time.monotonic()
-            self.readers.send(read_sample, (manifest, directory, self.directories), job)
+            self.readers.send(read_sample, (manifest, directory, self._models_of(manifest)), job)
             if not self.readers.room:
                 return
 
@@ -206,15 +207,16 @@ class Supervisor:
         complete: list[Job] = []
         for event in self.devices.poll():
             match event:
-                case Embedded(batch, vectors, seconds):
-                    complete += self.ledger.settle(batch, vectors, seconds)
+                case Embedded(batch, path, seconds):
+                    complete += self.ledger.settle(batch, path, seconds)
                 case TooLarge(batch, device):
-                    budget = self.ledger.shrink(batch.model, batch.tokens // 2)
+                    weights = batch.recipe.weights_sha256
+                    budget = self.ledger.shrink(weights, batch.tokens // 2)
                     reason = "%s: no memory for %d tokens; %s has a budget of %d now"
-                    log.warning(reason, device, batch.tokens, batch.model, budget)
-                case GivenUp(batch, reason):
+                    log.warning(reason, device, batch.tokens, self.held[weights], budget)
+                case GivenUp(batch, status, reason):
                     log.error("a sequence is given up: %s", reason)
-                    complete += self.ledger.give_up(batch, reason)
+                    complete += self.ledger.give_up(batch, status, reason)
         for job in complete:
             self._write(job)
         self._notice_ready()
@@ -237,26 +239,36 @@ class Supervisor:
         elif done.function is read_sample:
             self._admit(job, done.result, done.seconds)
         else:
-            job.counts["failed"] = len(done.result)
-            self._receipt(job, "", done.result)
+            given_up, statuses = done.result
+            job.counts |= statuses
+            self._receipt(job, "", given_up)
 
     def _admit(self, job: Job, found: Contents, seconds: float) -> None:
         """Enter a job that has been read into the ledger."""
         job.counts, job.input_sha256, job.read_s = found.counts, found.sha256, seconds
-        job.sequences = {model: DistinctSequences(job.directory, model) for model in job.manifest.models}
-        for model, sequences in job.sequences.items():
-            job.counts[f"{model}_sequences"] = len(sequences.digests)
-            job.counts[f"{model}_tokens"] = int(sequences.lengths.sum())
-            self.read_tokens[job.manifest.kind] += job.counts[f"{model}_tokens"]
+        job.warnings = found.warnings
+        for warning in found.warnings:
+            log.warning("%s: %s", job.manifest.sample, warning)
+        asked = job.manifest.models
+        job.recipes = {model: make_recipe(request, job.manifest.store_dtype) for model, request in asked.items()}
+        job.sequences = {model: DistinctSequences(job.directory, model) for model in asked}
+        job.counts["sequences"] = sum(len(sequences.digests) for sequences in job.sequences.values())
+        job.counts["tokens"] = sum(int(sequences.lengths.sum()) for sequences in job.sequences.values())
+        self.read_tokens[job.manifest.kind] += job.counts["tokens"]
         self.read_bytes[job.manifest.kind] += job.manifest.size_bytes
         if self.ledger.admit(job):
             self._write(job)
 
     def _write(self, job: Job) -> None:
         """Have the embeddings of a job written, now that it lacks nothing."""
-        descriptions = {model: self.models[model] for model in job.sequences}
+        descriptions = {model: known for model, (known, _) in self._models_of(job.manifest).items()}
         computed = (descriptions, self.ledger.places(job), job.failures, self.precision, self.software)
         self.readers.send(finish_sample, (job.manifest, job.directory, *computed), job)
+
+    def _models_of(self, manifest: Manifest) -> dict[str, tuple[Prepared, Path]]:
+        """By the job's names, the prepared models that it asks for, and where they are."""
+        names = {model: self.held[request.weights_sha256] for model, request in manifest.models.items()}
+        return {model: (self.models[name], self.directories[name]) for model, name in names.items()}
 
     def _failed(self, job: Job, error: BaseException) -> None:
         """End one job for what was wrong with it; whatever that is, the others go on."""
@@ -323,7 +335,7 @@ class Supervisor:
             devices=devices.progress(),
             jobs=[job.progress(loaded) for job in self.jobs.values()],
             errors=list(self.errors.last),
-            budgets={model: queue.budget_tokens for model, queue in ledger.queues.items()},
+            budgets={self.held[weights]: budget for weights, budget in ledger.budgets.items()},
             ready_s=round(self.ready_s, 3),
             tokens_per_s=round(devices.speed.tokens_per_s(), 3),
             tokens_left=ledger.waiting_tokens + devices.tokens_out,

@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import ResourceError
-from ..models.registry import open_model
+from ..models.registry import Output, Prepared, open_model, read_prepared
+from .batches import Recipe
+from .blocks import write_block
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-SELF_TEST_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
+SELF_TEST_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 
 log = logging.getLogger("holdfast.worker")
 
@@ -34,7 +36,7 @@ class WorkerSettings:
     Attributes:
         name: ``cpu:N``, the Nth worker on the CPU, or ``cuda:N``, the Nth device that CUDA_VISIBLE_DEVICES shows.
         models: Prepared model directories by model.
-        precision: What the models compute in, ``fp32`` or ``fp16``.
+        precision: What the models compute in, ``fp32``, ``fp16`` or ``bf16``.
         threads: CPU threads for torch; only used on a CPU.
         allocator: Value for PYTORCH_ALLOC_CONF, read by torch when it is imported.
         memory_fraction: Largest share of the device's memory that torch may take, 0..1.
@@ -96,37 +98,45 @@ class Worker:
         else:
             torch.set_num_threads(settings.threads)
             name, uuid = f"CPU, {settings.threads} threads", ""
-        self.models: dict[str, Any] = {
-            model: open_model(directory, str(self.device), settings.precision)
-            for model, directory in settings.models.items()
-        }
-        for model in self.models:
-            self._self_test(model, settings.precision)
+        self.models: dict[str, tuple[Prepared, Any]] = {}
+        for name, directory in settings.models.items():
+            known = read_prepared(directory)
+            self.models[known.weights_sha256] = known, open_model(directory, str(self.device), settings.precision)
+            self._self_test(name, known, settings.precision)
         self.ready = Ready(time.perf_counter() - began, name, uuid)
 
-    def _self_test(self, model: str, precision: str) -> None:
+    def _self_test(self, name: str, known: Prepared, precision: str) -> None:
         """Refuse a device that gives other vectors to a sequence in company than alone, or no finite ones."""
+        mean = Output(known.layers, "mean")
+        recipe = Recipe(known.weights_sha256, (mean,), None, "")
         first, second = (np.arange(5, 5 + count, dtype=np.int16) for count in (9, 14))
-        together = self.embed(model, np.concatenate([first, second]), np.array([9, 14], np.int32))
-        alone = self.embed(model, second, np.array([14], np.int32))
+        _, both = self.embed(recipe, np.concatenate([first, second]), np.array([9, 14], np.int32))
+        _, one = self.embed(recipe, second, np.array([14], np.int32))
+        together, alone = both[mean.name], one[mean.name]
         difference = float(np.abs(together[1] - alone[0]).max() / max(1.0, float(np.abs(alone).max())))
         if not difference <= SELF_TEST_TOLERANCE[precision]:
             raise ResourceError(
-                f"{self.settings.name}: self-test of {model} failed: a sequence alone and in a batch differ by "
+                f"{self.settings.name}: self-test of {name} failed: a sequence alone and in a batch differ by "
                 f"{difference:.1e} in {precision}; exclude it through CUDA_VISIBLE_DEVICES or set pool.device: cpu"
             )
 
-    def embed(self, model: str, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Embed a batch, see :func:`embed`."""
+    def embed(
+        self, recipe: Recipe, tokens: np.ndarray, lengths: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Residues of each sequence of a batch, int64 [n], and by name of each output what :func:`embed` keeps."""
         torch = self.torch
+        known, encoder = self.models[recipe.weights_sha256]
         on_device = torch.from_numpy(tokens).to(self.device)
-        vectors = self.models[model].embed(on_device, lengths.tolist())
-        result: np.ndarray = vectors.cpu().numpy()
+        found = encoder.embed(on_device, lengths.tolist(), recipe.outputs, recipe.window)
+        arrays = {}
+        for output, values in found.items():
+            dtype = recipe.residues_dtype if output.pooling == "residues" else "float32"
+            arrays[output.name] = values.to(getattr(torch, dtype)).cpu().numpy()
         self.batches += 1
         interval = self.settings.cache_clear_interval
         if interval and self.batches % interval == 0:
             self.clear_cache()
-        return result
+        return lengths.astype(np.int64) - known.around, arrays
 
     def clear_cache(self) -> None:
         """Give memory that torch keeps for later back to the device."""
@@ -172,29 +182,33 @@ def end_with_parent() -> None:
         threading.Thread(target=watch, args=(parent,), daemon=True).start()
 
 
-def embed(model: str, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, float]:
-    """Embed one batch.
+def embed(recipe: Recipe, tokens: np.ndarray, lengths: np.ndarray, digests: bytes, path: Path) -> float:
+    """Embed one batch and write its block.
 
     Args:
-        model: Its name.
+        recipe: What is computed of each sequence.
         tokens: The sequences one behind the other, special tokens included, int16 [T].
         lengths: Tokens of each sequence, int32 [n].
+        digests: SHA-256 of the tokens of each, n times 32 bytes.
+        path: Where the block goes, see :mod:`.blocks`.
 
     Returns:
-        Pooled vectors, float32 [n, width], and the seconds it took.
+        The seconds it took.
 
     Raises:
         OutOfMemory: the device has no memory for the batch.
+        OSError: the block cannot be written.
         RuntimeError: anything else that torch could not do; the process should be replaced.
     """
     if _worker is None:
         raise ResourceError("the worker holds no models yet")
     began = time.perf_counter()
     try:
-        vectors = _worker.embed(model, tokens, lengths)
+        residues, arrays = _worker.embed(recipe, tokens, lengths)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY):
             _worker.clear_cache()
             raise OutOfMemory(f"{_worker.settings.name}: no memory for {len(tokens)} tokens in a batch") from None
         raise
-    return vectors, time.perf_counter() - began
+    write_block(path, digests, residues, arrays)
+    return time.perf_counter() - began

@@ -21,9 +21,11 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     *("#000000", "#e69f00", "#56b4e9", "#009e73"),
     *("#f0e442", "#0072b2", "#d55e00", "#cc79a7"),
 )
-GREY = "#b0b0b0"
+GREY, PALE_GREEN = "#b0b0b0", "#8fd4bd"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW, BLACK)
-OUTCOME_COLOURS = dict(zip(OUTCOMES, (VERMILION, BLUE, GREEN, GREY, YELLOW, PURPLE, BLACK), strict=True))
+OUTCOME_COLOURS = dict(
+    zip(OUTCOMES, (VERMILION, BLUE, GREEN, SKY, PALE_GREEN, GREY, YELLOW, PURPLE, ORANGE, BLACK), strict=True)
+)
 SHORT_LABEL = "length(datum.label) > 34 ? slice(datum.label, 0, 17) + '\u2026' + slice(datum.label, -16) : datum.label"
 """Both ends of a long name: names of one study differ at the end, as a rule."""
 

@@ -38,7 +38,6 @@ GROUP_COLOURS = {
     "dna": PURPLE,
 }
 OTHERS = "others"
-MODEL_NAMES = {"esm2": "ESM-2", "dnabert_s": "DNABERT-S"}
 
 
 def pca(matrix: np.ndarray, components: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -122,9 +121,7 @@ def _map(model: str, points: Points, groups: list[str], colours: Mapping[str, st
         for (x, y, group), number in cells.items()
     ]
     few = f"{len(points.matrix):,} of {points.rows:,}" if len(points.matrix) < points.rows else f"{points.rows:,}"
-    heading = altair.TitleParams(
-        MODEL_NAMES.get(model, model), fontSize=12, anchor="start", subtitle=f"{few} sequences, seed {choices.seed}"
-    )
+    heading = altair.TitleParams(model, fontSize=12, anchor="start", subtitle=f"{few} sequences, seed {choices.seed}")
     legend = altair.Legend(orient="bottom", columns=2, symbolOpacity=1, labelExpr=SHORT_LABEL)
     chart = chart_of(values, width=250, height=250, title=heading).mark_circle(opacity=0.65)
     return chart.encode(

@@ -16,7 +16,6 @@ import numpy as np
 
 from ..errors import InputError, ResourceError
 from ..files import atomic_text
-from ..models.registry import MODELS
 from ..results.calls import CONTIG_STATUSES, NON_VIRAL, VIRUS, ContigCall, read_contigs
 from ..results.embeddings import EmbeddingsFile
 from ..run.config import Sample, read_samples
@@ -25,13 +24,14 @@ from ..sequences.frames import FRAMES
 from ..spool.job import Receipt, read_receipt
 from ..spool.progress import Moment, read_moments
 
-OUTCOMES = (VIRUS, NON_VIRAL, "embedded", "no_stop_free_frame", "too_short", "too_long", "failed")
+STATUSES = ("truncated", "windowed", "no_stop_free_frame", "too_short", "too_long", "bad_letters", "failed")
+OUTCOMES = (VIRUS, NON_VIRAL, "embedded", *STATUSES)
 SCORE_BINS = 50
 LENGTH_BINS_A_DECADE = 4
 POINTS = 20_000
 LISTED = 20_000
 SUMMARY_COLUMNS = (
-    *("sample", "kind", "label", "records", "too_short", "too_long", "rows", "distinct_sequences", "tokens"),
+    *("sample", "kind", "label", "records", *STATUSES, "rows", "distinct_sequences", "tokens"),
     *(f"contigs_{status}" for status in CONTIG_STATUSES),
     *("contigs_virus", "inherited_vectors"),
     *("load_s", "load_share_s", "read_s", "device_s", "total_s", "tokens_per_s", "device_busy"),
@@ -95,11 +95,6 @@ def _pool_of(receipt: Receipt) -> str:
     return str(receipt.pool.get("id", ""))
 
 
-def _total(receipt: Receipt, unit: str) -> int:
-    """Distinct sequences, or their tokens, of a sample over all models."""
-    return sum(receipt.counts.get(f"{model}_{unit}", 0) for model in MODELS)
-
-
 def _load_share_s(receipt: Receipt, work_s: list[float]) -> float:
     """A sample's share of the load of its pool: by its work among all of the pool's samples, or even."""
     own_s, total_s = receipt.seconds.get("device_s", 0.0), sum(work_s)
@@ -126,8 +121,8 @@ def _summary_row(entry: Sample, directory: Path, receipt: Receipt) -> dict[str, 
         "sample": entry.sample,
         "kind": entry.kind,
         "label": entry.label,
-        "distinct_sequences": _total(receipt, "sequences"),
-        "tokens": _total(receipt, "tokens"),
+        "distinct_sequences": counts.get("sequences", 0),
+        "tokens": counts.get("tokens", 0),
         "inherited_vectors": counts.get("inherited"),
         "load_s": pool.get("load_s"),
         "tokens_per_s": f"{counts.get('computed_tokens', 0) / device_s:.0f}" if device_s > 0 else None,
@@ -248,6 +243,7 @@ def count_results(sheet: Path, results: Path, spool: Path, seed: int) -> Tally:
     chosen = _choose(receipts, seed)
     tally = Tally()
     found: dict[str, list[tuple[np.ndarray, list[str]]]] = defaultdict(list)
+    totals: Counter[str] = Counter()
     by_sample = not any(entry.label or (results / name / "contigs.tsv").exists() for name, entry in samples.items())
     for name, entry in samples.items():
         _count_pool(tally, receipts[name], spool)
@@ -258,15 +254,17 @@ def count_results(sheet: Path, results: Path, spool: Path, seed: int) -> Tally:
             sample.outcomes.update(outcomes)
             tally.synthetic |= _synthetic(file)
             for model in file.models:
+                shown = file.matrix_of(model) or file.matrix_of(model, "max") or file.matrix_of(model, "cls")
+                if shown is None:
+                    continue
                 rows = chosen[name][chosen[name] < file.row_count]
-                records, matrix = file.take(rows, model)
+                records, matrix = file.take(rows, shown)
+                totals[model] += file.row_count
                 groups = [name if by_sample else _group(entry, outcomes[record]) for record in records.tolist()]
                 found[model].append((matrix, groups))
     for model, parts in found.items():
         matrix = np.concatenate([part for part, _ in parts])
-        counts = [receipt.counts for receipt in receipts.values() if f"{model}_tokens" in receipt.counts]
-        total = sum(count.get("rows", 0) for count in counts)
-        tally.points[model] = Points(matrix, [group for _, groups in parts for group in groups], total)
+        tally.points[model] = Points(matrix, [group for _, groups in parts for group in groups], totals[model])
     tally.contigs = _highest(tally.contigs)
     return tally
 
@@ -299,16 +297,14 @@ def _count_pool(tally: Tally, receipt: Receipt, spool: Path) -> None:
     pool.devices = str(receipt.pool.get("devices", ""))
     pool.load_s = number(receipt.pool.get("load_s"))
     pool.device_s += receipt.seconds.get("device_s", 0.0)
-    pool.tokens += _total(receipt, "tokens")
+    pool.tokens += receipt.counts.get("tokens", 0)
     pool.samples += 1
 
 
 def _count_records(tally: Tally, sample: SampleTally, file: EmbeddingsFile, contigs: Path) -> list[str]:
     """Count chunks, and scores and lengths where the sample is called; the outcome of each record."""
-    rows = np.zeros(file.record_count, np.int64)
     places = [np.empty(0, np.int64)]
     for block in file.blocks():
-        np.add.at(rows, block.record, 1)
         places.append(block.record * np.int64(2**31) + block.chunk)
     lengths_bp = np.zeros(0, np.int64)
     statuses: list[str] = []
@@ -320,11 +316,8 @@ def _count_records(tally: Tally, sample: SampleTally, file: EmbeddingsFile, cont
         sample.frames += np.bincount(with_frames, minlength=len(FRAMES) + 1)
         sample.frames[0] = (-(-lengths_bp // file.chunk_length_bp)).sum() - len(with_frames)
     if not contigs.exists():
-        return [
-            status if status != "ok" else "embedded" if count else "no_stop_free_frame"
-            for status, count in zip(statuses, rows.tolist(), strict=True)
-        ]
-    return _count_contigs(tally, sample, contigs, len(rows))
+        return ["embedded" if status == "ok" else status for status in statuses]
+    return _count_contigs(tally, sample, contigs, len(statuses))
 
 
 def _count_contigs(tally: Tally, sample: SampleTally, path: Path, records: int) -> list[str]:

@@ -19,7 +19,7 @@ nor newline, and any quote in it is part of it. ``NA`` stands where there is not
 digits, which give back the same float32. Coordinates are 0-based and half-open, as in BED.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +135,7 @@ def classify_contigs(
     chunks: str | Path,
     contigs: str | Path,
     virnucpro_directory: str | Path | None = None,
+    method: Mapping[str, str | None] | None = None,
 ) -> None:
     """Classify the frames of one sample, and call its chunks and contigs.
 
@@ -146,6 +147,7 @@ def classify_contigs(
         chunks: Where ``chunks.tsv`` goes.
         contigs: Where ``contigs.tsv`` goes.
         virnucpro_directory: Where VirNucPro's own two files go, if they are wanted.
+        method: Names of the models by role; None where there is only one.
 
     Raises:
         ConfigError: a threshold outside 0 to 1.
@@ -154,7 +156,8 @@ def classify_contigs(
     """
     classifier = load_classifier(classifier_path)
     with EmbeddingsFile(embeddings) as reader:
-        call_contigs(reader, classify(reader, classifier), threshold, frames, chunks, contigs, virnucpro_directory)
+        classified = classify(reader, classifier, method or {})
+        call_contigs(reader, classified, threshold, frames, chunks, contigs, virnucpro_directory)
 
 
 def call_contigs(
@@ -253,7 +256,7 @@ def _chunks(reader: EmbeddingsFile) -> Iterator[tuple[str, int, int, int, str]]:
 
 
 def _uncalled(record_status: str) -> str:
-    """Status of a chunk or contig that is not called: the record's, unless that is well and only frames are missing."""
+    """Status of a chunk or contig that is not called: the record's, unless only this chunk has no frame."""
     return "no_stop_free_frame" if record_status == "ok" else record_status
 
 

@@ -1,8 +1,8 @@
 """The classifier: VirNucPro's network over the two embeddings of a frame; read, applied and saved.
 
-A frame's feature is its DNABERT-S embedding followed by its ESM-2 embedding; their widths come from the models
-that made them. The network gives the probabilities of ``non-viral`` and ``virus``, in that order, in float32. Features
-pass through in blocks.
+A frame's feature is the embedding of its bases followed by that of its protein (DNABERT-S and ESM-2 in VirNucPro): the
+means over the last layers; their widths come from the models that made them. The network gives the probabilities of
+``non-viral`` and ``virus``, in that order, in float32. Features pass through in blocks.
 
 Networks are kept as safetensors, whose header names the models the features were made with; they come from
 :mod:`.training`, or through :func:`load_published` from VirNucPro's own file. Applying one takes numpy alone: to import
@@ -14,7 +14,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -23,12 +22,12 @@ from safetensors.numpy import save_file
 from ..documents import DocumentError, fill, parse_json
 from ..errors import InputError, WeightsError
 from ..files import temporary_path
+from ..models.registry import ROLES, Prepared, choose_method
 from .embeddings import BLOCK_ROWS, EmbeddingsFile, Rows
 
 CLASSES = ("non-viral", "virus")
-FEATURE_MODELS = ("dnabert_s", "esm2")
 BATCH_NORM_EPSILON = 1e-5  # of torch's BatchNorm1d, and so of VirNucPro's
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 HEADER_KEY = "holdfast_classifier"
 
 
@@ -40,12 +39,12 @@ class Classifier:
             ``bn1.weight``, ``bn1.bias``, ``bn1.running_mean``, ``bn1.running_var`` [H], ``output_layer.weight`` [2, H],
             ``output_layer.bias`` [2], all float32, and ``bn1.num_batches_tracked`` [], int64.
         feature_width: Columns of a feature.
-        models: For each of :data:`FEATURE_MODELS` the ``width``, ``source`` and ``synthetic`` it was trained with;
-            empty when it came from VirNucPro's file, which does not say.
+        models: For each of :data:`.registry.ROLES` what it was trained with, see :class:`FeatureModel`; empty when it
+            came from VirNucPro's file, which does not say.
         source: Where it came from, in words.
     """
 
-    def __init__(self, state: Mapping[str, np.ndarray], models: Mapping[str, Mapping[str, Any]], source: str) -> None:
+    def __init__(self, state: Mapping[str, np.ndarray], models: "Mapping[str, FeatureModel]", source: str) -> None:
         """Take the arrays of a network.
 
         Raises:
@@ -72,7 +71,7 @@ class Classifier:
             name: np.ascontiguousarray(array, np.float32 if shapes[name] else np.int64).reshape(shapes[name])
             for name, array in state.items()
         }
-        self.models = {name: dict(model) for name, model in models.items()}
+        self.models = dict(models)
         self.source = source
 
     def predict(self, features: np.ndarray) -> np.ndarray:
@@ -90,70 +89,140 @@ class Classifier:
             found[block] = powers / powers.sum(axis=1, keepdims=True)
         return found
 
-    def require_fit(self, reader: EmbeddingsFile) -> None:
-        """Refuse embeddings of other models than those the network knows.
+    def require_fit(self, models: "Mapping[str, FeatureModel]", where: object) -> None:
+        """Refuse embeddings by other models than those the network knows.
+
+        Args:
+            models: By role, what the embeddings were or will be made with.
+            where: What errors call that.
 
         Raises:
-            InputError: a sample of another kind than ``contigs``, or a matrix that is missing.
-            WeightsError: other widths, or synthetic weights on one side and others on the other.
+            WeightsError: other widths, layers or weights.
         """
-        found = describe_models(reader)
-        width = sum(model["width"] for model in found.values())
+        width = sum(model.width for model in models.values())
         if width != self.feature_width:
-            widths = " + ".join(f"{name} {model['width']}" for name, model in found.items())
+            widths = " + ".join(f"{model.model} {model.width}" for model in models.values())
             raise WeightsError(
-                f"the classifier ({self.source}) takes {self.feature_width} values, but {reader.path} gives {width} "
+                f"the classifier ({self.source}) takes {self.feature_width} values, but {where} gives {width} "
                 f"({widths}); use the models it was trained with, or train it again"
             )
-        for name, model in self.models.items():
-            synthetic = model["synthetic"] or found[name]["synthetic"]
-            if model["width"] != found[name]["width"] or (synthetic and model["source"] != found[name]["source"]):
+        for role, model in self.models.items():
+            if not model.is_same(models[role]):
                 raise WeightsError(
-                    f"the classifier ({self.source}) was trained with {name} of {model['source']}, but {reader.path} "
-                    f"was made with {found[name]['source']}; use the same models, or train it again"
+                    f"the classifier ({self.source}) was trained with {model} for {role}, but {where} has "
+                    f"{models[role]}; use the same models, or train it again"
                 )
 
     def save(self, path: str | Path) -> None:
         """Write as safetensors; the same network gives the same bytes."""
-        header = {"format_version": FORMAT_VERSION, "classes": CLASSES, "models": self.models, "source": self.source}
+        models = {role: asdict(model) for role, model in self.models.items()}
+        header = {"format_version": FORMAT_VERSION, "classes": CLASSES, "models": models, "source": self.source}
         with temporary_path(path) as temporary:
             save_file(self.state, temporary, metadata={HEADER_KEY: json.dumps(header)})
 
 
-def describe_models(reader: EmbeddingsFile) -> dict[str, dict[str, Any]]:
-    """Return ``width``, ``source`` and ``synthetic`` of each of :data:`FEATURE_MODELS` in a results file.
+@dataclass(frozen=True)
+class FeatureModel:
+    """One of the two models of a feature.
+
+    Attributes:
+        model: Its name in the config.
+        family: Its family.
+        width: Columns of its embeddings.
+        layer: Of the states.
+        pooling: Of them.
+        source: What it was prepared from.
+        weights_sha256: Of the prepared weights.
+        synthetic: Whether they are random.
+    """
+
+    model: str
+    family: str
+    width: int
+    layer: int
+    pooling: str
+    source: str
+    weights_sha256: str
+    synthetic: bool
+
+    def is_same(self, other: "FeatureModel") -> bool:
+        """Whether the embeddings of another are those of this one: the same weights, or at least the same source."""
+        return (self.family, self.width, self.layer, self.pooling) == (
+            *(other.family, other.width, other.layer, other.pooling),
+        ) and (self.weights_sha256 == other.weights_sha256 or self.source == other.source)
+
+    def __str__(self) -> str:
+        """For errors."""
+        return f"{self.family} of {self.source} (layer {self.layer}, {self.pooling}, width {self.width})"
+
+
+def describe_file(reader: EmbeddingsFile, named: Mapping[str, str | None]) -> dict[str, FeatureModel]:
+    """By role, the models of a results file that a feature is made of.
+
+    Args:
+        reader: The file.
+        named: Names of models by role; None for the only one.
 
     Raises:
+        ConfigError: no such model, or several and none named.
         InputError: a sample of another kind than ``contigs``, or a matrix that is missing.
     """
     if reader.kind != "contigs":
         raise InputError(f"its kind is {reader.kind}; only samples of kind contigs can be classified", reader.path)
-    for name in FEATURE_MODELS:
-        if name not in reader.models:
-            raise InputError(f"holds no embeddings of {name}; compute it again", reader.path)
-    return {
-        name: {key: reader.models[name][key] for key in ("width", "source", "synthetic")} for name in FEATURE_MODELS
-    }
+    method = choose_method({name: known["alphabet"] for name, known in reader.models.items()}, named)
+    found = {}
+    for role, model in method.items():
+        name = reader.matrix_of(model)
+        if name is None:
+            raise InputError(f"holds no means of {model}; compute it again with pooling mean", reader.path)
+        known = reader.matrices[name]
+        kept = {key: known[key] for key in FeatureModel.__dataclass_fields__ if key != "model"}
+        found[role] = FeatureModel(model, **kept)
+    return found
 
 
-def classify(reader: EmbeddingsFile, classifier: Classifier) -> Iterator[tuple[Rows, np.ndarray]]:
+def describe_prepared(models: Mapping[str, Prepared], method: Mapping[str, str]) -> dict[str, FeatureModel]:
+    """By role, what features will be made of, once prepared models have embedded frames."""
+    found = {}
+    for role in ROLES:
+        name = method[role]
+        known = models[name]
+        told = (known.family, known.width, known.layers, "mean", known.source, known.weights_sha256, known.synthetic)
+        found[role] = FeatureModel(name, *told)
+    return found
+
+
+def matrices_of(models: Mapping[str, FeatureModel]) -> list[str]:
+    """Names of the matrices that features are made of, in their order."""
+    return [f"{models[role].model}/{models[role].layer}/{models[role].pooling}" for role in ROLES]
+
+
+def classify(
+    reader: EmbeddingsFile, classifier: Classifier, named: Mapping[str, str | None]
+) -> Iterator[tuple[Rows, np.ndarray]]:
     """Classify the frames of a sample, block by block.
+
+    Args:
+        reader: Its embeddings.
+        classifier: The network.
+        named: Names of models by role; None for the only one.
 
     Yields:
         Rows and their probabilities, float32 [k, 2]: non-viral, virus.
 
     Raises:
-        InputError: see :meth:`Classifier.require_fit`; so is the next.
+        InputError: see :func:`describe_file`.
         WeightsError: the classifier does not fit the embeddings.
     """
-    classifier.require_fit(reader)
-    for rows in reader.blocks(FEATURE_MODELS):
+    models = describe_file(reader, named)
+    classifier.require_fit(models, reader.path)
+    for rows in reader.blocks(matrices_of(models)):
         yield rows, classifier.predict(features(rows))
 
 
 def features(rows: Rows) -> np.ndarray:
-    """Features of rows, float32 [k, feature_width]."""
-    return np.concatenate([rows.matrices[model].astype(np.float32) for model in FEATURE_MODELS], axis=1)
+    """Features of rows that were read with :func:`matrices_of`, float32 [k, feature_width]."""
+    return np.concatenate([matrix.astype(np.float32) for matrix in rows.matrices.values()], axis=1)
 
 
 def load_classifier(path: str | Path) -> Classifier:
@@ -171,7 +240,7 @@ def load_classifier(path: str | Path) -> Classifier:
 
 
 def make_classifier(
-    path: Path, models: Mapping[str, Mapping[str, Any]], source: str, state: Mapping[str, np.ndarray]
+    path: Path, models: Mapping[str, FeatureModel], source: str, state: Mapping[str, np.ndarray]
 ) -> Classifier:
     """Make a classifier of what was read from a file.
 
@@ -189,23 +258,16 @@ def make_classifier(
 
 
 @dataclass(frozen=True)
-class _TrainedWith:
-    width: int
-    source: str
-    synthetic: bool
-
-
-@dataclass(frozen=True)
 class _Header:
     """What our safetensors say beside the tensors."""
 
     format_version: int
     classes: list[str]
-    models: dict[str, _TrainedWith]
+    models: dict[str, FeatureModel]
     source: str
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, dict[str, Any]], str, dict[str, np.ndarray]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, FeatureModel], str, dict[str, np.ndarray]]:
     try:
         with safe_open(path, "numpy") as file:
             content = parse_json((file.metadata() or {}).get(HEADER_KEY, "{}"))
@@ -220,10 +282,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, dict[str, Any]], str, dict[
     if (
         header.format_version != FORMAT_VERSION
         or header.classes != list(CLASSES)
-        or set(header.models) not in (set(), set(FEATURE_MODELS))
+        or set(header.models) not in (set(), set(ROLES))
     ):
         raise WeightsError(f"{path}: not a classifier of this version; {again}")
-    return {name: asdict(model) for name, model in header.models.items()}, header.source, state
+    return header.models, header.source, state
 
 
 # VirNucPro's published classifier: a whole module as torch pickled it
@@ -244,7 +306,7 @@ def load_published(path: str | Path) -> Classifier:
     Raises:
         WeightsError: no such file, or one that is damaged or does not hold this network.
     """
-    from ..models.checkpoint import load_torch, require_stored  # imports torch
+    from ..models.torch_file import load_torch, require_stored  # imports torch
 
     path = Path(path)
     if not path.is_file():

@@ -1,30 +1,34 @@
-"""The results file of one sample: ids, digests and one matrix of embeddings per model, in HDF5.
+"""The results file of one sample: ids, digests and the embeddings by every model, layer and pooling, in HDF5.
 
 Data passes in twice, through :class:`.writer.EmbeddingsWriter`: first the records of the input and the rows (one per
-sequence to embed), as the sample is read; then a matrix per model, when the vectors are there. Both take blocks, so no
-step holds a whole sample, and both replace the file at the end, so a writer that is killed leaves it as it was. Only a
+sequence to embed), as the sample is read; then the matrices, when the vectors are there. Both take blocks, so no step
+holds a whole sample, and both replace the file at the end, so a writer that is killed leaves it as it was. Only a
 complete file can be read, whole (:func:`read_embeddings`) or in blocks (:class:`EmbeddingsFile`).
 
-Layout (M records in the input, N rows, D columns of a model):
+Layout (M records in the input, N rows of R residues or tokens in all, D columns of a model):
 
 ========================== ============= ====================================================================
 ``records/ids``            (M,) utf-8    every record of the input, in its order
-``records/length``         (M,) int64    bp, or aa for kind ``proteins``
+``records/length``         (M,) int64    bp, or aa for kind ``proteins``, without a stop at the end
+``records/residues_used``  (M,) int64    how many of them the models saw; 0 where there is no row
 ``records/status``         (M,) enum     one of :data:`RECORD_STATUSES`
 ``ids``                    (N,) utf-8    the frame's id for kind ``contigs``, else the record's
-``length``                 (N,) int32    aa, or bp for kind ``dna``, of the protein or record embedded
+``length``                 (N,) int32    aa, or bp for kind ``dna``, of what was embedded
 ``sha256``                 (N, 32) uint8 digest of that sequence
 ``record``                 (N,) int32    index into ``records``
 ``chunk``                  (N,) int32    number of the chunk in its record, from 1; 0 but for kind ``contigs``
 ``frame``                  (N,) uint8    index into :data:`.FRAMES`; 0 but for kind ``contigs``
-``esm2``, ``dnabert_s``    (N, D)        float16 or float32, chunked by 64 rows, no filter
+``MODEL/LAYER/POOLING``    (N, D)        float16 or float32, chunked by 64 rows, no filter
+``MODEL/LAYER/residues``   (R, D)        likewise, one behind the other, special tokens left out
+``MODEL/LAYER/offsets``    (N + 1,) int64 where the residues of each row begin, and R
 ========================== ============= ====================================================================
 
 Attributes of the root: ``format``, ``format_version``, ``sample``, ``kind``, ``chunk_length_bp`` (0 but for kind
 ``contigs``), ``job`` (its name, by which receipts and records of runs know the file), ``input_sha256`` (of the
 FASTA or FASTQ file), ``software`` (JSON: name to version), ``complete``. Attributes of a matrix: ``width``,
-``source``, ``source_sha256``, ``weights_sha256``, ``synthetic``, ``layer``, ``pooling``, ``precision``. One plain
-matrix is the layout measured fastest: 1.0 s for 200,000 x 2560 in float16, 16 s as one dataset per id.
+``family``, ``alphabet``, ``source``, ``source_sha256``, ``weights_sha256``, ``synthetic``, ``layer``, ``pooling``,
+``mean_of`` (``residues``, or ``tokens`` with the special ones: what a mean or a maximum is over) and ``precision``. A
+plain matrix is the layout measured fastest: 1.0 s for 200,000 x 2560 in float16, 16 s as one dataset per id.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,12 +43,14 @@ import numpy as np
 
 from ..documents import fill, parse_json
 from ..errors import InputError
-from ..models.registry import KINDS, MODELS
+from ..models.registry import KINDS, POOLINGS
 from ..sequences.frames import FRAMES
 
 FORMAT = "holdfast-embeddings"
-FORMAT_VERSION = 1
-RECORD_STATUSES = ("ok", "too_short", "too_long", "failed")
+FORMAT_VERSION = 2
+RECORD_STATUSES = (
+    *("ok", "truncated", "windowed", "too_long", "too_short", "bad_letters", "no_stop_free_frame", "failed"),
+)
 
 BLOCK_ROWS = 4096
 MATRIX_CHUNK_ROWS = 64
@@ -53,7 +59,7 @@ DIGEST_BYTES = 32
 
 _TEXT = h5py.string_dtype()
 _STATUS = h5py.enum_dtype({status: code for code, status in enumerate(RECORD_STATUSES)}, basetype="u1")
-RECORD_COLUMNS = {"ids": _TEXT, "length": np.dtype("i8"), "status": _STATUS}
+RECORD_COLUMNS = {"ids": _TEXT, "length": np.dtype("i8"), "residues_used": np.dtype("i8"), "status": _STATUS}
 ROW_COLUMNS = {
     "ids": _TEXT,
     "length": np.dtype("i4"),
@@ -71,11 +77,13 @@ class Records:
     Attributes:
         ids: M ids.
         length: int64 [M]; bp, or aa for kind ``proteins``.
+        residues_used: int64 [M]; how many of them the models saw.
         status: M of :data:`RECORD_STATUSES`.
     """
 
     ids: list[str]
     length: np.ndarray
+    residues_used: np.ndarray
     status: list[str]
 
 
@@ -90,7 +98,7 @@ class Rows:
         record: int32 [N], index into the records.
         chunk: int32 [N], from 1; 0 but for kind ``contigs``.
         frame: uint8 [N]; 0 but for kind ``contigs``.
-        matrices: Model to float16 or float32 [N, D], as stored.
+        matrices: By ``MODEL/LAYER/POOLING`` float16 or float32 [N, D], as stored.
     """
 
     ids: list[str]
@@ -107,10 +115,12 @@ class Embeddings(Rows):
     """A whole file.
 
     Attributes:
+        residues: By ``MODEL/LAYER/residues`` those of each row, float16 or float32 [residues, D] each.
         records: All records of the input.
-        attributes: The root's attributes, and ``models``: model to the attributes of its matrix.
+        attributes: The root's attributes, and ``matrices``: of each matrix.
     """
 
+    residues: dict[str, list[np.ndarray]]
     records: Records
     attributes: dict[str, Any]
 
@@ -134,6 +144,8 @@ class _Root:
 class _Matrix:
     """Attributes of a matrix."""
 
+    family: str
+    alphabet: str
     width: int
     source: str
     source_sha256: str
@@ -141,6 +153,7 @@ class _Matrix:
     synthetic: bool
     layer: int
     pooling: str
+    mean_of: str
     precision: str
 
 
@@ -154,7 +167,7 @@ class EmbeddingsFile:
         chunk_length_bp: 0 but for kind ``contigs``.
         job: Name of the job that made it.
         software: Name to version of the programs that computed it.
-        models: Model to the attributes of its matrix.
+        matrices: The attributes of each, by ``MODEL/LAYER/POOLING``.
         row_count: N.
         record_count: M.
 
@@ -205,15 +218,44 @@ class EmbeddingsFile:
             self._require(f"records/{name}", dtype, self.record_count, TABLE_CHUNK_ROWS)
         for name, dtype in ROW_COLUMNS.items():
             self._require(name, dtype, self.row_count, TABLE_CHUNK_ROWS)
-        self.models: dict[str, dict[str, Any]] = {}
-        for name in sorted(MODELS.keys() & self._file.keys()):
-            model = fill(_Matrix, _plain(self._file[name].attrs, _Matrix))
-            self.models[name] = asdict(model)
-            stored = np.dtype(self._file[name].dtype)
-            if stored not in (np.float16, np.float32):
-                raise ValueError(f"{name} is of type {stored}")
-            rows = min(MATRIX_CHUNK_ROWS, max(self.row_count, 1))
-            self._require(name, np.dtype((stored, model.width)), self.row_count, rows)
+        self.matrices: dict[str, dict[str, Any]] = {}
+        for model in sorted(self._file.keys() - ROW_COLUMNS.keys() - {"records"}):
+            layers = [(layer, self._file[model][layer]) for layer in self._file[model]]
+            for layer, group in sorted(layers, key=lambda entry: int(entry[0])):
+                for pooling in sorted(set(POOLINGS) & group.keys(), key=POOLINGS.index):
+                    self._describe_matrix(f"{model}/{layer}/{pooling}", pooling)
+
+    def _describe_matrix(self, name: str, pooling: str) -> None:
+        matrix = fill(_Matrix, _plain(self._file[name].attrs, _Matrix))
+        self.matrices[name] = asdict(matrix)
+        stored = np.dtype(self._file[name].dtype)
+        if stored not in (np.float16, np.float32):
+            raise ValueError(f"{name} is of type {stored}")
+        rows = self.row_count
+        if pooling == "residues":
+            offsets = f"{name.rpartition('/')[0]}/offsets"
+            self._require(offsets, np.dtype("i8"), rows + 1, TABLE_CHUNK_ROWS)
+            rows = int(self._file[offsets][-1])
+        chunk_rows = min(MATRIX_CHUNK_ROWS, max(rows, 1))
+        self._require(name, np.dtype((stored, matrix.width)), rows, chunk_rows)
+
+    @property
+    def models(self) -> dict[str, dict[str, Any]]:
+        """By model, the attributes of the last of its matrices."""
+        return {name.partition("/")[0]: attributes for name, attributes in self.matrices.items()}
+
+    def dtype(self, name: str) -> np.dtype:
+        """What a matrix is stored in."""
+        return np.dtype(self._file[name].dtype)
+
+    def matrix_of(self, model: str, pooling: str = "mean", layer: int | None = None) -> str | None:
+        """Name of a model's matrix of a pooling, of its last layer in this file if none is named; None without."""
+        found = [
+            name
+            for name, known in self.matrices.items()
+            if (name.partition("/")[0], known["pooling"]) == (model, pooling) and layer in (None, known["layer"])
+        ]
+        return found[-1] if found else None
 
     def _require(self, name: str, dtype: np.dtype, rows: int, chunk_rows: int) -> None:
         """Check that a dataset is stored as we do it: in this file, plain, and no more rows than there are bytes for.
@@ -253,6 +295,7 @@ class EmbeddingsFile:
             return Records(
                 ids=group["ids"].asstr()[start:stop].tolist(),
                 length=group["length"][start:stop],
+                residues_used=group["residues_used"][start:stop],
                 status=[RECORD_STATUSES[code] for code in group["status"][start:stop]],
             )
 
@@ -261,39 +304,61 @@ class EmbeddingsFile:
         for start in range(0, self.record_count, block_rows):
             yield self.records(start, start + block_rows)
 
-    def blocks(self, models: Sequence[str] = (), block_rows: int = BLOCK_ROWS) -> Iterator[Rows]:
-        """All rows, in order, at most ``block_rows`` at a time, with the matrices of the models asked for."""
+    def blocks(self, matrices: Sequence[str] = (), block_rows: int = BLOCK_ROWS) -> Iterator[Rows]:
+        """All rows, in order, at most ``block_rows`` at a time, with the matrices asked for."""
         for start in range(0, self.row_count, block_rows):
-            yield Rows(**self._rows(start, start + block_rows, models))
+            yield Rows(**self._rows(start, start + block_rows, matrices))
 
-    def take(self, rows: np.ndarray, model: str) -> tuple[np.ndarray, np.ndarray]:
+    def residues(self, name: str, start: int, stop: int) -> list[np.ndarray]:
+        """The residues of the rows from one index up to, not including, another.
+
+        Args:
+            name: ``MODEL/LAYER/residues``.
+            start: First row.
+            stop: Row behind the last.
+
+        Returns:
+            For each row float16 or float32 [residues, D], as stored.
+        """
+        with self._speaking():
+            bounds = self._file[f"{name.rpartition('/')[0]}/offsets"][start : stop + 1]
+            if len(bounds) < 2:
+                return []
+            if (np.diff(bounds) < 0).any() or bounds[0] < 0 or bounds[-1] > len(self._file[name]):
+                raise ValueError(f"offsets of {name} are out of order")
+            values: np.ndarray = self._file[name][bounds[0] : bounds[-1]]
+        return np.split(values, bounds[1:-1] - bounds[0])
+
+    def take(self, rows: np.ndarray, matrix: str) -> tuple[np.ndarray, np.ndarray]:
         """Some rows of one matrix.
 
         Args:
             rows: Their indices, ascending, int64 [k].
-            model: Whose matrix.
+            matrix: Its name.
 
         Returns:
             Index of each row's record, int32 [k], and the embeddings as stored, float16 or float32 [k, D].
         """
         with self._speaking():
-            return self._file["record"][rows], self._file[model][rows]
+            return self._file["record"][rows], self._file[matrix][rows]
 
     def read(self) -> Embeddings:
         """The whole file, at once in memory."""
         with self._speaking():
             attributes = _plain(self._file.attrs, _Root)
+        of_residues = [name for name, known in self.matrices.items() if known["pooling"] == "residues"]
         return Embeddings(
-            **self._rows(0, self.row_count, tuple(self.models)),
+            **self._rows(0, self.row_count, [name for name in self.matrices if name not in of_residues]),
+            residues={name: self.residues(name, 0, self.row_count) for name in of_residues},
             records=self.records(0, self.record_count),
-            attributes=attributes | {"software": self.software, "models": self.models},
+            attributes=attributes | {"software": self.software, "matrices": self.matrices},
         )
 
-    def _rows(self, start: int, stop: int, models: Sequence[str]) -> dict[str, Any]:
+    def _rows(self, start: int, stop: int, matrices: Sequence[str]) -> dict[str, Any]:
         with self._speaking():
             columns = {name: self._file[name][start:stop] for name in ROW_COLUMNS if name != "ids"}
             columns["ids"] = self._file["ids"].asstr()[start:stop].tolist()
-            columns["matrices"] = {model: self._file[model][start:stop] for model in models}
+            columns["matrices"] = {name: self._file[name][start:stop] for name in matrices}
             limits = {"record": self.record_count, "frame": len(FRAMES), "chunk": 2**31}
             for name, limit in limits.items():
                 if not ((columns[name] >= 0) & (columns[name] < limit)).all():

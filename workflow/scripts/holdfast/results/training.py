@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,15 @@ import torch
 from ..errors import ConfigError, WeightsError
 from ..files import atomic_text
 from .calls import THRESHOLD, score_contigs, vote
-from .classifier import BATCH_NORM_EPSILON, CLASSES, FEATURE_MODELS, Classifier, describe_models, features
+from .classifier import (
+    BATCH_NORM_EPSILON,
+    CLASSES,
+    Classifier,
+    FeatureModel,
+    describe_file,
+    features,
+    matrices_of,
+)
 from .embeddings import BLOCK_ROWS, EmbeddingsFile
 
 HIDDEN_WIDTH = 512
@@ -49,7 +57,7 @@ class Network(torch.nn.Module):
         with torch.inference_mode():
             return torch.cat([self(block) for block in features.split(BLOCK_ROWS)])
 
-    def classifier(self, models: Mapping[str, Mapping[str, Any]], source: str) -> Classifier:
+    def classifier(self, models: Mapping[str, FeatureModel], source: str) -> Classifier:
         """What has been learned, as a classifier; see there."""
         return Classifier({name: tensor.numpy().copy() for name, tensor in self.state_dict().items()}, models, source)
 
@@ -105,7 +113,11 @@ class _Frames:
 
 
 def train(
-    files: Sequence[tuple[str | Path, str]], seed: int, epochs: int = EPOCHS, threshold: float = THRESHOLD
+    files: Sequence[tuple[str | Path, str]],
+    seed: int,
+    epochs: int = EPOCHS,
+    threshold: float = THRESHOLD,
+    method: Mapping[str, str | None] | None = None,
 ) -> Training:
     """Train the classifier on labelled samples; on one kind of CPU, equal arguments give an equal network.
 
@@ -118,14 +130,15 @@ def train(
         seed: For the split, the initial weights, the order and the dropout.
         epochs: Passes over the data.
         threshold: From which mean score on a contig counts as a virus, for ``contig_accuracy``.
+        method: Names of the models by role; None where there is only one.
 
     Raises:
         ConfigError: one class only, too few contigs of one, or a sample that is given twice.
         InputError: a file that cannot be read, or holds other embeddings than these need.
         WeightsError: samples of different models.
     """
-    models, rows = _check_files(files)
-    frames = _load_frames(files, rows, sum(model["width"] for model in models.values()))
+    models, rows = _check_files(files, method or {})
+    frames = _load_frames(files, rows, models)
     held_out = np.isin(frames.contig, _held_out_contigs(frames, seed))
     with _reproducible(seed):
         network = Network(frames.features.shape[1])
@@ -139,8 +152,8 @@ def train(
         "seed": seed,
         "epochs": epochs,
         "threshold": threshold,
-        "models": models,
-        "synthetic": any(model["synthetic"] for model in models.values()),
+        "models": {role: asdict(model) for role, model in models.items()},
+        "synthetic": any(model.synthetic for model in models.values()),
     }
     return Training(classifier, metrics, history)
 
@@ -161,20 +174,22 @@ def _reproducible(seed: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _check_files(files: Sequence[tuple[str | Path, str]]) -> tuple[dict[str, dict[str, Any]], int]:
+def _check_files(
+    files: Sequence[tuple[str | Path, str]], method: Mapping[str, str | None]
+) -> tuple[dict[str, FeatureModel], int]:
     """Return the models that all files share, and their rows together."""
     labels = {label for _, label in files}
     if labels != set(CLASSES):
         found = ", ".join(sorted(labels)) or "none"
         wanted = " and ".join(reversed(CLASSES))
         raise ConfigError(f"samples: training needs the labels {wanted}, found {found}; label more samples")
-    described: dict[str, dict[str, dict[str, Any]]] = {}
+    described: dict[str, dict[str, FeatureModel]] = {}
     rows = 0
     for path, _ in files:
         with EmbeddingsFile(path) as reader:
             if reader.sample in described:
                 raise ConfigError(f"sample '{reader.sample}' is given twice for training; name each sample once")
-            described[reader.sample] = describe_models(reader)
+            described[reader.sample] = describe_file(reader, method)
             rows += reader.row_count
     (first, models), *others = described.items()
     for sample, other_models in others:
@@ -183,14 +198,15 @@ def _check_files(files: Sequence[tuple[str | Path, str]]) -> tuple[dict[str, dic
     return models, rows
 
 
-def _load_frames(files: Sequence[tuple[str | Path, str]], rows: int, feature_width: int) -> _Frames:
+def _load_frames(files: Sequence[tuple[str | Path, str]], rows: int, models: Mapping[str, FeatureModel]) -> _Frames:
     """Read all files, block by block, into arrays that are made once."""
+    feature_width = sum(model.width for model in models.values())
     columns = (np.empty(rows, np.int64) for _ in range(3))
     frames = _Frames(np.empty((rows, feature_width), np.float32), *columns)
     start = first_contig = 0
     for path, label in files:
         with EmbeddingsFile(path) as reader:
-            for block in reader.blocks(FEATURE_MODELS):
+            for block in reader.blocks(matrices_of(models)):
                 place = slice(start, start + len(block.ids))
                 frames.features[place] = features(block)
                 frames.label[place] = CLASSES.index(label)

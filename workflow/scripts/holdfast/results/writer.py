@@ -1,4 +1,4 @@
-"""Writes the embeddings file of a sample: records and rows, then a matrix a model.
+"""Writes the embeddings file of a sample: records and rows, then a matrix for each output of each model.
 
 :mod:`.embeddings` has the layout, and how data passes in. :func:`open_hdf5` is how HDF5 files are written here: a write
 that fails is the OSError that it is, with its ``errno``.
@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import ResourceError
 from ..files import temporary_path
-from ..models.registry import KINDS, MODELS, Prepared
+from ..models.registry import KINDS, Output, Prepared
 from .embeddings import (
     DIGEST_BYTES,
     FORMAT,
@@ -30,7 +30,7 @@ from .embeddings import (
 )
 
 
-class Output(io.FileIO):
+class Target(io.FileIO):
     """A file for HDF5 to write to; it keeps the first error for :meth:`check` and drops what is written after it.
 
     HDF5 2.0.0 may crash the process, or hide the error number, when one of its writes fails, so it never sees one fail.
@@ -56,7 +56,7 @@ class Output(io.FileIO):
 
 
 @contextmanager
-def open_hdf5(path: Path, mode: str, **options: Any) -> Iterator[tuple[h5py.File, Output]]:
+def open_hdf5(path: Path, mode: str, **options: Any) -> Iterator[tuple[h5py.File, Target]]:
     """Give an HDF5 file to write, and what to ask early whether its writes have failed.
 
     Args:
@@ -67,7 +67,7 @@ def open_hdf5(path: Path, mode: str, **options: Any) -> Iterator[tuple[h5py.File
     Raises:
         OSError: a write failed, now or at any time before.
     """
-    with Output(path, mode) as output:
+    with Target(path, mode) as output:
         try:
             with h5py.File(output, mode.replace("w+", "w"), **options) as file:
                 yield file, output
@@ -81,7 +81,7 @@ class EmbeddingsWriter:
     Every method raises OSError where the disk is full or fails.
     """
 
-    def __init__(self, file: h5py.File, output: Output) -> None:
+    def __init__(self, file: h5py.File, output: Target) -> None:
         self._file = file
         self._output = output
         self._sample: str = file.attrs["sample"]
@@ -131,10 +131,12 @@ class EmbeddingsWriter:
         """Note the digest of the file that the records came from, once it is known (hex)."""
         self._file.attrs["input_sha256"] = sha256
 
-    def append_records(self, ids: Sequence[str], lengths: Sequence[int], statuses: Sequence[str]) -> None:
+    def append_records(
+        self, ids: Sequence[str], lengths: Sequence[int], used: Sequence[int], statuses: Sequence[str]
+    ) -> None:
         """Append records of the input, in its order: every record, whether rows follow from it or not."""
         codes = [RECORD_STATUSES.index(status) for status in statuses]
-        self._append("records", {"ids": ids, "length": lengths, "status": codes})
+        self._append("records", {"ids": ids, "length": lengths, "residues_used": used, "status": codes})
 
     def append_rows(
         self,
@@ -150,52 +152,129 @@ class EmbeddingsWriter:
         columns = {"ids": ids, "length": lengths, "sha256": digests, "record": record, "chunk": chunk, "frame": frame}
         self._append("/", columns)
 
-    def fail_rows(self, failed: np.ndarray) -> list[str]:
-        """Take rows out and mark their records ``failed``; before any matrix is written.
+    def mark_empty(self, status: str) -> None:
+        """Give records that are well, and of which no row was appended, another status."""
+        known = self._file["records/status"]
+        codes = known[:]
+        empty = codes == RECORD_STATUSES.index("ok")
+        empty[self._file["record"][:]] = False
+        self._mark(np.flatnonzero(empty), [status] * int(empty.sum()))
+
+    def count_statuses(self) -> dict[str, int]:
+        """Records of each status."""
+        found = np.bincount(self._file["records/status"][:], minlength=len(RECORD_STATUSES)).tolist()
+        return dict(zip(RECORD_STATUSES, found, strict=True))
+
+    def _mark(self, records: np.ndarray, statuses: Sequence[str]) -> None:
+        """Note that records have no rows (any more)."""
+        for name, values in (("status", [RECORD_STATUSES.index(status) for status in statuses]), ("residues_used", 0)):
+            column = self._file["records"][name][:]
+            column[records] = values
+            if len(column):
+                self._file["records"][name][:] = column
+
+    def fail_rows(self, failed: np.ndarray, statuses: Sequence[str]) -> list[tuple[str, int]]:
+        """Take rows out and mark their records; before any matrix is written.
 
         Args:
             failed: bool [N].
+            statuses: For the record of each row that is taken out.
 
         Returns:
-            The ids of the rows taken out.
+            Id and index of the record of each of them.
         """
         ids = [text.decode() for text in self._file["ids"][:][failed]]
-        status = self._file["records/status"]
-        for record in np.unique(self._file["record"][:][failed]):
-            status[record] = RECORD_STATUSES.index("failed")
+        records = self._file["record"][:][failed]
+        self._mark(records, statuses)
         for name in ROW_COLUMNS:
             kept = self._file[name][:][~failed]
             self._file[name].resize(len(kept), axis=0)
             if len(kept):
                 self._file[name][:] = kept
-        return ids
+        return list(zip(ids, records.tolist(), strict=True))
 
-    def write_matrix(self, prepared: Prepared, blocks: Iterable[np.ndarray], store_dtype: str, precision: str) -> None:
-        """Write the embeddings of one model.
+    def write_matrix(
+        self,
+        model: str,
+        prepared: Prepared,
+        output: Output,
+        store_dtype: str,
+        precision: str,
+        blocks: Iterable[np.ndarray],
+    ) -> None:
+        """Write one vector a row.
 
         Args:
+            model: Its name in the file.
             prepared: The model.
-            blocks: float32 [k, width] each, in the order of the rows, together as many.
+            output: Layer and pooling.
             store_dtype: ``float16`` or ``float32``.
             precision: What the model computed in.
+            blocks: float32 [k, width] each, in the order of the rows, together as many.
 
         Raises:
             ResourceError: a value that is not finite, or that float16 cannot hold.
         """
-        model, width, rows = prepared.model, prepared.width, len(self._file["ids"])
+        self._write(model, prepared, output, store_dtype, precision, len(self._file["ids"]), blocks)
+
+    def write_residues(
+        self,
+        model: str,
+        prepared: Prepared,
+        output: Output,
+        store_dtype: str,
+        precision: str,
+        counts: np.ndarray,
+        blocks: Iterable[np.ndarray],
+    ) -> None:
+        """Write one vector a residue, and where those of each row begin.
+
+        Args:
+            model: As for :meth:`write_matrix`, and so are the others.
+            prepared: The model.
+            output: Layer, and the pooling ``residues``.
+            store_dtype: Of the file.
+            precision: Of the model.
+            counts: Residues of each row, int64 [N].
+            blocks: float16 or float32 [k, width] each, together as many as all counts.
+
+        Raises:
+            ResourceError: as there.
+        """
+        offsets = np.cumsum([0, *counts], dtype=np.int64)
+        column = f"{model}/{output.layer}/offsets"
+        _create_column(self._file, column, offsets.dtype)
+        self._file[column].resize(len(offsets), axis=0)
+        self._file[column][:] = offsets
+        self._write(model, prepared, output, store_dtype, precision, int(offsets[-1]), blocks)
+
+    def _write(
+        self,
+        model: str,
+        prepared: Prepared,
+        output: Output,
+        store_dtype: str,
+        precision: str,
+        rows: int,
+        blocks: Iterable[np.ndarray],
+    ) -> None:
+        name, width = f"{model}/{output.name}", prepared.width
         chunk_rows = min(MATRIX_CHUNK_ROWS, max(rows, 1))
         matrix = self._file.create_dataset(
-            model, (rows, width), store_dtype, maxshape=(None, width), chunks=(chunk_rows, width)
+            name, (rows, width), store_dtype, maxshape=(None, width), chunks=(chunk_rows, width)
         )
         matrix.attrs.update(
             {
+                "family": prepared.family,
+                "alphabet": prepared.alphabet,
                 "width": width,
                 "source": prepared.source,
                 "source_sha256": prepared.source_sha256,
                 "weights_sha256": prepared.weights_sha256,
                 "synthetic": prepared.synthetic,
-                "layer": prepared.architecture["layers"],
-                "pooling": MODELS[model].pooling,
+                "layer": output.layer,
+                "pooling": output.pooling,
+                "mean_of": prepared.mean_of,
                 "precision": precision,
             }
         )
@@ -203,12 +282,12 @@ class EmbeddingsWriter:
         for block in blocks:
             stop = start + len(block)
             if block.shape[1:] != (width,) or stop > rows:
-                raise ValueError(f"matrix {model} is ({rows}, {width}): no place for {block.shape} at row {start}")
-            matrix[start:stop] = self._stored(block, model, store_dtype)
+                raise ValueError(f"matrix {name} is ({rows}, {width}): no place for {block.shape} at row {start}")
+            matrix[start:stop] = self._stored(block, name, store_dtype)
             self._output.check()
             start = stop
         if start != rows:
-            raise ValueError(f"matrix {model} has {start} of {rows} rows")
+            raise ValueError(f"matrix {name} has {start} of {rows} rows")
 
     def _append(self, table: str, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> None:
         counts = {name: len(column) for name, column in columns.items()}
@@ -222,16 +301,19 @@ class EmbeddingsWriter:
                 dataset[start:] = column
         self._output.check()
 
-    def _stored(self, block: np.ndarray, model: str, store_dtype: str) -> np.ndarray:
+    def _stored(self, block: np.ndarray, name: str, store_dtype: str) -> np.ndarray:
         if not np.isfinite(block).all():
+            larger = "larger than float16 holds, or " if block.dtype == np.float16 else ""
+            dtype = "store_dtype: float32, or " if larger else ""
             raise ResourceError(
-                f"sample '{self._sample}': {model} gave values that are not finite; set precision: fp32 in the config"
+                f"sample '{self._sample}': {name} gave values {larger}not finite; set {dtype}precision: fp32 or bf16 "
+                "in the config"
             )
         with np.errstate(over="ignore"):
             stored = block.astype(store_dtype)
         if not np.isfinite(stored).all():
             raise ResourceError(
-                f"sample '{self._sample}': {model} gave {np.abs(block).max():g}, more than {store_dtype} holds; "
+                f"sample '{self._sample}': {name} gave {np.abs(block).max():g}, more than {store_dtype} holds; "
                 "set store_dtype: float32 in the config"
             )
         return stored

@@ -8,16 +8,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HoldfastError, ResourceError
 from ..models.registry import DESCRIPTION_FILE, KINDS, Prepared, read_prepared
 from ..pool.settings import pool_settings
-from ..spool.job import Receipt, fingerprint, make_manifest
+from ..spool.job import Receipt, fingerprint, make_manifest, make_request
 from ..spool.spool import Spool
 from ..spool.state import LAUNCHER_VARIABLE, Identity
 from .client import submit_jobs
@@ -25,67 +25,111 @@ from .client import submit_jobs
 if TYPE_CHECKING:
     import numpy as np
 
-KIND_OF_MODEL = {kind.models[0]: name for name, kind in KINDS.items() if len(kind.models) == 1}
+MODEL = "model"
+"""The name of the one model in files that are made by hand."""
 SERVE = "import sys; sys.path.insert(0, sys.argv.pop(1)); from holdfast.cli import main; main()"
 ENDS_S = 30.0
+DEFAULTS: Mapping[str, Any] = {"layers": ["last"], "pooling": ["mean"], "long": None, "max_length": None}
 
 
-def embed_file(fasta: Path, model: str, output: Path, device: str, precision: str, store_dtype: str) -> str:
-    """Embed every record of a file and write an embeddings file.
+def embed_file(
+    fasta: Path,
+    model: str,
+    output: Path,
+    asked: Mapping[str, Any] = DEFAULTS,
+    device: str = "auto",
+    precision: str = "auto",
+    store_dtype: str = "float32",
+) -> str:
+    """Embed every record of a file and write them in the form that the output's suffix names.
 
     Args:
         fasta: FASTA or FASTQ file, of the letters that the model knows.
         model: Directory of a prepared model, or a source that :func:`.prepare.prepare` takes.
-        output: The embeddings file, HDF5.
+        output: See :data:`.tables.WRITERS`.
+        asked: ``layers``, ``pooling``, ``long`` and ``max_length`` as in the config.
         device: ``auto``, ``cpu`` or ``cuda``.
-        precision: ``auto``, ``fp32`` or ``fp16``.
+        precision: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
         store_dtype: ``float16`` or ``float32``.
 
     Returns:
         What was written, in one line.
 
     Raises:
-        HoldfastError: the file, the model or the device cannot be used.
+        HoldfastError: the file, the model, the device or the form of the output cannot be used.
     """
+    from ..results.tables import choose_writer  # numpy and h5py, which light commands do not need
+
+    write = choose_writer(output, asked["pooling"])
     place = output.absolute().parent
     if not place.is_dir():
         raise ResourceError(f"{output.parent}: no such directory, make it first")
     with tempfile.TemporaryDirectory(dir=place, prefix=".embed-") as directory:
-        outcome, known = _embed(fasta, model, Path(directory), device, precision, store_dtype)
-        os.replace(outcome.embeddings, output)
+        outcome, known = _embed(fasta, model, Path(directory), asked, device, precision, store_dtype)
+        write(Path(outcome.embeddings), output)
+    for warning in outcome.warnings:
+        print(f"holdfast: warning: {fasta}: {warning}", file=sys.stderr)
     for row, reason in outcome.failures.items():
         print(f"holdfast: {row} was given up: {reason}", file=sys.stderr)
+    left = {status: count for status, count in outcome.counts.items() if status in UNUSUAL and count}
+    told = f" ({', '.join(f'{count} {status}' for status, count in left.items())})" if left else ""
     rows, records = outcome.counts["rows"] - len(outcome.failures), outcome.counts["records"]
-    weights = f"{'synthetic ' * known.synthetic}{known.model}"
-    return f"{output}: {rows} embeddings of {records} records, {weights} on {outcome.pool['devices']}"
+    weights = f"{'synthetic ' * known.synthetic}{known.family}"
+    return f"{output}: {rows} embeddings of {records} records{told}, {weights} on {outcome.pool['devices']}"
 
 
-def embed(sequences: Sequence[str], model: str, device: str = "auto", precision: str = "auto") -> "np.ndarray":
-    """Embed sequences with one model: the mean over each after the last layer, as the family defines it.
+UNUSUAL = ("truncated", "windowed", "too_long", "too_short", "failed")
+
+
+def embed(
+    sequences: Sequence[str],
+    model: str,
+    layers: str | int | Sequence[str | int] = "last",
+    pooling: str | Sequence[str] = "mean",
+    long: str | None = None,
+    max_length: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Any:
+    """Embed sequences with one model.
 
     Args:
         sequences: Proteins or DNA, of the letters that the model knows; none empty.
         model: Directory of a prepared model, or a source that :func:`.prepare.prepare` takes.
+        layers: One or several: numbers from 0 (the embedding of tokens) on, or ``last``.
+        pooling: One or several of ``mean`` (as the family defines it), ``max``, ``cls`` and ``residues``.
+        long: What becomes of sequences of more than ``max_length`` letters; None for what suits the model.
+        max_length: None for the model's own limit.
         device: ``auto`` (the GPUs, or the CPU where there is none), ``cpu`` or ``cuda``.
-        precision: ``fp32``, ``fp16``, or ``auto``: fp16 on GPUs, fp32 on a CPU.
+        precision: ``fp32``, ``fp16``, ``bf16``, or ``auto``: fp16 on GPUs, fp32 on a CPU.
 
     Returns:
-        float32 [sequences, width], in their order.
+        float32 [sequences, width], in their order, or for ``residues`` a list of [residues, width] each. Where layers
+        or poolings were given as sequences: a dict of these by ``LAYER/POOLING``.
 
     Raises:
         HoldfastError: a sequence, the model or the device cannot be used.
     """
     from ..results.embeddings import read_embeddings  # numpy and h5py, which light commands do not need
 
+    several = not isinstance(layers, str | int) or not isinstance(pooling, str)
+    asked = {
+        "layers": [layers] if isinstance(layers, str | int) else list(layers),
+        "pooling": [pooling] if isinstance(pooling, str) else list(pooling),
+        "long": long,
+        "max_length": max_length,
+    }
     with tempfile.TemporaryDirectory(prefix="holdfast-") as directory:
         fasta = Path(directory) / "sequences.fa"
         fasta.write_text("".join(f">{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
-        outcome, known = _embed(fasta, model, Path(directory), device, precision, "float32")
+        outcome, _ = _embed(fasta, model, Path(directory), asked, device, precision, "float32")
         file = read_embeddings(outcome.embeddings)
     if missing := sorted(set(range(len(sequences))) - set(map(int, file.ids))):
         status = file.records.status[missing[0]]
         raise HoldfastError(f"sequence {missing[0]} of {len(sequences)} has no embedding: {status}; leave it out")
-    return file.matrices[known.model]
+    found: dict[str, np.ndarray | list[np.ndarray]] = {**file.matrices, **file.residues}
+    named = {name.partition("/")[2]: values for name, values in found.items()}
+    return named if several else next(iter(named.values()))
 
 
 def prepared_directory(source: str) -> Path:
@@ -96,7 +140,9 @@ def prepared_directory(source: str) -> Path:
     local = (os.path.abspath(source), *fingerprint(source)) if os.path.exists(source) else (source,)
     digest = hashlib.sha256(repr(local).encode()).hexdigest()[:12]
     directory = cache / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', source).strip('-.')[-60:]}-{digest}"
-    if not (directory / DESCRIPTION_FILE).exists():
+    try:
+        read_prepared(directory)
+    except HoldfastError:  # not there, or of another version of Holdfast
         print(f"holdfast: preparing {source} in {directory}, once", file=sys.stderr)
         from ..models.prepare import prepare  # torch
 
@@ -105,20 +151,43 @@ def prepared_directory(source: str) -> Path:
 
 
 def _embed(
-    fasta: Path, model: str, directory: Path, device: str, precision: str, store_dtype: str
+    fasta: Path,
+    model: str,
+    directory: Path,
+    asked: Mapping[str, Any],
+    device: str,
+    precision: str,
+    store_dtype: str,
 ) -> tuple[Receipt, Prepared]:
     """Have a file embedded by a pool in ``directory``; the receipt, whose embeddings are there, and the model."""
     models = prepared_directory(model)
     known = read_prepared(models)
     sample = re.sub(r"[^A-Za-z0-9_.-]", "_", fasta.name).lstrip("_.-")[:128] or "sample"
-    digests = {known.model: known.weights_sha256}
-    job = make_manifest(sample, KIND_OF_MODEL[known.model], str(fasta), 0, digests, precision, store_dtype)
-    settings = {"models": {known.model: str(models)}, "device": device, "precision": precision}
-    with _pool(directory, settings | {"threads": os.cpu_count() or 1}) as endpoint:
+    kind = next(kind for kind, alphabets in KINDS.items() if len(alphabets) == 1 and known.fits(kind))
+    try:
+        request = make_request(MODEL, known, asked)
+    except HoldfastError as error:  # which names keys of the config
+        raise type(error)(str(error).replace(f"models.{MODEL}.", "").replace(f"models.{MODEL}", model)) from None
+    job = make_manifest(sample, kind, str(fasta), 0, {MODEL: request}, precision, store_dtype)
+    settings = {"models": {MODEL: str(models)}, "device": device, "precision": precision}
+    with _pool(directory, settings | {"threads": os.cpu_count() or 1}) as endpoint, _progress(directory):
         (outcome,) = submit_jobs([job], Spool(directory / "spool"), endpoint, [directory / "receipt.json"])
     if outcome.state == "failed":
         raise HoldfastError(outcome.error)
     return outcome, known
+
+
+@contextmanager
+def _progress(directory: Path) -> Iterator[None]:
+    """Show how far the job of the pool in ``directory`` is, where somebody looks at the terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from .screen import show_job  # rich
+    from .watch import SpoolWatch
+
+    with show_job(SpoolWatch(directory / "spool")):
+        yield
 
 
 @contextmanager

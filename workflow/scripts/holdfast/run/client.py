@@ -17,7 +17,6 @@ from pathlib import Path
 
 from ..errors import HoldfastError, ResourceError
 from ..files import temporary_path
-from ..models.registry import read_prepared
 from ..spool.job import Manifest, Receipt, fingerprint, read_receipt
 from ..spool.spool import Spool
 from ..spool.state import Launcher, Observer, PoolState, read_state
@@ -25,6 +24,8 @@ from .plan import jobs_of
 from .provenance import run_of
 
 FETCHED = ".embeddings.h5"
+FETCHED_RECORDS = ".records.tsv"
+RECORDS = "records.tsv"
 FIRST_POLL_S = 0.01
 LAST_POLL_S = 0.5
 LOOK_AT_POOL_S = 2.0
@@ -108,45 +109,47 @@ def submit_planned(
     endpoint: Path | None,
     outputs: Sequence[Path],
     patience_s: float | None,
+    classifier: Path | None = None,
 ) -> list[Receipt]:
     """Submit the jobs of one consumer of a plan, see :func:`submit_jobs`.
 
     Args:
         plan: The plan.
         consumer: Its number.
-        models: Directories of the prepared models.
+        models: Directories of the prepared models, in the order of the plan.
         spool: Where to hand the jobs in.
         endpoint: As there, and so is the rest.
         outputs: Where the receipts go.
         patience_s: Seconds to wait while no pool there can do the jobs.
+        classifier: That frames will be classified with, if there is one already.
     """
-    descriptions = [read_prepared(directory) for directory in models]
-    jobs = jobs_of(plan, consumer, {description.model: description.weights_sha256 for description in descriptions})
+    jobs = jobs_of(plan, consumer, models, classifier)
     return submit_jobs(jobs, Spool(spool), endpoint, outputs, patience_s, run_of(plan.parent))
 
 
 def _keep(outcome: Receipt, output: Path) -> None:
-    """Write a receipt, and before it fetch the embeddings to its side, where rule ``collect`` finds them."""
-    fetched = output.with_name(FETCHED)
+    """Write a receipt, and before it fetch the embeddings and the table of records to its side, for ``collect``."""
+    fetched, records = output.with_name(FETCHED), output.with_name(FETCHED_RECORDS)
     try:
         fetched.unlink(missing_ok=True)
         if outcome.state == "done":
             with suppress(FileNotFoundError):  # gone from the spool: `collect` will say so
-                _fetch(outcome, fetched)
+                _fetch(Path(outcome.embeddings).with_name(RECORDS), records)
+                _fetch(Path(outcome.embeddings), fetched)
         outcome.write(output)
     except OSError as error:
         raise ResourceError(f"{output}: cannot be written: {error.strerror}; mend that and run again") from None
 
 
-def _fetch(outcome: Receipt, output: Path) -> None:
-    """Put the embeddings that a receipt names at ``output``: a hard link, or a copy from another file system."""
+def _fetch(made: Path, output: Path) -> None:
+    """Put a file of the spool at ``output``: a hard link, or a copy from another file system."""
     with temporary_path(output) as temporary:
         try:
-            os.link(outcome.embeddings, temporary)
+            os.link(made, temporary)
         except FileNotFoundError:
             raise
         except OSError:
-            shutil.copyfile(outcome.embeddings, temporary)
+            shutil.copyfile(made, temporary)
 
 
 class _Watch:
@@ -172,7 +175,7 @@ class _Watch:
     def _nobody(self, waiting: Sequence[Manifest], living: Sequence[PoolState]) -> str:
         """Which of the jobs no pool that lives now will ever take, or nothing; without pools there is hope for one."""
         for job in waiting:
-            if living and not any(state.serves(job.models, job.precision) for state in living):
+            if living and not any(state.serves(job.weights, job.precision) for state in living):
                 return (
                     f"sample '{job.sample}' needs {' and '.join(job.models)} in {job.precision}, with the weights of "
                     f"this config; the {len(living)} pool(s) on {self._spool.root} hold other weights or compute "
@@ -204,8 +207,8 @@ def _say(line: str) -> None:
     print(f"holdfast: {line}", file=sys.stderr, flush=True)
 
 
-def collect_embeddings(receipt_path: Path, fasta: Path, output: Path) -> None:
-    """Put the embeddings that a receipt names at ``output``, or say why there are none.
+def collect_embeddings(receipt_path: Path, fasta: Path, output: Path, records: Path) -> None:
+    """Put what a receipt names at ``output`` (embeddings) and ``records`` (a table), or say why there is nothing.
 
     Raises:
         HoldfastError: the job failed, and the message is the sample's; or ``fasta`` has changed since it was embedded.
@@ -223,7 +226,8 @@ def collect_embeddings(receipt_path: Path, fasta: Path, output: Path) -> None:
             "what to embed; run the same command again"
         )
     try:
-        _fetch(outcome, output)
+        _fetch(Path(outcome.embeddings).with_name(RECORDS), records)
+        _fetch(Path(outcome.embeddings), output)
     except FileNotFoundError:
         receipt_path.unlink()
         raise ResourceError(

@@ -10,7 +10,7 @@ from typing import Any
 from ..documents import DocumentError, check_values, own_schema, read_text, schema_problems, with_defaults
 from ..errors import ConfigError
 from ..files import atomic_text
-from ..models.registry import KINDS, MODELS
+from ..spool.job import RESERVED
 
 SHEET_LIMIT_BYTES = 2**24
 SHOWN = 20
@@ -30,6 +30,7 @@ class Sample:
     fasta: str
     kind: str
     label: str
+    models: str
 
 
 def check_config(config: Mapping[str, Any], where: str = HERE) -> dict[str, Any]:
@@ -144,12 +145,6 @@ def write_samples(samples: Iterable[Sample], sheet: Path) -> None:
             file.write(text)
 
 
-def models_in_use(samples: Iterable[Sample]) -> list[str]:
-    """The models that the kinds of these samples need."""
-    needed = {model for entry in samples for model in KINDS[entry.kind].models}
-    return [model for model in MODELS if model in needed]
-
-
 def check_fit(config: Mapping[str, Any], samples: Mapping[str, Sample]) -> None:
     """Check what no schema can: models for the kinds, labels for the training, files that must be there.
 
@@ -160,13 +155,20 @@ def check_fit(config: Mapping[str, Any], samples: Mapping[str, Sample]) -> None:
     name = name_of(config["samples"])
     for entry in samples.values():
         where = f"{name}: sample '{entry.sample}'"
-        lacking = [model for model in KINDS[entry.kind].models if model not in config["models"]]
-        if lacking:
-            problems.append(f"{where} is of kind {entry.kind}, which needs models.{lacking[0]}.weights in the config")
+        unknown = [name for name in entry.models.replace(",", " ").split() if name not in config["models"]]
+        if unknown:
+            known = ", ".join(config["models"])
+            problems.append(f"{where} names the model {unknown[0]}, but the config has {known}")
         if entry.label and entry.kind != "contigs":
             problems.append(f"{where} has a label, but only samples of kind contigs train the classifier")
         if entry.sample in TAKEN:
             problems.append(f"{where}: results/{entry.sample} is the workflow's own; choose another name")
+    for name in RESERVED:
+        if name in config["models"]:
+            problems.append(f"models.{name}: the name is taken by a column of the results; choose another")
+    for role, model in config["method"].items():
+        if model is not None and model not in config["models"]:
+            problems.append(f"method.{role}: {model} is none of the models, which are {', '.join(config['models'])}")
     labels = {entry.label for entry in samples.values()} - {""}
     classifier = config["classifier"]
     if classifier is not None and not os.path.isfile(classifier):

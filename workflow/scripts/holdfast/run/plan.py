@@ -19,7 +19,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,13 +27,14 @@ from typing import Any
 
 from ..errors import ConfigError, HoldfastError, ResourceError
 from ..files import atomic_text
-from ..models.registry import DESCRIPTION_FILE, KINDS, read_prepared
+from ..models.registry import DESCRIPTION_FILE, Prepared, read_prepared
 from ..pool.settings import OF_THE_RUN, PoolSettings
-from ..spool.job import Manifest, Receipt, make_manifest, read_receipt
+from ..spool.job import Manifest, Receipt, fingerprint, read_receipt
 from ..spool.spool import Spool
 from ..spool.state import LAUNCHER_VARIABLE, Identity, Observer
-from .config import Sample, models_in_use, write_samples
+from .config import Sample, write_samples
 from .provenance import begin_record, finish_record
+from .requests import check_classifier, check_room, job_settings, make_job, models_in_use, models_of
 
 CONSUMERS_A_REPLICA = 16
 """With more of them samples take longer: each is a Python to start, and scheduling a group is quadratic in its members
@@ -69,6 +70,7 @@ class Plan:
         consumers: The pending samples, each at one consumer.
         gpu: GPUs of each replica; None for all that its job sees.
         threads: CPU threads of each replica.
+        models: Names of the models that the pools hold.
         sheet: The sample sheet: the config's, or one that holds the samples that the config lists.
     """
 
@@ -76,6 +78,7 @@ class Plan:
     consumers: list[Share]
     gpu: int | None
     threads: int
+    models: list[str]
     sheet: str
 
     @property
@@ -134,35 +137,48 @@ def directory_of(source: str, model: str, place: Place = str) -> str:
     return source if os.path.exists(os.path.join(source, DESCRIPTION_FILE)) else place(f"resources/{model}")
 
 
-def find_pending(config: Mapping[str, Any], samples: Iterable[Sample], place: Place = str) -> dict[str, int]:
+def find_pending(
+    config: Mapping[str, Any], samples: Sequence[Sample], known: Mapping[str, Prepared], place: Place = str
+) -> dict[str, int]:
     """Samples whose receipt is absent, failed or made from something else, or whose embeddings are gone.
 
     A sequence file that is gone has not changed: it may be a temporary file of the workflow around.
 
+    Args:
+        config: The checked config.
+        samples: The samples.
+        known: The models that are prepared, as far as they are what the config says.
+        place: Where a path of the workflow is.
+
     Returns:
         Size of the file of each, in bytes; 0 if it is not there yet.
+
+    Raises:
+        ConfigError: no model for a sample, or more asked of one than it can give.
     """
-    digests = {model: _digest(entry, model, place) for model, entry in config["models"].items()}
+    settings = job_settings(config, samples)
     found = {}
     for sample in samples:
-        known = {model: digests[model] or "" for model in KINDS[sample.kind].models}
-        job = make_job(config, sample, known)
         outcome = _done(sample.sample, place)
+        if not known.keys() >= set(models_of(sample, config["models"], known)):
+            found[sample.sample] = max(0, fingerprint(sample.fasta)[0])
+            continue
+        job = make_job(settings, sample, known)
         if outcome and job.mtime_ns < 0:
             job = replace(job, size_bytes=outcome.size_bytes, mtime_ns=outcome.mtime_ns)
-        if not all(known.values()) or outcome is None or outcome.job != job.job:
+        if outcome is None or outcome.job != job.job:
             found[sample.sample] = max(0, job.size_bytes)
     return found
 
 
-def make_job(config: Mapping[str, Any], sample: Sample, digests: Mapping[str, str]) -> Manifest:
-    """The job of a sample, with the digests of the prepared models."""
-    settings = (config["chunk_length"], dict(digests), config["precision"], config["store_dtype"])
-    return make_manifest(sample.sample, sample.kind, sample.fasta, *settings)
+def known_models(config: Mapping[str, Any], place: Place = str) -> dict[str, Prepared]:
+    """The models that are prepared already, and will not be prepared anew."""
+    found = {model: _known(entry, model, place) for model, entry in config["models"].items()}
+    return {model: prepared for model, prepared in found.items() if prepared is not None}
 
 
-def _digest(entry: Mapping[str, Any], model: str, place: Place) -> str | None:
-    """Digest of the prepared weights that will be used; None if they are still to be prepared."""
+def _known(entry: Mapping[str, Any], model: str, place: Place) -> Prepared | None:
+    """The prepared model that will be used; None if it is still to be prepared."""
     source = entry["weights"]
     directory = directory_of(source, model, place)
     try:
@@ -173,7 +189,7 @@ def _digest(entry: Mapping[str, Any], model: str, place: Place) -> str | None:
     changed = directory != source and os.path.exists(source) and os.path.getmtime(source) > made
     other = directory != source and description.source != source
     wrong = entry.get("sha256", description.source_sha256) != description.source_sha256
-    return None if changed or other or wrong else description.weights_sha256
+    return None if changed or other or wrong else description
 
 
 def _done(sample: str, place: Place) -> Receipt | None:
@@ -192,18 +208,15 @@ def check_prepared(config: Mapping[str, Any]) -> None:
     """Check those models that the config names as prepared directories, which no rule will look at.
 
     Raises:
-        ConfigError: a directory of another model, or made from another checkpoint than ``sha256`` says.
+        ConfigError: a directory that was made from another checkpoint than ``sha256`` says.
         WeightsError: a directory that this version cannot read.
     """
     for model, entry in config["models"].items():
         if directory_of(entry["weights"], model) == entry["weights"]:
             description = read_prepared(entry["weights"])
-            key = f"models.{model}"
-            if description.model != model:
-                raise ConfigError(f"{key}.weights: {entry['weights']} holds {description.model}, not {model}")
             if entry.get("sha256", description.source_sha256) != description.source_sha256:
                 raise ConfigError(
-                    f"{key}.sha256: {entry['weights']} was made from a checkpoint with digest "
+                    f"models.{model}.sha256: {entry['weights']} was made from a checkpoint with digest "
                     f"{description.source_sha256}, not {entry['sha256']}; prepare the right one, or correct the digest"
                 )
 
@@ -247,6 +260,12 @@ def make_plan(
             written.
     """
     check_prepared(config)
+    known = known_models(config, place)
+    in_use = models_in_use(config["models"], samples.values(), known)
+    settings = job_settings(config, samples.values())
+    classifier = config["classifier"] or ""
+    if classifier.endswith(".safetensors") and known.keys() >= set(in_use):
+        check_classifier(Path(classifier), settings, {name: known[name] for name in in_use})
     pool = dict(config["pool"])
     replicas, lifecycle, spool, _ = (pool.pop(key) for key in OF_THE_RUN)
     if lifecycle == "external":
@@ -271,12 +290,13 @@ def make_plan(
     if not isinstance(sheet, str):
         sheet = place(".holdfast/samples.tsv")
         write_samples(samples.values(), Path(sheet))
-    sizes = find_pending(config, samples.values(), place)
+    sizes = find_pending(config, list(samples.values()), known, place)
+    check_room(settings, [samples[name] for name in sizes], sizes, known, Path(spool or place(DEFAULT_SPOOL)))
     if lifecycle == "external":  # they take a core or a job each: no more than run at once, so that none waits
         consumers = min(CONSUMERS_A_REPLICA, cores or CONSUMERS_A_REPLICA)
     else:
         consumers = max(CONSUMERS_A_REPLICA, math.ceil(len(sizes) / replicas / SAMPLES_A_CONSUMER))
-    plan = Plan(str(directory), share_out(sizes, replicas, consumers), gpu, threads, sheet)
+    plan = Plan(str(directory), share_out(sizes, replicas, consumers), gpu, threads, in_use, sheet)
     if lifecycle == "external" and plan.consumers:
         warn_without_pool(Path(spool))
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -285,16 +305,15 @@ def make_plan(
         if not os.path.exists(f"/proc/{other.name.rpartition('-')[2]}"):
             finish_record(other, ended=False)  # of a run that was killed
             shutil.rmtree(other, ignore_errors=True)
-    sources = {model: config["models"][model]["weights"] for model in models_in_use(samples.values())}
+    sources = {model: config["models"][model]["weights"] for model in in_use}
     models = {model: os.path.abspath(directory_of(source, model, place)) for model, source in sources.items()}
     chosen_pool = {**pool, "models": models, "precision": config["precision"], "gpu": gpu, "threads": threads}
     PoolSettings(**chosen_pool).write(Path(plan.pool_settings))
     results = Path(place("results/run.json")).parent
     begin_record(directory, results, config, samples, sizes, models)
     jobs = {name: asdict(sample) for name, sample in samples.items()}
-    chosen = {key: config[key] for key in ("chunk_length", "precision", "store_dtype")}
     with atomic_text(plan.path) as file:
-        json.dump({"plan": asdict(plan), "samples": jobs, "config": chosen}, file)
+        json.dump({"plan": asdict(plan), "samples": jobs, "settings": settings}, file)
     os.environ[LAUNCHER_VARIABLE] = json.dumps(asdict(launcher))
     return plan
 
@@ -329,14 +348,23 @@ def read_plan(place: Place = str) -> Plan:
     return Plan(**{**content, "consumers": [Share(**share) for share in content["consumers"]]})
 
 
-def jobs_of(path: Path, consumer: int, digests: Mapping[str, str]) -> list[Manifest]:
+def jobs_of(path: Path, consumer: int, directories: Sequence[Path], classifier: Path | None = None) -> list[Manifest]:
     """The jobs of one consumer of a plan.
 
     Args:
         path: The plan.
         consumer: Its number.
-        digests: ``weights_sha256`` of the prepared models.
+        directories: Of the prepared models, in the order of the plan.
+        classifier: That the frames of contigs will be classified with, .safetensors; None where it is to be trained.
+
+    Raises:
+        ConfigError: what is asked of a model it cannot give, or no model fits a sample.
+        WeightsError: a model that cannot be read, or another classifier.
     """
     content = json.loads(path.read_text())
+    names = content["plan"]["models"]
+    known = {name: read_prepared(directory) for name, directory in zip(names, directories, strict=True)}
+    if classifier is not None:
+        check_classifier(classifier, content["settings"], known)
     samples = [Sample(**content["samples"][name]) for name in content["plan"]["consumers"][consumer]["samples"]]
-    return [make_job(content["config"], sample, digests) for sample in samples]
+    return [make_job(content["settings"], sample, known) for sample in samples]

@@ -1,15 +1,19 @@
 """A spool on a screen: tables of its pools, their devices and jobs, once or over and over."""
 
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
-from ..errors import ResourceError
+from ..errors import HoldfastError, ResourceError
 from ..spool.progress import DeviceProgress, JobProgress, in_words
 from .watch import PoolView, SpoolView, SpoolWatch
 
 try:
     from rich.console import Console, Group, RenderableType
     from rich.live import Live
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
     from rich.table import Table
     from rich.text import Text
 except ImportError:
@@ -26,6 +30,30 @@ def watch_spool(watch: SpoolWatch) -> None:
         while True:
             time.sleep(REFRESH_S)
             live.update(spool_tables(watch.look()), refresh=True)
+
+
+@contextmanager
+def show_job(watch: SpoolWatch) -> Iterator[None]:
+    """Show on stderr how far the only job of a spool is, as long as the block lasts."""
+    ended = threading.Event()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
+    def follow(bar: Bar, task: TaskID) -> None:
+        while not ended.wait(REFRESH_S / 4):
+            with suppress(HoldfastError):
+                for pool in watch.look().pools:
+                    for job in pool.progress.jobs:
+                        done = job.sequences - job.sequences_left if job.sequences else 0
+                        bar.update(task, description=job.state, total=job.sequences or None, completed=done)
+
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        thread = threading.Thread(target=follow, args=(bar, bar.add_task("starting", total=None)), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
 def print_spool(view: SpoolView) -> None:

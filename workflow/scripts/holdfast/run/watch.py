@@ -244,7 +244,7 @@ class RunWatch:
             with suppress(OSError, HoldfastError):
                 self._digests[model] = read_prepared(self._models[model]).weights_sha256
         return not self._digests or (
-            bool(self._digests.items() & state.models.items()) and state.precision == self._precision
+            bool(set(self._digests.values()) & set(state.models.values())) and state.precision == self._precision
         )
 
     def line(self) -> str:

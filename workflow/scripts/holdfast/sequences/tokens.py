@@ -47,8 +47,8 @@ class LetterTokenizer:
             self._table[ord(letter)] = number
         self._start = b"" if start is None else _START_BYTE
         self._end = b"" if end is None else _END_BYTE
-        for byte, number in ((_START_BYTE, start), (_END_BYTE, end)):
-            self._table[byte[0]] = unknown if number is None else number
+        for byte, special in ((_START_BYTE, start), (_END_BYTE, end)):
+            self._table[byte[0]] = unknown if special is None else special
 
     def __call__(self, sequences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return tokens int16 [T] and lengths int32 [n], see :class:`Tokenizer`.

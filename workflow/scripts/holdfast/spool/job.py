@@ -11,28 +11,51 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from ..documents import DocumentError, fill, parse_json, read_json
-from ..errors import HoldfastError, ResourceError
+from ..errors import ConfigError, HoldfastError, ResourceError
 from ..files import atomic_text
-from ..models.registry import KINDS
+from ..models.registry import KINDS, POLICIES, POOLINGS, WINDOW, Output, Prepared
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_LIMIT_BYTES = 2**16
 SAMPLE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+MODEL_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+RESERVED = ("ids", "length", "sha256", "record", "chunk", "frame", "records")
+"""Names that no model may have: they are the file's own."""
+MODELS = 64
+"""Most models of a job."""
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
-PRECISIONS = ("auto", "fp32", "fp16")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 STORE_DTYPES = ("float16", "float32")
 
 
 class ManifestError(HoldfastError):
     """A manifest that is not what this version writes."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a job asks of one model.
+
+    Attributes:
+        weights_sha256: Of the prepared model.
+        outputs: What is made of its states, in order.
+        long: What becomes of sequences of more than ``max_length`` letters, one of :data:`.registry.POLICIES`.
+        max_length: 0 where ``long`` is ``whole``.
+    """
+
+    weights_sha256: str
+    outputs: list[Output]
+    long: str
+    max_length: int
 
 
 @dataclass(frozen=True)
@@ -46,8 +69,8 @@ class Manifest:
         size_bytes: Size of that file when the job was made; -1 if it was not there.
         mtime_ns: Its modification time (ns since the epoch); -1 if it was not there.
         chunk_length: Chunk length in bp (kind ``contigs``), otherwise 0.
-        models: ``weights_sha256`` of each model the kind needs.
-        precision: ``auto``, ``fp32`` or ``fp16``.
+        models: What is asked of each model, by the user's name for it.
+        precision: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
         store_dtype: ``float16`` or ``float32``.
     """
 
@@ -57,10 +80,15 @@ class Manifest:
     size_bytes: int
     mtime_ns: int
     chunk_length: int
-    models: dict[str, str]
+    models: dict[str, Request]
     precision: str
     store_dtype: str
     format_version: int = FORMAT_VERSION
+
+    @property
+    def weights(self) -> set[str]:
+        """``weights_sha256`` of the models that it needs."""
+        return {request.weights_sha256 for request in self.models.values()}
 
     @cached_property
     def job(self) -> str:
@@ -74,15 +102,57 @@ class Manifest:
 
 
 def make_manifest(
-    sample: str, kind: str, fasta: str, chunk_length: int, models: dict[str, str], precision: str, store_dtype: str
+    sample: str,
+    kind: str,
+    fasta: str,
+    chunk_length: int,
+    models: Mapping[str, Request],
+    precision: str,
+    store_dtype: str,
 ) -> Manifest:
     """Make the manifest of a sample, looking at its file's size and time but not into it."""
     path = Path(fasta).absolute()
     size_bytes, mtime_ns = fingerprint(path)
-    needed = {model: models[model] for model in KINDS[kind].models}
     if kind != "contigs":
         chunk_length = 0
-    return Manifest(sample, kind, str(path), size_bytes, mtime_ns, chunk_length, needed, precision, store_dtype)
+    return Manifest(sample, kind, str(path), size_bytes, mtime_ns, chunk_length, dict(models), precision, store_dtype)
+
+
+def make_request(name: str, prepared: Prepared, options: Mapping[str, Any]) -> Request:
+    """What a config asks of a model, now that the model is known.
+
+    Args:
+        name: The user's, for errors.
+        prepared: The model.
+        options: ``layers`` (numbers, or ``last``), ``pooling``, and ``long`` and ``max_length``, which may be None.
+
+    Raises:
+        ConfigError: a layer that the model has not, a pooling that makes no sense for it, or a length it cannot take.
+    """
+    key = f"models.{name}"
+    layers = [prepared.layers if layer == "last" else int(layer) for layer in options["layers"]]
+    beyond = [layer for layer in layers if layer > prepared.layers]
+    if beyond:
+        raise ConfigError(f"{key}.layers: {beyond[0]} is beyond the model, whose layers are 0 to {prepared.layers}")
+    long, limit = options["long"] or prepared.long, options["max_length"] or prepared.max_length
+    fixed = prepared.max_length if prepared.long == "window" else None  # learned positions, of which there are no more
+    if long == "window":
+        limit = limit or WINDOW
+    if fixed is not None and (long == "whole" or (limit or 0) > fixed):
+        raise ConfigError(
+            f"{key}: the model has positions for {fixed} letters; choose long: window, truncate or refuse"
+        )
+    if long == "window" and prepared.letters is None:
+        raise ConfigError(
+            f"{key}.long: window needs a model of letters, this one has tokens of several; choose another"
+        )
+    if long != "whole" and limit is None:
+        raise ConfigError(f"{key}.long: {long} needs models.{name}.max_length, as the model has no limit of its own")
+    if "cls" in options["pooling"] and (long == "window" or not prepared.start_is_cls):
+        why = "where long is window" if prepared.start_is_cls else f"for family {prepared.family}, without such a token"
+        raise ConfigError(f"{key}.pooling: cls makes no sense {why}; leave it out")
+    outputs = sorted({Output(layer, pooling) for layer in layers for pooling in options["pooling"]})
+    return Request(prepared.weights_sha256, outputs, long, 0 if long == "whole" else int(limit or 0))
 
 
 def fingerprint(path: str | Path) -> tuple[int, int]:
@@ -128,9 +198,25 @@ def _checks(manifest: Manifest) -> dict[str, bool]:
         "precision": manifest.precision in PRECISIONS,
         "store_dtype": manifest.store_dtype in STORE_DTYPES,
         "models": kind is not None
-        and set(manifest.models) == set(kind.models)
-        and all(DIGEST_PATTERN.fullmatch(digest) for digest in manifest.models.values()),
+        and 0 < len(manifest.models) <= MODELS
+        and all(is_model_name(name) and _is_request(request) for name, request in manifest.models.items()),
     }
+
+
+def is_model_name(name: str) -> bool:
+    """Whether a model may be called so: a key in files and a part of their names."""
+    return MODEL_PATTERN.fullmatch(name) is not None and name not in RESERVED
+
+
+def _is_request(request: Request) -> bool:
+    return (
+        DIGEST_PATTERN.fullmatch(request.weights_sha256) is not None
+        and bool(request.outputs)
+        and len(set(request.outputs)) == len(request.outputs)
+        and all(0 <= output.layer < 2**16 and output.pooling in POOLINGS for output in request.outputs)
+        and request.long in POLICIES
+        and (request.max_length == 0 if request.long == "whole" else 2 <= request.max_length < 2**31)
+    )
 
 
 @dataclass(frozen=True)
@@ -152,6 +238,7 @@ class Receipt:
         software: Name to version of what the pool ran on, and the digest of its code.
         seconds: ``read_s``, ``device_s`` (this job's share of batches, by tokens) and ``total_s`` since the claim.
         failures: Rows that were given up while the sample went on: id and reason.
+        warnings: What is doubtful in the sample, for people to look at.
         finished: Time of writing, ISO 8601 in UTC.
         size_bytes: Size of the sequence file when the job was made; -1 if it was not there.
         mtime_ns: Its modification time (ns since the epoch); -1 if it was not there.
@@ -169,6 +256,7 @@ class Receipt:
     software: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     finished: str = ""
     size_bytes: int = -1
     mtime_ns: int = -1

@@ -194,7 +194,7 @@ class Spool:
         adopted = 0
         found: list[Path] = []
         with suppress(FileNotFoundError):
-            found = list((self.root / "blocks" / dead).glob("*/*.npy"))
+            found = list((self.root / "blocks" / dead).glob("*/*.safetensors"))
         for path in found:
             target = mine / path.parent.name / path.name
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -79,7 +79,7 @@ class PoolState:
         identity: Its supervisor's process.
         spool: The spool it serves.
         models: ``weights_sha256`` of each model it holds.
-        precision: As it was configured: ``auto``, ``fp32`` or ``fp16``.
+        precision: As it was configured: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
         state: ``starting``, ``ready``, ``failed`` or ``ended``.
         reason: Why it failed or ended.
         beat: Counter that grows while the pool lives.
@@ -106,9 +106,9 @@ class PoolState:
         """The state of the same pool as it is published now."""
         return read_state(state_path(self.spool, self.identity.pool)) or self
 
-    def serves(self, models: Mapping[str, str], precision: str) -> bool:
-        """Whether the pool holds these weights (by model) and computes in this precision."""
-        return models.items() <= self.models.items() and precision == self.precision
+    def serves(self, weights: Iterable[str], precision: str) -> bool:
+        """Whether the pool holds these weights (``weights_sha256``) and computes in this precision."""
+        return set(weights) <= set(self.models.values()) and precision == self.precision
 
     def trouble(self, observer: "Observer") -> str:
         """Why no receipt will come from this pool any more, or nothing."""
