@@ -1,8 +1,8 @@
 """``make bench``: the CPU's figures, each beside the ceiling or the peer measured in the same run.
 
 ESM-2 35M in fp32 on two threads, frames of a genome, samples through a pool, and thousands of samples through the
-workflow. Weights are synthetic. A machine that
-does other work meanwhile gives figures that mean little; the spread of the ceiling is printed for that reason.
+workflow. Weights are synthetic. A machine that does other work meanwhile gives figures that mean little; the spread of
+the ceiling is printed for that reason.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import feed
 import machine
@@ -25,8 +26,8 @@ import psutil  # type: ignore[import-untyped]
 import samples
 import torch
 import workload
-from holdfast.models import prepare as weights
 from holdfast.models.esm import Esm2
+from holdfast.models.prepare import prepare
 from holdfast.results.training import Network
 from holdfast.sequences import Alphabet
 from holdfast.sequences.fasta import read_records
@@ -121,7 +122,7 @@ def measure_speed(report: Report, peak: float) -> None:
 def measure_frames(report: Report, directory: Path) -> None:
     """Chunks and frames of pieces of E. coli, over and over, on one core; beside them seqkit, if it is installed.
 
-    Seqkit translates chunks in six frames, as we do, but writes closed frames, too; what is open there must be ours.
+    Seqkit translates chunks in six frames, as we do, but writes frames with a stop, too; those without must be ours.
     """
     pieces = [record.sequence for record in read_records(BACTERIUM, Alphabet.NUCLEOTIDE)]
     sequence = "".join(pieces * (1 + GENOME_BP // sum(map(len, pieces))))[:GENOME_BP]
@@ -144,7 +145,7 @@ def measure_frames(report: Report, directory: Path) -> None:
         if source == chunks:
             wanted, found = (Counter(path.read_text().splitlines()[1::2]) for path in (ours, output))
             same = wanted == {protein: count for protein, count in found.items() if "*" not in protein}
-            report.add("frames", "open frames of seqkit equal ours", same)
+            report.add("frames", "stop-free frames of seqkit equal ours", same)
 
 
 def measure_samples(report: Report, small: dict[str, Path], directory: Path) -> None:
@@ -175,7 +176,7 @@ def measure_feed(report: Report, directory: Path) -> None:
         "proteins, 500 of 10": (500, 10),
         "contigs, 1 of 10,000": (1, 10_000),
     }
-    with samples.serving(directory / "feed", described, Path(feed.__file__), device="cpu") as client:
+    with samples.serving(directory / "feed", described, [feed.__file__], device="cpu") as client:
         client.run(1, 10, "contigs")
         for label, (count, records) in cases.items():
             before = cpu_seconds(client.server.pid)
@@ -200,8 +201,13 @@ def cpu_seconds(pid: int) -> tuple[float, float]:
 def measure_renewal(report: Report, small: dict[str, Path], directory: Path) -> None:
     """Memory and time of a worker that stays, against workers that are renewed; batches of mixed lengths."""
     for label, limit in (("never", None), ("every 5 batches", 5)):
-        told = {"device": "cpu", "threads": THREADS, "tokens_per_batch": 4096, "max_tasks_per_worker": limit}
-        with samples.serving(directory / f"renewal{limit}", small, **told) as client:
+        settings: dict[str, Any] = {
+            "device": "cpu",
+            "threads": THREADS,
+            "tokens_per_batch": 4096,
+            "max_tasks_per_worker": limit,
+        }
+        with samples.serving(directory / f"renewal{limit}", small, **settings) as client:
             client.run(1, 10)
             for part in ("first", "second", "third"):
                 taken, _ = client.run(1, 50, residues_aa=range(30, 1023))
@@ -220,12 +226,12 @@ def measure_many(report: Report, directory: Path) -> None:
     """Tiny samples through the workflow, against plain Snakemake with one trivial job a sample."""
     architectures = {"esm2": SMALL_NAME, "dnabert_s": "dnabert_s_tiny"}
     prepared = {
-        model: weights.prepare(f"synthetic:{architecture}", model, directory / "models" / model)
+        model: prepare(f"synthetic:{architecture}", directory / "models" / model)
         for model, architecture in architectures.items()
     }
     classifier = directory / "classifier.safetensors"
     Network(sum(model.width for model in prepared.values())).classifier({}, "synthetic").save(classifier)
-    config = {
+    config: dict[str, Any] = {
         "models": {model: {"weights": str(directory / "models" / model)} for model in prepared},
         "classifier": str(classifier),
     }

@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from holdfast.errors import run
+from holdfast.cli import main
 from holdfast.models.registry import TOKENIZER_FILE, Prepared, read_prepared
 from holdfast.models.synthetic import write_tokenizer
 from holdfast.pool import worker
 from holdfast.pool.worker import Ready, WorkerSettings
 
-SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 ARCHITECTURES = {"esm2": {"layers": 36, "width": 2560}, "dnabert_s": {"layers": 12, "width": 768}}
 _widths: dict[str, int] = {}
 
@@ -34,7 +33,7 @@ def describe(directory: Path) -> dict[str, Path]:
 def start(settings: WorkerSettings) -> Ready:
     """Be ready, in place of :func:`worker.start`."""
     _widths.update({model: read_prepared(directory).width for model, directory in settings.models.items()})
-    return Ready(0.0, "fp32", f"nothing, as {settings.name}", "", {})
+    return Ready(0.0, f"nothing, as {settings.name}", "")
 
 
 def embed(model: str, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, float]:
@@ -43,9 +42,7 @@ def embed(model: str, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarr
 
 
 if __name__ == "__main__":
-    sys.path.append(str(SCRIPTS))
-    import feed
-    import serve_pool
+    import feed  # by the name that the processes of the pool know it by
 
     worker.start, worker.embed = feed.start, feed.embed
-    run(serve_pool.main)
+    main(["serve", *sys.argv[1:]])

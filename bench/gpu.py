@@ -21,7 +21,7 @@ import torch
 import workload
 from holdfast.models.esm import Esm2
 from holdfast.models.registry import open_model
-from holdfast.pool.settings import PoolSettings
+from holdfast.pool.settings import pool_settings
 from holdfast.pool.worker import Worker, WorkerSettings
 from report import Report
 from timing import seconds
@@ -69,7 +69,7 @@ def main() -> None:
 
 def start_worker(directories: dict[str, Path], precision: str = "fp16") -> Worker:
     """A worker in this process, as the pool starts it in its own."""
-    defaults = PoolSettings({model: str(path) for model, path in directories.items()})
+    defaults = pool_settings({"models": {model: str(path) for model, path in directories.items()}}, "bench")
     settings = WorkerSettings(
         name="cuda:0",
         models=directories,
@@ -263,8 +263,8 @@ def measure_samples(report: Report, prepared: Path, directory: Path) -> None:
     import samples
 
     for budget in (32768, 16384):
-        told = {"device": "cuda", "gpu": 1, "tokens_per_batch": budget}
-        with samples.serving(directory / f"pool{budget}", {"esm2": prepared}, **told) as client:
+        settings: dict[str, Any] = {"device": "cuda", "gpu": 1, "tokens_per_batch": budget}
+        with samples.serving(directory / f"pool{budget}", {"esm2": prepared}, **settings) as client:
             report.add("samples", f"{budget} a batch: start of the pool to ready, s", client.start_s)
             report.add("samples", f"{budget} a batch: of that, load, s", client.load_s)
             client.run(1, 500)

@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -26,9 +27,9 @@ def anonymous_bytes() -> int:
 def load(loader: str, path: Path, device: str) -> object:
     """Load a model as its users would, in fp16 on CUDA and fp32 on a CPU."""
     if loader == "holdfast":
-        from holdfast.models import esm as esm2
+        from holdfast.models.registry import open_model
 
-        return esm2.load(path, device)
+        return open_model(path, device)
     import esm
 
     with torch.serialization.safe_globals([argparse.Namespace]):
@@ -40,7 +41,7 @@ def main() -> None:
     """Measure one loader."""
     loader, path, device = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     torch.zeros(1, device=device)
-    {"holdfast": lambda: __import__("holdfast.esm2"), "fair-esm": lambda: __import__("esm")}[loader]()
+    import_module({"holdfast": "holdfast.models.esm", "fair-esm": "esm"}[loader])
     before, highest, done = anonymous_bytes(), 0, threading.Event()
 
     def watch() -> None:

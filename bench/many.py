@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -44,7 +45,7 @@ def run_plain(directory: Path, samples: int, *options: str) -> float:
     return time.perf_counter() - began
 
 
-def run_workflow(directory: Path, samples: int, config: dict[str, object], kind: str) -> tuple[float, int]:
+def run_workflow(directory: Path, samples: int, config: dict[str, Any], kind: str) -> tuple[float, int]:
     """Run the workflow on tiny samples.
 
     Args:
@@ -83,8 +84,8 @@ def run_workflow(directory: Path, samples: int, config: dict[str, object], kind:
 
 
 def _snakemake(directory: Path, snakefile: Path, *options: str) -> "subprocess.CompletedProcess[str]":
-    command = [SNAKEMAKE, "-s", snakefile, "-d", directory, "--cores", str(CORES), "--quiet", "all", *options]
-    return subprocess.run(command, capture_output=True, text=True)
+    command = [str(SNAKEMAKE), "-s", str(snakefile), "-d", str(directory), "--cores", str(CORES), "--quiet", "all"]
+    return subprocess.run([*command, *options], capture_output=True, text=True)
 
 
 def _watch(directory: Path, ended: threading.Event, peaks: list[int]) -> None:
@@ -94,8 +95,9 @@ def _watch(directory: Path, ended: threading.Event, peaks: list[int]) -> None:
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 command = (process / "cmdline").read_bytes()
-                if b"submit_jobs" in command and str(directory).encode() in (process / "environ").read_bytes():
-                    total += int(re.search(r"^Pss:\s+(\d+) kB", (process / "smaps_rollup").read_text(), re.M)[1]) * 1024
-            except (OSError, TypeError):  # it has ended
+                if b"\0submit\0" in command and str(directory).encode() in (process / "environ").read_bytes():
+                    sizes = re.findall(r"^Pss:\s+(\d+) kB", (process / "smaps_rollup").read_text(), re.MULTILINE)
+                    total += sum(map(int, sizes)) * 1024
+            except OSError:  # it has ended
                 continue
         peaks.append(total)

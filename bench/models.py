@@ -6,12 +6,10 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
-from holdfast.models import esm as esm2
-from holdfast.models import mosaic_bert as dnabert_s
+from holdfast.models.checkpoint import Layout
 from holdfast.models.encoder import HEADER_KEY
 from holdfast.models.esm import FAIR_ESM
-from holdfast.models.layout import Layout
-from holdfast.models.registry import WEIGHTS_FILE, Prepared
+from holdfast.models.registry import WEIGHTS_FILE, Prepared, family_of
 from holdfast.models.synthetic import DNABERT_S_SIZES, ESM2_SIZES, SEED
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,9 +34,8 @@ def dnabert_s_architecture() -> Architecture:
 def make(model: str, architecture: Architecture, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """Seeded random weights by the encoder's own names, ``inv_freq`` as released files have it."""
     generator = torch.Generator(device).manual_seed(SEED)
-    shapes = {"esm2": esm2, "dnabert_s": dnabert_s}[model].tensor_shapes(architecture)
     weights = {}
-    for name, shape in shapes.items():
+    for name, shape in family_of(model).tensor_shapes(architecture).items():
         values = torch.randn(shape, generator=generator, device=device)
         if name == "inv_freq":
             exponents = torch.arange(0, 2 * shape[0], 2, device=device) / (2 * shape[0])

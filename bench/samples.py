@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.models.registry import read_prepared
-from holdfast.pool.settings import PoolSettings
+from holdfast.pool.settings import pool_settings
 from holdfast.spool.job import Receipt, make_manifest
 from holdfast.spool.spool import Spool
 from holdfast.spool.state import PoolState, read_state, state_path
 
 LOG = "pool.log"
-SERVE = Path(__file__).parents[1] / "workflow" / "scripts" / "serve_pool.py"
+SERVE = (str(Path(__file__).parents[1] / "workflow" / "scripts" / "entry.py"), "serve")
 RESIDUES = "LAGVSERTIDPKQNFYMHWC"
 SENSE_CODONS = [codon for codon in map("".join, product("ACGT", repeat=3)) if codon not in ("TAA", "TAG", "TGA")]
 RESIDUES_AA = 166
@@ -51,7 +51,7 @@ class Client:
     ) -> tuple[float, list[Receipt]]:
         """Seconds from the first submission to the last receipt, and the receipts; all sequences are new.
 
-        A record is a protein of one of these lengths, or for ``contigs`` a chunk with one open frame at least.
+        A record is a protein of one of these lengths, or for ``contigs`` a chunk with one stop-free frame at least.
         """
         letters, lengths = (SENSE_CODONS, [CHUNK_BP // 3]) if kind == "contigs" else (RESIDUES, residues_aa)
         choices, choice = self._letters.choices, self._letters.choice
@@ -86,13 +86,23 @@ class Client:
 
 
 @contextmanager
-def serving(directory: Path, models: dict[str, Path], script: Path = SERVE, **told: Any) -> Iterator[Client]:
-    """A pool that holds these prepared models, ready; ``told`` are its settings."""
+def serving(
+    directory: Path, models: dict[str, Path], program: Sequence[str] = SERVE, **settings: Any
+) -> Iterator[Client]:
+    """A pool that holds these prepared models, ready.
+
+    Args:
+        directory: Where; made.
+        models: Directory of each model.
+        program: The Python file that serves, and its first arguments.
+        **settings: Of the pool, other than models.
+    """
     directory.mkdir()
-    PoolSettings({model: str(path) for model, path in models.items()}, **told).write(directory / "pool.yaml")
+    paths = {model: str(path) for model, path in models.items()}
+    pool_settings({"models": paths, **settings}, "bench").write(directory / "pool.yaml")
     endpoint, spool = directory / "endpoint", directory / "spool"
     with open(directory / LOG, "w") as log:
-        command = [sys.executable, script, "--config", directory / "pool.yaml", "--spool", spool]
+        command = [sys.executable, *program, "--config", directory / "pool.yaml", "--spool", spool]
         began = time.perf_counter()
         server = subprocess.Popen([*map(str, command), "--endpoint", str(endpoint)], stdout=log, stderr=log)
         try:

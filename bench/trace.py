@@ -1,7 +1,7 @@
 """The torch profiler's trace of batches that go through a worker, for chrome://tracing or ui.perfetto.dev.
 
 Run as ``PYTHONPATH=workflow/scripts python bench/trace.py PREPARED TRACE.json [--device cuda]``, with a model that
-``prepare_weights.py`` made. The profiler slows the host, so shares of time are the device's, not the pool's.
+``holdfast prepare`` made. The profiler slows the host, so shares of time are the device's, not the pool's.
 """
 
 import argparse
@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import workload
-from holdfast.errors import run
+from holdfast.errors import guarded
 from holdfast.models.registry import read_prepared
-from holdfast.pool.settings import PoolSettings
+from holdfast.pool.settings import pool_settings
 from holdfast.pool.worker import Worker, WorkerSettings
 
 BATCHES = 2
@@ -29,11 +29,12 @@ def trace(owner: Worker, model: str, batches: list[tuple[np.ndarray, np.ndarray]
 
 def main() -> None:
     """Trace a worker at work on sequences of random letters."""
+    defaults = pool_settings({"models": {"esm2": "."}}, "bench")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prepared", type=Path)
     parser.add_argument("trace", type=Path)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--tokens-per-batch", type=int, default=PoolSettings.tokens_per_batch)
+    parser.add_argument("--tokens-per-batch", type=int, default=defaults.tokens_per_batch)
     arguments = parser.parse_args()
     if arguments.tokens_per_batch < workload.UNIFORM_TOKENS:
         parser.error(f"--tokens-per-batch must be at least {workload.UNIFORM_TOKENS}")
@@ -41,10 +42,10 @@ def main() -> None:
     settings = WorkerSettings(
         name=f"{arguments.device}:0",
         models={model: arguments.prepared},
-        precision="auto",
+        precision="fp16" if arguments.device == "cuda" else "fp32",
         threads=torch.get_num_threads(),
-        allocator=PoolSettings.allocator,
-        memory_fraction=PoolSettings.memory_fraction,
+        allocator=defaults.allocator,
+        memory_fraction=defaults.memory_fraction,
         cache_clear_interval=0,
     )
     lengths = workload.uniform(arguments.tokens_per_batch) * BATCHES
@@ -55,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    guarded(main)

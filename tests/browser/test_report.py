@@ -14,7 +14,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.browser import browser
 from tests.browser.browser import Browser
-from tests.workflow.conftest import NewProject, Project, closed_sequence, fasta, open_sequence
+from tests.workflow.conftest import NewProject, Project, closed_sequence, fasta, stop_free_sequence
 
 HOSTILE = "</script><img/src=x/onerror=alert(1)>"
 LONG = "soil_from_a_very_long_transect_in_the_north_of_somewhere_plot_17_replicate_2"
@@ -31,9 +31,9 @@ FIGURES = {
 def write_samples(some: Project) -> None:
     """Two labelled samples, one to be called with a long name and a hostile record, one without a frame, proteins."""
     for seed, name in enumerate(("virus", "non-viral", LONG)):
-        records = {f"{name[:4]}_{number}": open_sequence(600, 10 * seed + number) for number in range(4)}
+        records = {f"{name[:4]}_{number}": stop_free_sequence(600, 10 * seed + number) for number in range(4)}
         some.write(
-            f"data/{name}.fna", fasta({**records, HOSTILE: open_sequence(500, seed), "no": closed_sequence(500)})
+            f"data/{name}.fna", fasta({**records, HOSTILE: stop_free_sequence(500, seed), "no": closed_sequence(500)})
         )
     some.write("data/closed.fna", fasta({"closed": closed_sequence(700)}))
     some.write("data/proteins.faa", fasta({"p": "MKLV", "q": "MAGIC"}))

@@ -1,7 +1,8 @@
 """Every command that the pages print is run here, or by the test named beside it, or said to be untried.
 
 Commands are the lines of blocks marked ``sh``, and what tables and sentences set as code that begins with a program.
-The few names in capitals that a reader is to replace are replaced.
+The few names in capitals that a reader is to replace are replaced. A command of ``holdfast`` without arguments is only
+named; it must be one. The Python of the README is run, too.
 """
 
 import os
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from holdfast.cli import COMMANDS
 
 from tests.workflow.conftest import Project, classifiers, models
 
@@ -20,22 +22,21 @@ __all__ = ["classifiers", "models"]  # fixtures
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "config/README.md"]
 PAGES += sorted((REPOSITORY / "docs").glob("*.md"))
-PROGRAMS = "python3?|make|snakemake|snakedeploy|apptainer|docker|conda|sbatch|systemctl|git|pip"
+PROGRAMS = "holdfast|python3?|make|snakemake|snakedeploy|apptainer|docker|conda|sbatch|systemctl|git|pip"
+NAMED = re.compile(rf"holdfast ({'|'.join(COMMANDS)}|COMMAND)( --\w+)?")
 SNAKEMAKE = "snakemake -s workflow/Snakefile -d DIR"
 
 # In the order in which they are run, in one checkout: the command as printed, and as run where that differs.
 RUN = {
     ".venv/bin/snakemake -s workflow/Snakefile -d DIR --cores 8": f"{SNAKEMAKE} --cores 2",
-    "python workflow/scripts/pool_status.py SPOOL": "python workflow/scripts/pool_status.py DIR/.holdfast/spool",
-    "python workflow/scripts/find_frames.py FASTA --chunk-length 500 --nucleotides N.fna --proteins P.faa": "",
-    "python workflow/scripts/prepare_weights.py SOURCE --model esm2 --output DIR": (
-        "python workflow/scripts/prepare_weights.py synthetic:esm2_t6_8M_UR50D --model esm2 --output prepared"
+    "holdfast status SPOOL": "holdfast status DIR/.holdfast/spool",
+    "holdfast frames FASTA --chunk-length 500 --nucleotides N.fna --proteins P.faa": "",
+    "holdfast prepare SOURCE --output DIR": "holdfast prepare synthetic:esm2_t6_8M_UR50D --output prepared",
+    "holdfast embed FASTA --model SOURCE --output OUT.h5": (
+        "holdfast embed P.faa --model prepared --output EMBEDDINGS"
     ),
-    "python workflow/scripts/embed_fasta.py FASTA --model esm2 --weights DIR --output OUT.h5": (
-        "python workflow/scripts/embed_fasta.py P.faa --model esm2 --weights prepared --output EMBEDDINGS"
-    ),
-    "python workflow/scripts/export_embeddings.py EMBEDDINGS --model esm2 --output OUT.h5": "",
-    "python workflow/scripts/convert_classifier.py PTH OUT.safetensors": "",
+    "holdfast export EMBEDDINGS --model esm2 --output OUT.h5": "",
+    "holdfast convert-classifier PTH OUT.safetensors": "",
     "cd project": "cd DIR",
     "snakemake -s HOLDFAST/workflow/Snakefile --cores 4 prepare": f"{SNAKEMAKE} --cores 2 prepare",
     "grep -l $(sha256sum < results/S/contigs.tsv | cut -d ' ' -f 1) results/runs/*.json": (
@@ -44,7 +45,11 @@ RUN = {
     """python -c 'import h5py; print(h5py.File("results/S/embeddings.h5").attrs["job"])'""": (
         """cd DIR && python -c 'import h5py; print(h5py.File("results/s/embeddings.h5").attrs["job"])' | tee job"""
     ),
-    "python workflow/scripts/make_crate.py DIR/results --license https://spdx.org/licenses/CC-BY-4.0": "",
+    "holdfast crate DIR/results --license https://spdx.org/licenses/CC-BY-4.0": "",
+    "cd workflow/scripts && grep ^holdfast/ holdfast.files | xargs cat | sha256sum": (
+        "test $(cd workflow/scripts && grep ^holdfast/ holdfast.files | xargs cat | sha256sum | cut -d ' ' -f 1) ="
+        """ $(python -c 'import json; print(json.load(open("DIR/results/run.json"))["software"]["holdfast_sha256"])')"""
+    ),
     "grep -l S-0123456789abcdef results/runs/*.json": "cd DIR && grep -l $(cat job) results/runs/*.json",
     "snakemake --unlock": f"{SNAKEMAKE} --unlock",
 }
@@ -53,36 +58,34 @@ EXTERNAL = "tests/drills/test_external.py"
 ELSEWHERE = {
     "make demo": ".ci/run",
     "snakemake -d DIR": "tests/workflow/conftest.py",
-    "make test": ".ci/run",
+    "make test": "Makefile",
+    "make test-all": ".ci/run",
     "make .venv/installed": "Makefile",
     "make -C HOLDFAST .venv/installed": "Makefile",
     "snakemake --lint": "Makefile",
     "make format": "Makefile",
-    "make bench": "tests/unit/test_bench.py",
+    "make bench": "tests/test_bench.py",
     "make drill KILLS=1000": "tests/drills/test_kills.py",
     "make fuzz PARSER=fasta SECONDS=3600": "tests/fuzz/test_fuzz.py",
-    "make report DIR=demo": "tests/workflow/test_report.py",
-    "snakemake ... --report report.html": "tests/workflow/test_report.py",
-    "git apply examples/third_model/esm1b.patch": "tests/workflow/test_third_model.py",
+    "make report DIR=demo": "tests/browser/test_report.py",
+    "snakemake ... --report report.html": "tests/browser/test_report.py",
     "cd examples/module && ../../.venv/bin/snakemake --cores 2": "tests/workflow/test_module.py",
     "git config url.MIRROR.insteadOf https://github.com/OWNER/holdfast": "tests/workflow/test_module.py",
     "python tests/slurm/cluster.py COMMAND": "tests/slurm/test_replicas.py",
     f"{SNAKEMAKE} --workflow-profile workflow/profiles/slurm --resources gpu=4": "tests/slurm/test_replicas.py",
     "sbatch examples/pool.sbatch POOL.yaml SPOOL": EXTERNAL,
     "systemctl --user stop holdfast-pool": EXTERNAL,
-    "python workflow/scripts/serve_pool.py --config POOL.yaml --spool DIR --endpoint FILE": EXTERNAL,
-    "python workflow/scripts/serve_pool.py --config POOL.yaml --spool /shared/spool --endpoint /tmp/my_pool.json": (
-        EXTERNAL
-    ),
-    ".venv/bin/python workflow/scripts/pool_status.py DIR/.holdfast/spool --live": "tests/workflow/test_progress.py",
-    "python workflow/scripts/export_embeddings.py results/S/embeddings.h5 --model esm2 --output OUT.h5": (
-        "tests/workflow/test_provenance.py"
-    ),
+    "holdfast serve --config POOL.yaml --spool DIR --endpoint FILE": EXTERNAL,
+    "holdfast serve --config POOL.yaml --spool /shared/spool --endpoint /tmp/my_pool.json": EXTERNAL,
+    ".venv/bin/holdfast status DIR/.holdfast/spool --live": "tests/workflow/test_progress.py",
+    "holdfast status holdfast/.holdfast/spool": "tests/workflow/test_progress.py",
+    "holdfast export results/S/embeddings.h5 --model esm2 --output OUT.h5": "tests/workflow/test_provenance.py",
+    "pip install .": "tests/test_cli.py",
 }
 # What cannot be had where the tests run: hub, channels, container engines, a GPU, hours.
 UNTRIED = (
     r"git clone https://github.com/.*",
-    r"python workflow/scripts/prepare_weights.py (facebook|zhihan1996)/.*",
+    r"holdfast prepare (facebook|zhihan1996)/.*",
     r"snakedeploy (deploy-workflow https://github.com/OWNER|pin-conda-envs) ?.*",
     r"snakemake .* --software-deployment-method conda .*",
     r"snakemake -s HOLDFAST/workflow/Snakefile --workflow-profile HOLDFAST/workflow/profiles/slurm",
@@ -108,7 +111,7 @@ def printed() -> dict[str, str]:
         outside = re.sub(r"(?ms)^```.*?^```", "", text)
         for code in re.findall(rf"`((?:\.venv/bin/)?(?:{PROGRAMS}) [^`]+)`", outside):
             found[" ".join(code.split())] = page.name
-    return found
+    return {command: page for command, page in found.items() if not NAMED.fullmatch(command)}
 
 
 def test_every_printed_command_is_tried_or_said_to_be_untried() -> None:
@@ -155,3 +158,16 @@ def test_commands_do_what_the_pages_say(checkout: Path) -> None:
     assert (checkout / "DIR/results/ro-crate-metadata.json").is_file()
     assert (checkout / "OUT.h5").is_file()
     assert (checkout / "OUT.safetensors").is_file()
+
+
+def test_the_python_of_the_readme_does_what_it_says(checkout: Path, tmp_path: Path) -> None:
+    (code,) = re.findall(r"(?ms)^```python\n(.*?)^```", (REPOSITORY / "README.md").read_text())
+    (said,) = re.findall(r"# (\(.*?) ?:", code)
+    code = code.replace("facebook/esm2_t33_650M_UR50D", "synthetic:esm2_t6_8M_UR50D")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=checkout, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert (ended.returncode, ended.stdout) == (0, said.replace("1280", "320") + "\n"), ended.stderr
+    (prepared,) = (tmp_path / "holdfast/models").iterdir()
+    assert ended.stderr == f"holdfast: preparing synthetic:esm2_t6_8M_UR50D in {prepared}, once\n"

@@ -25,16 +25,24 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
+SCRIPTS = ROOT / "workflow" / "scripts"
+sys.path[:0] = [str(ROOT), str(SCRIPTS)]
 
 from holdfast.results.embeddings import read_embeddings  # noqa: E402
+
+from tests.drills.processes import (  # noqa: E402
+    LONG_S,
+    PROCESSES_END_S,
+    eventually,
+    is_supervisor,
+    processes_in,
+    processes_of,
+)
 
 VICTIMS = {"worker": 2, "reader": 2, "supervisor": 1, "snakemake": 1, "all": 1}  # the last three end the run
 SAMPLES_A_FILE = 2
 KILLS_A_PROJECT = 8
 PAUSE_S = (0.1, 3.0)
-PROCESSES_END_S = 10.0
-RUN_S = 300.0
 
 
 @dataclass
@@ -64,11 +72,18 @@ class Outcome:
         )
 
 
+def prepare_models(directory: Path) -> None:
+    """Prepare the two small synthetic models below a directory."""
+    for model, source in (("esm2", "synthetic:esm2_t6_8M_UR50D"), ("dnabert_s", "synthetic:dnabert_s_tiny")):
+        prepare = [sys.executable, str(SCRIPTS / "entry.py"), "prepare", source, "--output", str(directory / model)]
+        subprocess.run(prepare, check=True, capture_output=True)
+
+
 def make_project(directory: Path, models: Path) -> None:
     """Cut the demo's files into samples, so that a run has many jobs, and write a config with small batches."""
     (directory / "config").mkdir(parents=True)
     lines = ["sample\tfasta\tkind\tlabel"]
-    for name, label in (("bacterium_train", "other"), ("phage_train", "virus"), ("bacterium_heldout", "")):
+    for name, label in (("bacterium_train", "non-viral"), ("phage_train", "virus"), ("bacterium_heldout", "")):
         (source,) = (ROOT / "demo" / "data").glob(f"{name}.fna*")
         text = subprocess.run(["zcat", "-f", str(source)], capture_output=True, text=True, check=True).stdout
         records = [f">{record}" for record in text.split(">")[1:]]
@@ -90,39 +105,26 @@ def command(directory: Path, *more: str) -> list[str]:
     return [snakemake, "-s", str(ROOT / "workflow" / "Snakefile"), "-d", str(directory), "--cores", "2", *more]
 
 
-def processes(directory: Path) -> list[psutil.Process]:
-    """The living processes of a project but for Snakemake itself: pool, workers, readers, consumers."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if Path(process.cwd()) == directory.resolve() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
-def victims(kind: str, main: psutil.Process, directory: Path) -> list[psutil.Process]:
+def victims(kind: str, main: psutil.Process) -> list[psutil.Process]:
     """The processes to kill; none if there is no such one now."""
     if kind == "snakemake":
         return [main]
     children = main.children(recursive=True)
     if kind == "all":
         return [main, *children]
-    pools = [child for child in children if "serve_pool.py" in " ".join(child.cmdline())]
+    pools = [child for child in children if is_supervisor(child.cmdline())]
     if kind == "supervisor":
         return pools
-    spawned = [child for child in children if "--multiprocessing-fork" in child.cmdline()]
-    heavy = [child for child in spawned if any("libtorch" in entry.path for entry in child.memory_maps())]
-    chosen = heavy if kind == "worker" else [child for child in spawned if child not in heavy]
-    return chosen[:1]
+    return [process for pool in pools for process in processes_of(pool, with_torch=kind == "worker")][:1]
 
 
-def kill(kind: str, run: "subprocess.Popen[bytes]", directory: Path, pause_s: float) -> bool:
+def kill(kind: str, run: "subprocess.Popen[bytes]", pause_s: float) -> bool:
     """Wait for a victim, then a moment, and kill it; False if the run ends before that."""
     main = psutil.Process(run.pid)
     paused = False
     while run.poll() is None:
         with suppress(psutil.Error):
-            doomed = victims(kind, main, directory)
+            doomed = victims(kind, main)
             if doomed and paused:
                 for process in doomed:
                     with suppress(psutil.NoSuchProcess):
@@ -142,11 +144,11 @@ def disturbed_run(directory: Path, kills: int, chance: random.Random, outcome: O
         run = subprocess.Popen(command(directory), stdout=log, stderr=log, start_new_session=True)
         while kills and run.poll() is None:
             (kind,) = chance.choices([*VICTIMS], [*VICTIMS.values()])
-            if kill(kind, run, directory, chance.uniform(*PAUSE_S)):
+            if kill(kind, run, chance.uniform(*PAUSE_S)):
                 outcome.kills[kind] += 1
                 kills -= 1
         try:
-            run.wait(RUN_S)
+            run.wait(LONG_S)
         except subprocess.TimeoutExpired:
             os.killpg(run.pid, signal.SIGKILL)
             raise SystemExit(f"a run hangs: {log.name}") from None
@@ -158,10 +160,10 @@ def disturbed_run(directory: Path, kills: int, chance: random.Random, outcome: O
 
 
 def wait_for_quiet(directory: Path, outcome: Outcome) -> None:
-    """Wait until no process of a run is left; that it takes at most 10 s is promised, so count and kill the others."""
-    until = time.monotonic() + PROCESSES_END_S
-    while (left := processes(directory)) and time.monotonic() < until:
-        time.sleep(0.1)
+    """Wait until no process of a run is left; that they end by themselves is promised, so count and kill the others."""
+    with suppress(AssertionError):
+        eventually(lambda: not processes_in(directory.resolve()), PROCESSES_END_S)
+    left = processes_in(directory.resolve())
     outcome.left += len(left)
     for process in left:
         with suppress(psutil.NoSuchProcess):
@@ -223,10 +225,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="drill-") as work:
         models = Path(work) / "models"
-        for model, source in (("esm2", "synthetic:esm2_t6_8M_UR50D"), ("dnabert_s", "synthetic:dnabert_s_tiny")):
-            script = str(ROOT / "workflow" / "scripts" / "prepare_weights.py")
-            told = [sys.executable, script, source, "--model", model, "--output", str(models / model)]
-            subprocess.run(told, check=True, capture_output=True)
+        prepare_models(models)
         outcome = drill(Path(work), models, arguments.kills, arguments.seed)
     print(outcome)
     raise SystemExit(not outcome.well)

@@ -22,26 +22,19 @@ import pandas  # type: ignore[import-untyped]
 import psutil  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
+SCRIPTS = ROOT / "workflow" / "scripts"
+sys.path[:0] = [str(ROOT), str(SCRIPTS)]
 
-from holdfast.models.registry import read_prepared
-from holdfast.pool.settings import PoolSettings  # noqa: E402
+from holdfast.models.registry import read_prepared  # noqa: E402
+from holdfast.pool.settings import pool_settings  # noqa: E402
 from holdfast.spool.job import Manifest, make_manifest  # noqa: E402
 from holdfast.spool.spool import Spool  # noqa: E402
+
+from tests.drills.drill import prepare_models  # noqa: E402
 
 OPEN_JOBS = 50
 LENGTH_BP = 2000
 WARM_UP = 0.2
-
-
-def prepare_models(directory: Path) -> dict[str, str]:
-    """Prepare the two small synthetic models; their directories."""
-    models = {"esm2": "synthetic:esm2_t6_8M_UR50D", "dnabert_s": "synthetic:dnabert_s_tiny"}
-    script = str(ROOT / "workflow" / "scripts" / "prepare_weights.py")
-    for model, source in models.items():
-        told = [sys.executable, script, source, "--model", model, "--output", str(directory / model)]
-        subprocess.run(told, check=True, capture_output=True)
-    return {model: str(directory / model) for model in models}
 
 
 def make_jobs(work: Path, models: dict[str, str], count: int) -> Iterator[Manifest]:
@@ -72,16 +65,16 @@ def measure(pool: psutil.Process, spool: Path, done: int, began: float) -> dict[
 
 def soak(work: Path, jobs: int) -> pandas.DataFrame:
     """Run the jobs, at most OPEN_JOBS at once, as consumers would, each taking its result away; a row every 1%."""
-    models = prepare_models(work / "models")
+    prepare_models(work / "models")
+    models = {model: str(work / "models" / model) for model in ("esm2", "dnabert_s")}
     (work / "fasta").mkdir()
-    PoolSettings(models=models, precision="fp32", device="cpu", threads=2, tokens_per_batch=4096).write(
-        work / "pool.yaml"
-    )
+    settings = {"models": models, "precision": "fp32", "device": "cpu", "threads": 2, "tokens_per_batch": 4096}
+    pool_settings(settings, "the soak").write(work / "pool.yaml")
     spool = Spool(work / "spool")
-    script = str(ROOT / "workflow" / "scripts" / "serve_pool.py")
-    told = ["--config", work / "pool.yaml", "--spool", spool.root, "--endpoint", work / "endpoint.json"]
+    arguments = ["--config", work / "pool.yaml", "--spool", spool.root, "--endpoint", work / "endpoint.json"]
+    serve = [sys.executable, str(SCRIPTS / "entry.py"), "serve", *map(str, arguments)]
     with open(work / "pool.log", "w") as log:
-        pool = subprocess.Popen([sys.executable, script, *map(str, told)], stdout=log, stderr=log)
+        pool = subprocess.Popen(serve, stdout=log, stderr=log)
     process, rows, began = psutil.Process(pool.pid), [], time.monotonic()
     waiting: dict[str, Manifest] = {}
     source, done = make_jobs(work, models, jobs), 0

@@ -1,4 +1,4 @@
-"""Fifty samples in one run, one of each kind of bad among them: the bad ones are told, the good ones finished."""
+"""Fifty samples in one run, one of each kind of bad among them: the bad ones are named, the good ones finished."""
 
 import gzip
 from pathlib import Path
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from holdfast.results.embeddings import read_embeddings
 
-from tests.drills.conftest import Fault, Injection, Serve, check_equal, proteins, results_of, token_marker
+from tests.drills.conftest import Serve, check_equal, proteins, results_of
+from tests.drills.faults import Fault, Injection, token_marker
 from tests.workflow.conftest import NewProject, Project, fasta, jobs
 
 SAMPLES = 50
@@ -102,12 +103,12 @@ def test_the_bad_ones_of_fifty_samples_harm_nobody_and_run_again_when_repaired(
     assert peak_bytes < READER_BYTES
 
     lines = run.text.splitlines()
-    told = [line for line in lines if line.startswith("holdfast: error: ")]
-    assert len(told) == len(MESSAGES)
+    errors = [line for line in lines if line.startswith("holdfast: error: ")]
+    assert len(errors) == len(MESSAGES)
     end = lines[next(number for number, line in enumerate(lines) if line.startswith("Failed (")) :]
     assert len(end) >= len(MESSAGES) + 2
     for name, message in MESSAGES.items():
-        (line,) = [line for line in told if line.startswith(f"holdfast: error: sample '{name}': ")]
+        (line,) = [line for line in errors if line.startswith(f"holdfast: error: sample '{name}': ")]
         assert f"{some.path('data') / name}" in line
         assert message in line
         assert sum(line.startswith(f"  {name}: ") and message in line for line in end) == 1

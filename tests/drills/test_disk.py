@@ -7,9 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from holdfast.results.embeddings import Embeddings
+from holdfast.results.embeddings import Embeddings, read_embeddings
 
-from tests.drills.conftest import Fault, Injection, Launch, RunningSnakemake, check_equal, proteins, results_of
+from tests.drills.conftest import Launch, RunningPool, RunningSnakemake, check_equal, proteins, results_of
+from tests.drills.faults import Fault, Injection
 from tests.workflow.conftest import NewProject, Project, fasta
 
 SAMPLES = ("a", "b")
@@ -58,10 +59,13 @@ def some(project: NewProject) -> Project:
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory, models: Path) -> dict[str, Embeddings]:
     """What comes out where there is room."""
-    made = with_samples(Project(tmp_path_factory.mktemp("roomy") / "project", models))
-    run = made.run()
-    assert run.returncode == 0, run.text
-    return results_of(made)
+    directory = tmp_path_factory.mktemp("roomy")
+    made = with_samples(Project(directory / "project", models))
+    pool = RunningPool(directory / "pool", models, {})
+    outcomes = pool.embed(*(pool.job(name, made.path(f"data/{name}.faa")) for name in SAMPLES))
+    found = {name: read_embeddings(outcome.embeddings) for name, outcome in outcomes.items()}
+    pool.stop()
+    return found
 
 
 def check_end(run: RunningSnakemake, *words: str) -> None:

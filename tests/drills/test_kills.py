@@ -5,16 +5,9 @@ from pathlib import Path
 from holdfast.results.embeddings import read_embeddings
 
 from tests.drills import drill
-from tests.drills.conftest import (
-    Fault,
-    Injection,
-    Serve,
-    blocks,
-    check_equal,
-    eventually,
-    proteins,
-    token_marker,
-)
+from tests.drills.conftest import Serve, check_equal, proteins
+from tests.drills.faults import Fault, Injection, token_marker
+from tests.drills.processes import blocks, eventually
 from tests.workflow.conftest import fasta
 
 KILLS = 20

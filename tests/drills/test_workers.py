@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +17,17 @@ from holdfast.sequences.fasta import read_records
 from holdfast.sequences.frames import find_frames, frame_id
 from holdfast.spool.job import Receipt
 
-from tests.drills.conftest import (
-    LONG_S,
-    ROOT,
-    SCRIPTS,
-    Fault,
-    Injection,
-    RunningPool,
-    Serve,
-    check_equal,
-    eventually,
-    proteins,
-    token_marker,
-)
+from tests.drills.conftest import RunningPool, Serve, check_equal, proteins
+from tests.drills.faults import Fault, Injection, token_marker
+from tests.drills.processes import LONG_S, eventually
+from tests.workflow.conftest import DEMO, HOLDFAST
 from tests.workflow.conftest import fasta as fasta_text
 
-CONTIGS = ROOT / "demo" / "data" / "bacterium_heldout.fna"
+CONTIGS = DEMO / "data" / "bacterium_heldout.fna"
 CULPRIT = "MKILLERWWHHWWCCMWHMCYYFF"
 NAMES = ("one", "two", "three")
 ILLEGAL_ACCESS = "CUDA error: an illegal memory access was encountered"
-BATCH_TIMEOUT_S = 12.0
+BATCH_TIMEOUT_S = 20.0  # for a load, too, which a busy machine makes long
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 20.00 GiB."
 FITTING_TOKENS = 1500
 SPARE_BYTES = 120_000_000
@@ -97,36 +87,47 @@ def check_replacements(pool: RunningPool) -> int:
     return deaths
 
 
-@pytest.mark.parametrize("deed", ["kill", "raise"])
 def test_a_sequence_that_no_worker_survives_is_given_up_in_its_samples_alone(
-    serve: Serve, models: Path, files: dict[str, Path], expected: dict[str, Embeddings], deed: str
+    serve: Serve, models: Path, files: dict[str, Path], expected: dict[str, Embeddings]
 ) -> None:
-    pool = serve(Fault("embed", deed, token_marker(models, CULPRIT), ILLEGAL_ACCESS), tokens_per_batch=256)
+    pool = serve(Fault("embed", "kill", token_marker(models, CULPRIT)), tokens_per_batch=256)
     outcomes = pool.embed(*(pool.job(name, files[name]) for name in NAMES))
-    reason = "the worker died" if deed == "kill" else f"RuntimeError: {ILLEGAL_ACCESS}"
-    reason = f"esm2: {reason} over it on cpu:0, in company and alone"
+    reason = "esm2: the worker died over it on cpu:0, in company and alone"
     check(outcomes["one"], expected["one"], {"culprit": reason})
     check(outcomes["two"], expected["two"], {"same": reason})
     check(outcomes["three"], expected["three"], {})
     assert check_replacements(pool) in (4, 5)  # two over a batch of at most 8, one over each half, down to one
 
 
-def test_a_sequence_over_which_workers_hang_is_given_up(
+def test_a_frame_over_which_the_device_reports_an_error_is_given_up(
     serve: Serve, models: Path, files: dict[str, Path], expected: dict[str, Embeddings]
 ) -> None:
-    (record, *_) = read_records(files["contigs"], Alphabet.NUCLEOTIDE)
-    culprit = max(find_frames(record.sequence, 500), key=lambda frame: len(frame.protein))
-    settings = {"tokens_per_batch": 256, "batch_timeout_s": BATCH_TIMEOUT_S}
-    pool = serve(Fault("embed", "hang", token_marker(models, culprit.protein)), **settings)
+    name, protein = longest_frame(files["contigs"])
+    pool = serve(Fault("embed", "raise", token_marker(models, protein), ILLEGAL_ACCESS), tokens_per_batch=256)
     outcomes = pool.embed(pool.job("contigs", files["contigs"], "contigs"), pool.job("three", files["three"]))
-    row = frame_id(record.id, culprit.chunk, culprit.frame)
-    check(
-        outcomes["contigs"], expected["contigs"], {row: "esm2: the worker died over it on cpu:0, in company and alone"}
-    )
+    reason = f"esm2: RuntimeError: {ILLEGAL_ACCESS} over it on cpu:0, in company and alone"
+    check(outcomes["contigs"], expected["contigs"], {name: reason})
     check(outcomes["three"], expected["three"], {})
-    assert check_replacements(pool) == pool.log.read_text().count(
-        "no answer for longer than pool.batch_timeout_s allows"
-    )
+    assert check_replacements(pool) >= 2
+
+
+def longest_frame(path: Path) -> tuple[str, str]:
+    """Id and protein of the longest frame of the first contig in a file."""
+    (record, *_) = read_records(path, Alphabet.NUCLEOTIDE)
+    found = max(find_frames(record.sequence, 500), key=lambda frame: len(frame.protein))
+    return frame_id(record.id, found.chunk, found.frame), found.protein
+
+
+def test_a_worker_that_hangs_is_replaced_and_its_batch_tried_again(
+    serve: Serve, models: Path, files: dict[str, Path], expected: dict[str, Embeddings]
+) -> None:
+    fault = Fault("embed", "hang", token_marker(models, CULPRIT))
+    pool = serve(fault, tokens_per_batch=256, batch_timeout_s=BATCH_TIMEOUT_S)
+    outcomes = pool.embed(*(pool.job(name, files[name]) for name in NAMES))
+    for name in NAMES:
+        check(outcomes[name], expected[name], {})
+    assert check_replacements(pool) == 1
+    assert "cpu:0: no answer for longer than pool.batch_timeout_s allows: killing the worker" in pool.log.read_text()
 
 
 def test_a_worker_killed_from_outside_costs_its_batch_a_repetition(
@@ -162,26 +163,36 @@ def test_of_two_workers_the_other_one_tries_what_killed_the_first(
     assert "retired" not in pool.log.read_text()
 
 
-def test_workers_share_the_tokens_evenly_and_neither_their_number_nor_the_order_changes_a_bit(
-    serve: Serve, files: dict[str, Path], expected: dict[str, Embeddings]
+def test_workers_take_batches_as_they_are_free_and_neither_their_number_nor_the_order_changes_a_bit(
+    serve: Serve, models: Path, files: dict[str, Path], expected: dict[str, Embeddings], tmp_path: Path
 ) -> None:
-    """A worker gets a batch whenever it has sent one back, and two are with it at most.
-
-    So workers of equal speed, here that of a sleep, are never more than those two batches apart.
-    """
+    """One of three is stopped over its first batch: it keeps that and the one behind it, the others do all the rest."""
     budget_tokens, workers = 1024, 3
-    slow = Fault("embed", "slow", words="0.8")
-    pool = serve(slow, tokens_per_batch=budget_tokens, threads=workers, cpu_workers=workers)
+    (first, *_) = read_records(files["many"], Alphabet.PROTEIN)
+    injection = Injection(tmp_path / "faults", Fault("embed", "wait", token_marker(models, first.sequence)))
+    settings = {"tokens_per_batch": budget_tokens, "threads": workers, "cpu_workers": workers}
+    pool = serve(environment=injection.environment, **settings)
     eventually(lambda: pool.log.read_text().count("ready after") == workers)
     names = ("many", "contigs", *reversed(NAMES))
-    outcomes = pool.embed(*(pool.job(name, files[name], kind(name)) for name in names))
-    for name in names:
-        check(outcomes[name], expected[name], {})
+    waiting = [pool.hand_in(pool.job("many", files["many"]))]
+    injection.wait_for()
+    waiting += [pool.hand_in(pool.job(name, files[name], kind(name))) for name in names[1:]]
+
+    def rest_is_done() -> bool:
+        progress = pool.state.progress
+        known = progress.done + sum(job.state != "reading" for job in progress.jobs) == len(names)
+        return known and progress.tokens_left <= BATCHES_AHEAD * budget_tokens
+
+    eventually(rest_is_done)
+    shares = sorted(device.tokens for device in pool.state.progress.devices)
+    assert (len(shares), shares[0]) == (workers, 0)
+    assert shares[1] > budget_tokens / 2
+    injection.release()
+    for name, future in zip(names, waiting, strict=True):
+        check(future.result(LONG_S), expected[name], {})
     eventually(lambda: pool.progress("done") == len(names))
-    shares = [device.tokens for device in pool.state.progress.devices]
-    assert len(shares) == workers
-    assert sum(shares) == pool.progress("tokens") > 4 * workers * budget_tokens
-    assert max(shares) - min(shares) <= BATCHES_AHEAD * budget_tokens
+    total_tokens = sum(device.tokens for device in pool.state.progress.devices)
+    assert total_tokens == pool.progress("tokens") > 4 * workers * budget_tokens
 
 
 def test_a_device_that_fails_three_times_is_retired_and_the_other_one_does_the_work(
@@ -201,7 +212,7 @@ def test_a_device_that_fails_three_times_is_retired_and_the_other_one_does_the_w
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (Fault("load", "kill"), "the worker died while loading"),
+        pytest.param(Fault("load", "kill"), "the worker died while loading", marks=pytest.mark.thorough),
         (Fault("load", "distrust"), "cpu:0: self-test of esm2 failed: a sequence alone and in a batch differ by"),
     ],
 )
@@ -217,18 +228,18 @@ def test_with_no_device_left_pool_and_consumers_end_with_the_reason(
     consumers = [{"replica": 0, "samples": ["two"]}]
     plan.write_text(json.dumps({"plan": {"consumers": consumers}, "samples": {"two": sample}, "config": config}))
     begin_record(plan.parent, plan.parent / "results", config, {}, ["two"], {})
-    arguments = [SCRIPTS / "entry.py", "submit", plan, "--consumer", "0", "--models", *names, "--spool", pool.spool.root]
-    arguments += ["--endpoint", pool.endpoint, "--receipts", pool.directory / "two.json"]
-    told = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=LONG_S)
+    command = [*HOLDFAST, "submit", plan, "--consumer", "0", "--models", *names, "--spool", pool.spool.root]
+    command += ["--endpoint", pool.endpoint, "--receipts", pool.directory / "two.json"]
+    submitted = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=LONG_S)
     assert pool.process.wait(LONG_S) == 1
     assert pool.state.state == "failed"
     assert pool.state.reason.startswith(f"no device is left; cpu:0 failed 3 times in a row, the last: {reason}")
     with pytest.raises(ResourceError) as raised:
         waiting.result(LONG_S)
-    for text in (told.stderr, str(raised.value)):
+    for text in (submitted.stderr, str(raised.value)):
         assert pool.state.reason in text
         assert "Traceback" not in text
-    assert told.returncode == 1
+    assert submitted.returncode == 1
     assert "Traceback" not in pool.log.read_text()
     assert [name.rpartition("-")[0] for name in sorted(pool.spool.waiting())] == ["one", "two"]
 

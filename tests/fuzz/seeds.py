@@ -60,6 +60,7 @@ HUGGING_FACE_CONFIG = {
     "position_embedding_type": "rotary",
 }
 FASTA = b"\xef\xbb\xbf# c\n>a first\nACGTACGTNN\nacgu\n>b\n\n#x\n>\xc3\xa9|c/1\r\nATGATGATGATGTAA\r\n>d\rACGT\r"
+CONFIG = b"samples: s.tsv\nmodels:\n  esm2:\n    weights: synthetic:esm2_t6_8M_UR50D\npool: {threads: 2}\n"
 SETTINGS = b"models:\n  esm2: /models/esm2\ngpu: 2\nidle_timeout_s: null\nmax_tasks_per_worker: 5\n"
 FASTQ = b"\n@a\nACGT\n+\nIIII\n\r\n@b\nAC\n+b\nII\n\n"
 
@@ -89,9 +90,7 @@ def seeds() -> dict[str, list[bytes]]:
             "manifest": [_manifest()],
             "receipt": [_receipt(directory)],
             "settings": [SETTINGS, _settings(directory)],
-            "config": [
-                b"samples: s.tsv\nmodels:\n  esm2:\n    weights: synthetic:esm2_t6_8M_UR50D\npool: {threads: 2}\n"
-            ],
+            "config": [CONFIG, json.dumps({"samples": "s.tsv", "models": {"esm2": {"weights": "/w"}}}).encode()],
             "samples": [b"sample\tfasta\tkind\tlabel\na\t/dev/null\tcontigs\tvirus\nb\t/dev/null\tdna\t\n"],
             "prepared": [_prepared(directory)],
             "tokenizer": [_tokenizer(directory)],

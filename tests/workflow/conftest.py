@@ -23,9 +23,10 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = REPOSITORY / "workflow" / "scripts"
+HOLDFAST = (sys.executable, str(SCRIPTS / "entry.py"))
 DEMO = REPOSITORY / "demo"
 TIMEOUT_S = 600  # far more than anything takes, so that only what hangs is ended
-PROCESSES_END_S = 30
+PROCESSES_END_S = 300
 
 # Widths of synthetic esm2_t6_8M_UR50D and dnabert_s_tiny.
 WIDTHS = {"esm2": 320, "dnabert_s": 96}
@@ -54,7 +55,7 @@ class Project:
 
         Args:
             directory: Where.
-            models: Directory with a prepared ``esm2`` and ``dnabert_s``, which the config names unless told otherwise.
+            models: Directory with a prepared ``esm2`` and ``dnabert_s``, which the config names.
             repository: The checkout whose Snakefile is run.
         """
         self.directory = directory
@@ -174,7 +175,7 @@ def fasta(records: Mapping[str, str]) -> str:
     return "".join(f">{name}\n{sequence}\n" for name, sequence in records.items())
 
 
-def open_sequence(length_bp: int, seed: int) -> str:
+def stop_free_sequence(length_bp: int, seed: int) -> str:
     """Random C and G: no stop codon in any of the six frames."""
     return "".join(random.Random(seed).choices("CG", k=length_bp))
 
@@ -187,16 +188,14 @@ def closed_sequence(length_bp: int) -> str:
 def embedded(models: Path, model: str, sequences: Sequence[str]) -> list[list[float]]:
     """Embeddings computed directly, each sequence alone: the mean of the residues (esm2), or of all tokens."""
     import torch
-    from holdfast.models import esm as esm2
-    from holdfast.models import mosaic_bert as dnabert_s
-    from holdfast.models.registry import load_tokenizer
+    from holdfast.models.registry import load_tokenizer, open_model
 
-    encoder = {"esm2": esm2, "dnabert_s": dnabert_s}[model].load(models / model, "cpu", "fp32")
+    encoder = open_model(models / model, "cpu", "fp32")
     tokenize = load_tokenizer(model, models / model)
     vectors = []
     for sequence in sequences:
         numbers, lengths = tokenize([sequence])
-        states = encoder.encode(torch.from_numpy(numbers).long(), lengths.tolist())
+        states = encoder.encode(torch.from_numpy(numbers), lengths.tolist())
         vectors.append((states[1:-1] if model == "esm2" else states).mean(0).tolist())
     return vectors
 
@@ -223,8 +222,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(directory: Path) -> None:
         for model, architecture in (("esm2", "esm2_t6_8M_UR50D"), ("dnabert_s", "dnabert_s_tiny")):
             source, output = f"synthetic:{architecture}", str(directory / model)
-            command = [sys.executable, str(SCRIPTS / "entry.py"), "prepare", source]
-            subprocess.run([*command, "--output", output], check=True, timeout=TIMEOUT_S)
+            subprocess.run([*HOLDFAST, "prepare", source, "--output", output], check=True, timeout=TIMEOUT_S)
 
     return _once(tmp_path_factory, "models", make)
 
@@ -234,10 +232,10 @@ def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with one synthetic classifier: what ``virnucpro.py`` writes, and ``500_model.safetensors``."""
 
     def make(directory: Path) -> None:
-        publish = [REPOSITORY / "tests/results/virnucpro.py", str(sum(WIDTHS.values())), directory]
+        publish = [sys.executable, "-W", "ignore", REPOSITORY / "tests/results/virnucpro.py", str(sum(WIDTHS.values()))]
+        subprocess.run([*publish, directory], check=True, timeout=TIMEOUT_S)
         pickled, converted = directory / "500_model.pth", directory / "500_model.safetensors"
-        for program in (publish, [SCRIPTS / "entry.py", "convert-classifier", pickled, converted]):
-            subprocess.run([sys.executable, "-W", "ignore", *program], check=True, timeout=TIMEOUT_S)
+        subprocess.run([*HOLDFAST, "convert-classifier", pickled, converted], check=True, timeout=TIMEOUT_S)
 
     return _once(tmp_path_factory, "classifiers", make)
 

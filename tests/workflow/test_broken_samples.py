@@ -2,9 +2,9 @@
 
 import gzip
 
-from tests.workflow.conftest import DEMO, NewProject, fasta, jobs, open_sequence
+from tests.workflow.conftest import DEMO, NewProject, fasta, jobs, stop_free_sequence
 
-GOOD = fasta({"one": open_sequence(300, 1), "two": open_sequence(301, 2)})
+GOOD = fasta({"one": stop_free_sequence(300, 1), "two": stop_free_sequence(301, 2)})
 ZIPPED = gzip.compress((DEMO / "data" / "phage_heldout.fna").read_bytes(), mtime=0)
 BROKEN = {
     "truncated": (ZIPPED[: len(ZIPPED) // 2], "the compressed file is damaged or cut short"),
@@ -56,17 +56,3 @@ def test_broken_samples_leave_the_others_alone_and_run_again_when_mended(project
     assert run.jobs == jobs(*BROKEN)
     assert not some.path("results/failures.tsv").exists()
     assert some.table("summary.tsv")["rows"].tolist() == ["12"] * 6 + ["1"]
-
-
-def test_one_broken_sample_alone_runs_again_after_its_repair(project: NewProject) -> None:
-    some = project()
-    some.write("data/a.faa", ">p\nMKV\n")
-    some.write("data/b.faa", ">p\nMKV1\n")
-    some.write_sheet(("a", "data/a.faa", "proteins"), ("b", "data/b.faa", "proteins"))
-    run = some.run("--keep-going")
-    assert run.returncode != 0
-    assert run.jobs == ["collect a", "embed a", "embed b", "pool"]
-    some.write("data/b.faa", ">p\nMKVL\n")
-    run = some.run()
-    assert run.returncode == 0, run.text
-    assert run.jobs == jobs("b")

@@ -1,39 +1,73 @@
-"""``holdfast embed``: one file through one model, without Snakemake and without a pool."""
+"""``holdfast embed``: one file through one model, without Snakemake, in a pool of its own that leaves nothing."""
 
+import os
+import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from holdfast.models.registry import MODELS
+from holdfast.models.registry import MODELS, read_prepared
 from holdfast.results.embeddings import read_embeddings
 from holdfast.sequences.fasta import read_records
 
-from .conftest import DEMO, SCRIPTS, embedded
+from tests.workflow.conftest import DEMO, HOLDFAST, TIMEOUT_S, embedded
 
 
-def embed(models: Path, name: str, model: str, output: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, SCRIPTS / "holdfast embed", DEMO / "data" / name, "--model", model]
-    command += ["--weights", models / model, "--output", output, "--device", "cpu"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+def embed(fasta: Path, model: str | Path, output: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    command = [*HOLDFAST, "embed", fasta, "--model", model, "--output", output, "--device", "cpu", *options]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(output.parents[1] / "cache")}
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
 
 
-@pytest.mark.parametrize(("name", "model"), [("phage_proteins.faa", "esm2"), ("phage_heldout.fna", "dnabert_s")])
-def test_a_file_is_embedded_record_by_record(models: Path, tmp_path: Path, name: str, model: str) -> None:
-    output = tmp_path / "embeddings.h5"
-    ended = embed(models, name, model, output)
+@pytest.mark.parametrize(
+    ("name", "model", "source"),
+    [
+        ("phage_proteins.faa", "esm2", None),
+        ("phage_heldout.fna", "dnabert_s", "synthetic:dnabert_s_tiny"),
+    ],
+)
+def test_a_file_is_embedded_record_by_record(
+    models: Path, tmp_path: Path, name: str, model: str, source: str | None
+) -> None:
+    """With a prepared model, or with a source that is prepared once and then found in the user's cache."""
+    output = tmp_path / "made" / "embeddings.h5"
+    output.parent.mkdir()
+    ended = embed(DEMO / "data" / name, source or models / model, output)
     records = [*read_records(DEMO / "data" / name, MODELS[model].alphabet)]
-    said = f"{output}: {len(records)} embeddings of {len(records)} records, synthetic {model} on cpu\n"
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, said, "")
+    said = rf"{output}: {len(records)} embeddings of {len(records)} records, synthetic {model} on CPU, \d+ threads\n"
+    assert ended.returncode == 0, ended.stderr
+    assert re.fullmatch(said, ended.stdout)
     found = read_embeddings(output)
     assert list(found.ids) == [record.id for record in records]
+    assert found.matrices[model].dtype == np.float32
     expected = embedded(models, model, [record.sequence for record in records])
     np.testing.assert_allclose(found.matrices[model], expected, atol=1e-5)
-    assert list(tmp_path.iterdir()) == [output]
+    assert found.attributes["models"][model]["weights_sha256"] == read_prepared(models / model).weights_sha256
+    assert list(output.parent.iterdir()) == [output]
+
+    if source is None:
+        assert ended.stderr == ""
+        return
+    (kept,) = (tmp_path / "cache/holdfast/models").iterdir()
+    assert ended.stderr == f"holdfast: preparing {source} in {kept}, once\n"
+    again = embed(DEMO / "data" / name, source, output, "--store-dtype", "float16")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert read_embeddings(output).matrices[model].dtype == np.float16
+    np.testing.assert_array_equal(read_embeddings(output).matrices[model], found.matrices[model].astype(np.float16))
 
 
-def test_an_output_that_cannot_be_written_is_named_before_anything_runs(models: Path, tmp_path: Path) -> None:
-    ended = embed(models, "phage_proteins.faa", "esm2", tmp_path / "nowhere" / "embeddings.h5")
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr == f"holdfast: error: {tmp_path}/nowhere: no such directory, make it first\n"
+def test_what_cannot_be_embedded_is_one_line(models: Path, tmp_path: Path) -> None:
+    proteins = DEMO / "data/phage_proteins.faa"
+    broken = tmp_path / "broken.faa"
+    broken.write_text(">p\nMKV1\n")
+    nowhere = tmp_path / "nowhere/embeddings.h5"
+    for fasta, output, status, words in (
+        (proteins, nowhere, 1, f"{nowhere.parent}: no such directory, make it first"),
+        (broken, tmp_path / "e.h5", 2, f"{broken}, line 2, record 'p': '1' in column 4"),
+    ):
+        ended = embed(fasta, models / "esm2", output)
+        assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (status, "", 1)
+        assert ended.stderr.startswith(f"holdfast: error: {words}")
+        assert not output.exists()
+    assert list(tmp_path.iterdir()) == [broken]

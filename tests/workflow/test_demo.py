@@ -14,7 +14,7 @@ from holdfast.sequences.frames import find_frames, frame_id
 from tests.workflow.conftest import DEMO, WIDTHS, NewProject, Project, embedded, jobs
 
 CHUNK_LENGTH_BP = 500
-TRAINING = {"bacterium_train": "other", "phage_train": "virus"}
+TRAINING = {"bacterium_train": "non-viral", "phage_train": "virus"}
 CALLED = ("bacterium_heldout", "phage_heldout", "mixture")
 SYNTHETIC = {"esm2": "synthetic:esm2_t6_8M_UR50D", "dnabert_s": "synthetic:dnabert_s_tiny"}
 
@@ -27,17 +27,17 @@ def check_calls(project: Project, sample: str, records: list[Record]) -> None:
     found = [(record.id, frame) for record in records for frame in find_frames(record.sequence, CHUNK_LENGTH_BP)]
     assert calls["frame_id"].tolist() == [frame_id(name, frame.chunk, frame.frame) for name, frame in found]
 
-    calls[["p_virus", "p_other"]] = calls[["p_virus", "p_other"]].astype("float32")
-    np.testing.assert_allclose(calls["p_virus"] + calls["p_other"], 1, atol=1e-6)
-    assert (calls["prediction"] == np.where(calls["p_virus"] > calls["p_other"], "virus", "other")).all()
-    largest = calls.groupby(["contig", "chunk"])[["p_virus", "p_other"]].max()
-    score = largest["p_virus"] / (largest["p_virus"] + largest["p_other"])
+    calls[["p_virus", "p_non_viral"]] = calls[["p_virus", "p_non_viral"]].astype("float32")
+    np.testing.assert_allclose(calls["p_virus"] + calls["p_non_viral"], 1, atol=1e-6)
+    assert (calls["prediction"] == np.where(calls["p_virus"] > calls["p_non_viral"], "virus", "non-viral")).all()
+    largest = calls.groupby(["contig", "chunk"])[["p_virus", "p_non_viral"]].max()
+    score = largest["p_virus"] / (largest["p_virus"] + largest["p_non_viral"])
     expected = score.groupby("contig").mean()
     called = contigs[contigs["status"] == "called"].set_index("contig")
     assert set(called.index) == set(expected.index)
     np.testing.assert_allclose(called["score"].astype(float), expected[called.index], atol=1e-6)
     assert (called["is_virus"] == (expected[called.index] >= 0.5).map(str)).all()
-    assert set(contigs.loc[~contigs["contig"].isin(expected.index), "status"]) <= {"no_open_frame"}
+    assert set(contigs.loc[~contigs["contig"].isin(expected.index), "status"]) <= {"no_stop_free_frame"}
     assert chunks["frames"].astype(int).sum() == len(calls)
     assert chunks.groupby("contig").size()[contigs["contig"]].tolist() == contigs["chunks"].astype(int).tolist()
 
@@ -96,7 +96,7 @@ def test_demo_gives_everything_it_promises_and_a_second_call_runs_nothing(projec
         if sample in CALLED:
             check_calls(demo, sample, records)
             contigs = demo.table(f"{sample}/contigs.tsv")
-            for status in ("called", "no_open_frame", "too_short", "failed"):
+            for status in ("called", "no_stop_free_frame", "too_short", "failed"):
                 assert int(row[f"contigs_{status}"]) == (contigs["status"] == status).sum()
             assert int(row["contigs_virus"]) == (contigs["is_virus"] == "True").sum()
 

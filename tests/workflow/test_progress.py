@@ -6,32 +6,33 @@ import pty
 import re
 import signal
 import subprocess
-import sys
 import termios
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import yaml
 
-from .conftest import DEMO, REPOSITORY, SCRIPTS, NewProject, Project
+from tests.workflow.conftest import DEMO, HOLDFAST, REPOSITORY, TIMEOUT_S, NewProject
 
 SCHEMA = yaml.safe_load((REPOSITORY / "workflow/schemas/pool_status.schema.yaml").read_text())
-LINE = re.compile(r"holdfast: (\d+) of (\d+) samples done(?:, (\d+) failed)?([^\r\n;]*); ([\d,]+) sequences, ")
+LINE = re.compile(r"holdfast: (\d+) of (\d+) samples done(?:, (\d+) failed)?[^\r\n;]*; ([\d,]+) sequences, ")
 
 
-class TerminalRun:
+class Terminal:
     """A command with a pseudo-terminal of its own."""
 
-    def __init__(self, command: Sequence[str | Path], environment: dict[str, str]) -> None:
+    def __init__(self, command: Sequence[str | Path]) -> None:
         ours, theirs = pty.openpty()
         termios.tcsetwinsize(ours, (40, 120))
         self.text = ""
         self._ours = ours
         heard = ["env", "--default-signal=INT", *command]  # also where whoever started the tests ignores it
+        environment = {**os.environ, "TERM": "xterm"}
         self.process = subprocess.Popen(heard, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
         os.close(theirs)
         self._thread = threading.Thread(target=self._read)
@@ -44,65 +45,63 @@ class TerminalRun:
             except OSError:  # everybody has closed the other end
                 return
 
-    def end(self, timeout_s: float) -> int:
-        """Wait for its end; its exit status."""
-        status = self.process.wait(timeout_s)
-        self._thread.join(timeout_s)
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._thread.join()
         os.close(self._ours)
-        return status
 
 
 def status(spool: Path, *arguments: str) -> list[str | Path]:
-    return [sys.executable, SCRIPTS / "entry.py", "status", spool, *arguments]
+    return [*HOLDFAST, "status", spool, *arguments]
 
 
 def look(spool: Path) -> dict[str, Any]:
     """What `holdfast status` says as JSON, held against its schema."""
-    ended = subprocess.run(status(spool, "--json"), capture_output=True, text=True, check=True, timeout=60)
+    ended = subprocess.run(status(spool, "--json"), capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
     seen: dict[str, Any] = json.loads(ended.stdout)
     jsonschema.validate(seen, SCHEMA)
     return seen
 
 
 def numbers(text: str) -> list[tuple[int, int, int, int]]:
-    """Done, samples, failed and sequences of every line, repetitions left out."""
-    found = [tuple(int((match[n] or "0").replace(",", "")) for n in (1, 2, 3, 5)) for match in LINE.finditer(text)]
-    return [entry for n, entry in enumerate(found) if n == 0 or entry != found[n - 1]]  # type: ignore[misc]
-
-
-def prepare(some: Project) -> None:
-    """Samples that take ten seconds on an idle machine, in small batches, and one that is broken."""
-    some.write("data/phage.fna", (DEMO / "data/bacterium_train.fna.gz").read_bytes())
-    some.write("data/protein.faa", ">p\nMKVLA\n")
-    some.write("data/broken.fna", ">a\nACGT\n>b\nAC!GT\n")
-    some.configure(pool={"tokens_per_batch": 1024})
+    """Done, samples, failed and sequences of every line."""
+    return [
+        (int(done), int(samples), int(failed or 0), int(sequences.replace(",", "")))
+        for done, samples, failed, sequences in LINE.findall(text)
+    ]
 
 
 def test_lines_say_how_far_a_run_is_and_status_says_more(project: NewProject) -> None:
+    """The samples take ten seconds on an idle machine, in small batches; one is broken."""
     some = project()
-    prepare(some)
-    some.write_sheet(("phage", "data/phage.fna"), ("bad", "data/broken.fna"))
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TERM": "xterm"}
-    command = [Path(sys.executable).with_name("snakemake"), "-s", some.repository / "workflow/Snakefile"]
-    run = TerminalRun([*command, "-d", some.directory, "--cores", "2", "--keep-going"], environment)
+    some.write("data/bacterium.fna.gz", (DEMO / "data/bacterium_train.fna.gz").read_bytes())
+    some.write("data/broken.fna", ">a\nACGT\n>b\nAC!GT\n")
+    some.configure(pool={"tokens_per_batch": 1024})
+    some.write_sheet(("bacterium", "data/bacterium.fna.gz"), ("bad", "data/broken.fna"))
     spool = some.path(".holdfast/spool")
-    seen: dict[str, Any] = {"pools": []}
-    deadline = time.monotonic() + 300
-    while not any(pool["progress"]["tokens_per_s"] and pool["progress"]["failed"] for pool in seen["pools"]):
-        assert run.process.poll() is None, run.text
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-        if (spool / "pools").is_dir():
+    with ThreadPoolExecutor(1) as beside:
+        running = beside.submit(some.run, "--keep-going")
+
+        def wait(until: Callable[[], bool]) -> None:
+            while not until():
+                assert not running.done(), running.result().text
+                time.sleep(0.1)
+
+        wait((spool / "pools").is_dir)
+        with Terminal(status(spool, "--live")) as live:
+            wait(lambda: [pool["progress"]["failed"] for pool in look(spool)["pools"]] == [1])
+            wait(lambda: look(spool)["pools"][0]["progress"]["tokens_per_s"] > 0)
             seen = look(spool)
-    live = TerminalRun(status(spool, "--live"), environment)
-    while "cpu:0 CPU, 2 threads" not in live.text:
-        assert live.process.poll() is None, live.text
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    live.process.send_signal(signal.SIGINT)
-    assert live.end(30) == 130
-    assert "Traceback" not in live.text
-    assert run.end(300) == 1
+            wait(lambda: "cpu:0 CPU, 2 threads" in live.text or live.process.poll() is not None)
+            live.process.send_signal(signal.SIGINT)
+            assert live.process.wait(TIMEOUT_S) == 130, live.text
+        assert "Traceback" not in live.text
+        run = running.result()
+    assert run.returncode == 1, run.text
 
     (pool,) = seen["pools"]
     progress = pool["progress"]
@@ -110,7 +109,7 @@ def test_lines_say_how_far_a_run_is_and_status_says_more(project: NewProject) ->
     (device,) = progress["devices"]
     assert (device["name"], device["state"], device["temperature_c"]) == ("cpu:0", "ready", None)
     assert 0 < device["busy"] <= 1
-    assert [(job["sample"], job["state"]) for job in progress["jobs"]] == [("phage", "embedding")]
+    assert [(job["sample"], job["state"]) for job in progress["jobs"]] == [("bacterium", "embedding")]
     (job,) = progress["jobs"]
     assert 0 < job["tokens_left"] == progress["tokens_left"] < job["tokens"] == progress["read_tokens"]["contigs"]
     assert seen["left"]["tokens"] == progress["tokens_left"]
@@ -119,35 +118,17 @@ def test_lines_say_how_far_a_run_is_and_status_says_more(project: NewProject) ->
     assert progress["budgets"] == {"dnabert_s": 1024, "esm2": 1024}
 
     said = numbers(run.text)
-    assert len(said) > 1, run.text
+    assert len({sequences for *_, sequences in said}) > 1, run.text
     assert said == sorted(said)
     assert said[-1] == (1, 2, 1, job["sequences"])
+    assert not re.search(r"[\r\x1b]", run.text)
+    assert any(numbers(path.read_text()) == said for path in some.path(".snakemake/log").iterdir())
     assert 1 <= run.text.count("line 4, record 'b': '!'") <= 2
     assert "line 4, record 'b': '!'" in run.text[run.text.index("Failed (results/failures.tsv)") :]
 
-    ended = subprocess.run(status(spool), capture_output=True, text=True, check=True, timeout=60)
+    ended = subprocess.run(status(spool), capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
     assert f"{pool['pool']} ended asked to end, with no job open (SIGTERM)" in " ".join(ended.stdout.split())
     log = some.read("logs/pool.0.log").splitlines()
     assert sum(line.endswith(" INFO ending: asked to end, with no job open (SIGTERM)") for line in log) == 1
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|WARNING|ERROR) ", line) for line in log)
     assert "1 jobs done, 1 failed; " in log[-1]
-
-
-def test_a_file_gets_plain_lines_and_quiet_is_quiet(project: NewProject) -> None:
-    some = project()
-    prepare(some)
-    some.write_sheet(("protein", "data/protein.faa", "proteins"))
-    dry = some.run("--dry-run")
-    quiet = some.run("--quiet", "progress")
-    for run in (dry, quiet):
-        assert run.returncode == 0, run.text
-        assert "holdfast: " not in run.text
-    some.write_sheet(("protein", "data/protein.faa", "proteins"), ("phage", "data/phage.fna"))
-    run = some.run()
-    assert run.returncode == 0, run.text
-    said = numbers(run.text)
-    assert len({sequences for *_, sequences in said}) > 1, run.text
-    assert said == sorted(said)
-    assert said[-1][:3] == (1, 1, 0)
-    assert not re.search(r"[\r\x1b]", run.text)
-    assert any(LINE.search(path.read_text()) for path in some.path(".snakemake/log").iterdir())
