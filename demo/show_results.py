@@ -24,7 +24,7 @@ def main() -> None:
     synthetic = sorted({name for row in rows for name in row["synthetic_weights"].split(",") if name})
     if synthetic:
         print(f"SYNTHETIC WEIGHTS: {' and '.join(synthetic)} have seeded random weights; the calls mean nothing.")
-    print(f"Results: {results}/summary.tsv and {results}/SAMPLE/{{embeddings.h5,frames.tsv,chunks.tsv,contigs.tsv}}")
+    print(f"Results: {results}/summary.tsv and {results}/SAMPLE/{{embeddings.h5,records.tsv,contigs.tsv}}")
 
 
 if __name__ == "__main__":

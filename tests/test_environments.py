@@ -12,7 +12,7 @@ import pytest
 import yaml
 from holdfast import cli
 from holdfast.cli import COMMANDS
-from holdfast.models.registry import MODELS
+from holdfast.models.registry import FAMILIES
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ IMPORT_NAMES = {
 }
 ON_REQUEST = {"umap-learn"}  # not in the lock: wheels of numba come late for a new Python
 NOT_CALLED = {  # in an environment, functions that import more and that none of its commands calls
-    "pool": {"encode_fair_esm", "encode_transformers", "_quiet_transformers", "locate_checkpoint"},
+    "pool": {"encode_fair_esm", "encode_transformers", "_quiet_transformers", "locate_checkpoint", "_letters"},
     "models": {"schema_problems"},
     **dict.fromkeys(("tables", "report", "umap"), {"open_model", "load_tokenizer", "family_of", "load_published"}),
 }
@@ -110,7 +110,7 @@ def imported(path: Path, ignored: set[str], seen: set[Path]) -> set[str]:
             base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
             files |= {base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names)}
             if path.name == "registry.py" and node.module == "encoder":  # which finds the families by name
-                files |= {path.with_name(f"{model.family}.py") for model in MODELS.values()}
+                files |= {path.with_name(f"{family}.py") for family in FAMILIES}
     for file in {file for file in files if file.exists()} - seen:
         names |= imported(file, ignored, seen)
     return names - set(sys.stdlib_module_names)

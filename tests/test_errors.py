@@ -3,7 +3,7 @@
 import pickle
 
 import pytest
-from holdfast.errors import ConfigError, HoldfastError, InputError, ResourceError, WeightsError, run
+from holdfast.errors import ConfigError, HoldfastError, InputError, ResourceError, WeightsError, guarded
 from holdfast.spool.job import ManifestError
 
 
@@ -14,7 +14,7 @@ def ending(error: BaseException) -> int:
         raise error
 
     with pytest.raises(SystemExit) as ended:
-        run(main)
+        guarded(main)
     assert isinstance(ended.value.code, int)
     return ended.value.code
 
@@ -52,10 +52,10 @@ def test_an_interrupt_and_a_closed_pipe_end_silently(
 
 def test_success_returns_and_a_bug_shows_its_traceback() -> None:
     done = []
-    run(lambda: done.append(1))
+    guarded(lambda: done.append(1))
     assert done == [1]
     with pytest.raises(ZeroDivisionError):
-        run(lambda: done.append(1 // 0))
+        guarded(lambda: done.append(1 // 0))
 
 
 def test_an_input_error_says_file_line_and_record() -> None:

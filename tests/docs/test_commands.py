@@ -2,7 +2,7 @@
 
 Commands are the lines of blocks marked ``sh``, and what tables and sentences set as code that begins with a program.
 The few names in capitals that a reader is to replace are replaced. A command of ``holdfast`` without arguments is only
-named; it must be one. The Python of the README is run, too.
+named; it must be one. The Python of the README is run, too, and what docs/embeddings.md says of embedding by hand.
 """
 
 import os
@@ -32,10 +32,10 @@ RUN = {
     "holdfast status SPOOL": "holdfast status DIR/.holdfast/spool",
     "holdfast frames FASTA --chunk-length 500 --nucleotides N.fna --proteins P.faa": "",
     "holdfast prepare SOURCE --output DIR": "holdfast prepare synthetic:esm2_t6_8M_UR50D --output prepared",
-    "holdfast embed FASTA --model SOURCE --output OUT.h5": (
-        "holdfast embed P.faa --model prepared --output EMBEDDINGS"
+    "holdfast embed FASTA --model SOURCE --output OUT.h5": "holdfast embed P.faa --model prepared --output MADE.h5",
+    "holdfast export EMBEDDINGS --model esm2 --output OUT.h5": (
+        "holdfast export DIR/results/s/embeddings.h5 --model esm2 --output OUT.h5"
     ),
-    "holdfast export EMBEDDINGS --model esm2 --output OUT.h5": "",
     "holdfast convert-classifier PTH OUT.safetensors": "",
     "cd project": "cd DIR",
     "snakemake -s HOLDFAST/workflow/Snakefile --cores 4 prepare": f"{SNAKEMAKE} --cores 2 prepare",
@@ -55,6 +55,8 @@ RUN = {
 }
 # By whom else they are run.
 EXTERNAL = "tests/drills/test_external.py"
+EXTENDING = "tests/docs/test_extending.py"
+HERE = "tests/docs/test_commands.py"
 ELSEWHERE = {
     "make demo": ".ci/run",
     "snakemake -d DIR": "tests/workflow/conftest.py",
@@ -81,6 +83,12 @@ ELSEWHERE = {
     "holdfast status holdfast/.holdfast/spool": "tests/workflow/test_progress.py",
     "holdfast export results/S/embeddings.h5 --model esm2 --output OUT.h5": "tests/workflow/test_provenance.py",
     "pip install .": "tests/test_cli.py",
+    "cp examples/new_family/electra.py workflow/scripts/holdfast/models/electra.py": EXTENDING,
+    "cp examples/new_family/test_electra.py tests/models/test_electra.py": EXTENDING,
+    ".venv/bin/pytest tests/models/test_electra.py": EXTENDING,
+    "holdfast embed proteins.faa --model facebook/esm2_t33_650M_UR50D --output embeddings.h5": HERE,
+    "holdfast embed proteins.faa --model Rostlab/prot_t5_xl_half_uniref50-enc --pooling mean,residues"
+    " --output prott5.h5": HERE,
 }
 # What cannot be had where the tests run: hub, channels, container engines, a GPU, hours.
 UNTRIED = (
@@ -93,7 +101,7 @@ UNTRIED = (
     r"(apptainer|docker) build .*",
     r"sbatch --gpus=…",
     r"make (bench-gpu|soak)",
-    r"pip install (anndata|umap-learn)",
+    r"pip install (anndata|pyarrow|umap-learn)",
     r"export HF_HUB_OFFLINE=1",
     r"python3 -m venv /tmp/new .*",
     r"/tmp/new/bin/pip freeze .*",
@@ -150,12 +158,13 @@ def test_commands_do_what_the_pages_say(checkout: Path) -> None:
     }
     for command, instead in RUN.items():
         ended = subprocess.run(
-            instead or command, shell=True, cwd=checkout, env=environment, capture_output=True, text=True, timeout=180
+            instead or command, shell=True, cwd=checkout, env=environment, capture_output=True, text=True, timeout=600
         )
         assert ended.returncode == 0, f"{command}\n{ended.stdout}{ended.stderr}"
         assert "Traceback" not in ended.stderr
     assert (checkout / "DIR/results/report.html").is_file()
     assert (checkout / "DIR/results/ro-crate-metadata.json").is_file()
+    assert (checkout / "MADE.h5").is_file()
     assert (checkout / "OUT.h5").is_file()
     assert (checkout / "OUT.safetensors").is_file()
 
@@ -166,8 +175,48 @@ def test_the_python_of_the_readme_does_what_it_says(checkout: Path, tmp_path: Pa
     code = code.replace("facebook/esm2_t33_650M_UR50D", "synthetic:esm2_t6_8M_UR50D")
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(tmp_path)}
     ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=checkout, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code], cwd=checkout, env=environment, capture_output=True, text=True, timeout=600
     )
     assert (ended.returncode, ended.stdout) == (0, said.replace("1280", "320") + "\n"), ended.stderr
     (prepared,) = (tmp_path / "holdfast/models").iterdir()
     assert ended.stderr == f"holdfast: preparing synthetic:esm2_t6_8M_UR50D in {prepared}, once\n"
+
+
+# The models that the page names, and what stands for them here: the same families at other sizes.
+SMALLER = {
+    "facebook/esm2_t33_650M_UR50D": "synthetic:esm2_t6_8M_UR50D",
+    "Rostlab/prot_t5_xl_half_uniref50-enc": "synthetic:prot_t5_tiny",
+    "33/": "6/",
+    "1280": "320",
+    "model/24/": "model/3/",
+    "(181, 1024)": "(181, 64)",
+}
+
+
+def test_embedding_by_hand_does_what_its_page_says(checkout: Path, tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs/embeddings.md").read_text()
+    part = page.partition("\n## By hand\n")[2].partition("\n## ")[0]
+    for theirs, ours in SMALLER.items():
+        assert theirs in part
+        part = part.replace(theirs, ours)
+    proteins = (REPOSITORY / "demo/data/phage_proteins.faa").read_text().split(">")
+    (tmp_path / "proteins.faa").write_text(">" + ">".join(proteins[1:4]))
+    environment = {
+        **os.environ,
+        "PATH": f"{checkout}/.venv/bin:{os.environ['PATH']}",
+        "CUDA_VISIBLE_DEVICES": "",
+        "XDG_CACHE_HOME": str(tmp_path),
+    }
+    printed = []
+    for language, code in re.findall(r"(?ms)^```(sh|python|text)\n(.*?)^```", part):
+        if language == "text":
+            assert printed[-1] == code
+            continue
+        command = ["sh", "-c", code] if language == "sh" else [sys.executable, "-c", code]
+        ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        assert ended.returncode == 0, ended.stderr
+        assert "Traceback" not in ended.stderr
+        printed.append(ended.stdout)
+    assert len(printed) == 5
+    assert printed[0].startswith("embeddings.h5: 3 embeddings of 3 records, synthetic esm on CPU")
+    assert printed[2].startswith("prott5.h5: 3 embeddings of 3 records, synthetic t5 on CPU")

@@ -32,7 +32,7 @@ MEMORY_BYTES = 2 * 2**30
 SECONDS = 200  # far more than anything takes, so that only what hangs is ended
 JSON_PARSERS = (
     *("manifest", "receipt", "summary", "prepared", "state", "tokenizer", "published_tokenizer"),
-    *("settings", "config", "hugging_face_config", "weights_index"),
+    *("settings", "config", "hugging_face_config", "esmc_config", "t5_config", "added_tokens", "weights_index"),
 )
 YAML_PARSERS = ("settings", "config")
 
@@ -133,6 +133,11 @@ def _json(valid: str) -> list[tuple[str, bytes]]:
     }
     return [
         *((name, everywhere(value)) for name, value in values.items()),
+        *(
+            (f"{value!r} in {key}", json.dumps(content | {key: value}).encode())
+            for key in content
+            for value in ([1], {"a": 1}, "", "x", None, True, -1, 0, 2**40, 1e300)
+        ),
         *(
             (f"{name} in {first}", json.dumps(content | {first: "@"}).replace('"@"', value).encode())
             for name, value in values.items()
@@ -253,7 +258,7 @@ def _safetensors(valid: bytes) -> list[tuple[str, bytes]]:
         ("metadata that is a list", with_metadata("[1]")),
         ("metadata that is a number", with_metadata("1")),
         ("metadata of 10,000 digits", with_metadata("1" * 10_000)),
-        ("models that are a list", with_metadata('{"format_version": 1, "classes": [], "models": [], "source": 1}')),
+        ("models that are a list", with_metadata('{"format_version": 3, "classes": [], "models": [], "source": 1}')),
         ("a billion layers", with_metadata(json.dumps({"architecture": sizes}))),
         ("no heads", with_metadata(json.dumps({"architecture": sizes | {"layers": 1, "heads": 0}}))),
         ("a width of infinity", with_metadata('{"architecture": {"width": Infinity, "mlp_width": 1}}')),
@@ -301,7 +306,10 @@ def _hdf5() -> list[tuple[str, bytes]]:
     return (
         [
             (f"enormous {name}", changed(lambda file, name=name: file[name].resize(2**40, axis=0)))  # type: ignore[misc]
-            for name in ("ids", "length", "sha256", "esm2", "records/status")
+            for name in (
+                *("ids", "length", "sha256", "records/status", "records/residues_used"),
+                *("esm2/1/mean", "esm2/1/residues", "esm2/1/offsets"),
+            )
         ]
         + [
             (
@@ -325,7 +333,18 @@ def _hdf5() -> list[tuple[str, bytes]]:
             ("record 7", changed(lambda file: file["record"].__setitem__(0, 7))),
             ("attributes of other types", changed(lambda file: file.attrs.update({"sample": [1, 2], "software": 3}))),
             ("software of brackets", changed(lambda file: file.attrs.update({"software": "[" * 60_000}))),
-            ("no attributes", changed(lambda file: file["esm2"].attrs.clear())),
+            ("no attributes", changed(lambda file: file["esm2/1/mean"].attrs.clear())),
+            ("a layer of text", changed(lambda file: file.move("esm2/1", "esm2/last"))),
+            ("a layer of many digits", changed(lambda file: file.move("esm2/1", f"esm2/{'1' * 5000}"))),
+            ("a model that is a matrix", changed(lambda file: link(file, "esm2", file["esm2/1/mean"]))),
+            ("a layer that is a matrix", changed(lambda file: link(file, "esm2/1", file["esm2/1/mean"]))),
+            ("residues without offsets", changed(lambda file: file.__delitem__("esm2/1/offsets"))),
+            (
+                "offsets that go back",
+                changed(lambda file: file["esm2/1/offsets"].write_direct(np.array([0, 200, 190]))),
+            ),
+            ("offsets below zero", changed(lambda file: file["esm2/1/offsets"].write_direct(np.array([-5, 100, 190])))),
+            ("offsets beyond the end", changed(lambda file: file["esm2/1/offsets"].__setitem__(2, 2**62))),
             ("heap cut", valid[: len(valid) // 2]),
         ]
     )

@@ -8,14 +8,16 @@ exception than a HoldfastError passes, and is a finding.
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import yaml
 from holdfast.errors import HoldfastError
 from holdfast.models.checkpoint import read_checkpoint
+from holdfast.models.esm import VOCABULARY, letters_of
 from holdfast.models.prepare import _copy_tokenizer
-from holdfast.models.registry import open_model, read_prepared
+from holdfast.models.registry import KINDS, load_tokenizer, open_model, read_prepared
 from holdfast.pool.settings import read_settings
 from holdfast.report.tally import write_summary
 from holdfast.results.calls import CONTIG_STATUSES, read_contigs
@@ -25,13 +27,14 @@ from holdfast.run.config import check_config, check_files, check_fit, read_sampl
 from holdfast.sequences import Alphabet
 from holdfast.sequences.fasta import read_records
 from holdfast.sequences.frames import find_frames, frame_id
-from holdfast.sequences.tokens import NucleotideTokenizer, tokenize_proteins
+from holdfast.sequences.tokens import BytePairTokenizer, LetterTokenizer
 from holdfast.spool.job import parse_manifest, read_receipt
 from holdfast.spool.state import Observer, read_state, state_path
 
 from tests.fuzz import seeds
 
 Parser = Callable[[bytes], str]
+tokenize_proteins = LetterTokenizer(**asdict(letters_of(VOCABULARY)))
 
 
 def try_nucleotides(path: Path) -> None:
@@ -103,7 +106,8 @@ def try_calls(path: Path) -> None:
 def try_embeddings(path: Path) -> None:
     with EmbeddingsFile(path) as reader:
         list(reader.record_blocks())
-        for rows in reader.blocks(list(reader.models)):
+        of_rows = [name for name, known in reader.matrices.items() if known["pooling"] != "residues"]
+        for rows in reader.blocks(of_rows):
             for name, chunk, frame in zip(rows.ids, rows.chunk.tolist(), rows.frame.tolist(), strict=True):
                 name.removesuffix(frame_id("", chunk, frame))
     read_embeddings(path)
@@ -122,17 +126,27 @@ def try_source_directory(path: Path) -> None:
     read_checkpoint(path.parent, None).own_tensors()
 
 
+def try_prepared(path: Path) -> None:
+    """What everybody but an encoder makes of a model."""
+    prepared = read_prepared(path.parent)
+    for kind in KINDS:
+        prepared.fits(kind)
+    if prepared.letters is not None:
+        tokens, lengths = load_tokenizer(prepared, path.parent)(["MKV", ""])
+        assert len(tokens) == lengths.sum()
+
+
 def try_prepared_weights(path: Path) -> None:
     open_model(path.parent, "cpu", "fp32")
 
 
 def try_tokenizer(path: Path) -> None:
-    NucleotideTokenizer(path)(["ACGTNACGT", ""])
+    BytePairTokenizer(path)(["ACGTNACGT", ""])
 
 
 def try_published_tokenizer(path: Path) -> None:
     _copy_tokenizer(path, 64, path.with_name("copied.json"))
-    NucleotideTokenizer(path.with_name("copied.json"))(["ACGTNACGT"])
+    BytePairTokenizer(path.with_name("copied.json"))(["ACGTNACGT"])
 
 
 def try_for_summary(path: Path) -> None:
@@ -150,7 +164,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "settings": ("pool.yaml", try_settings),
     "config": ("config.yaml", try_config),
     "samples": ("samples.tsv", try_samples),
-    "prepared": ("model.json", lambda path: read_prepared(path.parent)),
+    "prepared": ("model.json", try_prepared),
     "tokenizer": ("tokenizer.json", try_tokenizer),
     "published_tokenizer": ("tokenizer.json", try_published_tokenizer),
     "summary": ("receipt.json", try_for_summary),
@@ -163,6 +177,10 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "pytorch_bin": ("pytorch_model.bin", try_source_directory),
     "safetensors": ("model.safetensors", try_source_directory),
     "hugging_face_config": ("config.json", try_source_directory),
+    "esmc_config": ("config.json", try_source_directory),
+    "t5_config": ("config.json", try_source_directory),
+    "vocabulary": ("spiece.model", try_source_directory),
+    "added_tokens": ("added_tokens.json", try_source_directory),
     "weights_index": ("model.safetensors.index.json", try_source_directory),
     "prepared_weights": ("model.safetensors", try_prepared_weights),
 }

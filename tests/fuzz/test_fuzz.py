@@ -21,7 +21,9 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY,
 MEMORY_BYTES = 2 * 2**30
 LONGEST_MESSAGE = 20_000
 EXAMPLES = 200
-SPLICED = sorted(READERS.keys() - {"published_tokenizer", "summary"})  # whose files others have too
+SPLICED = sorted(
+    READERS.keys() - {"published_tokenizer", "summary", "esmc_config", "t5_config"}
+)  # whose files others have too
 PIECES = [
     *(
         b"\0",

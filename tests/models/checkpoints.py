@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
 from esm.model.esm2 import ESM2
 from holdfast.models.registry import Prepared
 from holdfast.models.synthetic import write_tokenizer
@@ -21,7 +22,7 @@ from transformers import EsmConfig, EsmForMaskedLM
 
 LAYERS, WIDTH, HEADS = 3, 48, 4
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_dnabert_s.npz"
-GOLDEN_HEADS = 12  # not recorded in the file; test_dnabert_s finds it
+GOLDEN_HEADS = 12  # not recorded in the file; test_mosaic_bert.py finds it
 _TO_HUGGING_FACE = (
     (r"^embed_tokens\.", "esm.embeddings.word_embeddings."),
     (r"^emb_layer_norm_after\.", "esm.encoder.emb_layer_norm_after."),
@@ -69,6 +70,11 @@ def write_fair_esm(path: Path, state: dict[str, Tensor], regression: bool = True
     return path
 
 
+def write_esm2(directory: Path) -> Path:
+    """A small ESM-2 as fair-esm publishes it."""
+    return write_fair_esm(directory / "esm2_small.pt", fair_esm_state())
+
+
 def hugging_face_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same state under transformers' names, with one ``inv_freq`` a layer as in the older published files."""
     renamed = {}
@@ -109,7 +115,7 @@ def write_hugging_face_esm(directory: Path, state: dict[str, Tensor], binary: bo
 
 
 def write_by_transformers(directory: Path, state: dict[str, Tensor], shard_size: str = "1GB") -> Path:
-    """Write a state with transformers' current ``save_pretrained``, in shards of at most this size."""
+    """Write a state with transformers' current ``save_pretrained``, in parts of at most this size."""
     model = EsmForMaskedLM(hugging_face_config())
     tensors = hugging_face_state(state)
     frequencies = [tensors.pop(name) for name in list(tensors) if name.endswith("inv_freq")]
@@ -125,7 +131,7 @@ def golden_weights() -> dict[str, Tensor]:
 
 
 def write_dnabert_s(
-    directory: Path, tensors: dict[str, Tensor], heads: int = GOLDEN_HEADS, binary: bool = False
+    directory: Path, tensors: dict[str, Tensor], heads: int = GOLDEN_HEADS, binary: bool = False, prefix: str = ""
 ) -> Path:
     """Write DNABERT-S tensors as published: configuration that asks for remote code, weights, tokenizer."""
     directory.mkdir(exist_ok=True)
@@ -145,11 +151,49 @@ def write_dnabert_s(
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "bert_layers.py").write_text("raise SystemExit('remote code ran')\n")
     write_tokenizer(vocabulary, directory / "tokenizer.json")
+    named = {name if name.startswith("cls.") else prefix + name: tensor for name, tensor in tensors.items()}
     if binary:
-        torch.save(OrderedDict(tensors), directory / "pytorch_model.bin")
+        torch.save(OrderedDict(named), directory / "pytorch_model.bin")
     else:
-        save_file(tensors, directory / "model.safetensors")
+        save_file(named, directory / "model.safetensors")
     return directory
+
+
+def mosaic_bert(tensors: dict[str, Tensor], heads: int, tokens: Tensor) -> list[Tensor]:
+    """The states of one sequence after each layer, as the papers define the network, in fp64 [tokens, width].
+
+    Args:
+        tensors: By DNABERT-S's published names.
+        heads: A power of two times 1 or 1.5, for which ALiBi's slopes are written out here.
+        tokens: Of the sequence, special ones included.
+    """
+    state = {name: tensor.double() for name, tensor in tensors.items()}
+    power = 2 ** (heads.bit_length() - 1)
+    slopes = [2 ** (-8 * (n + 1) / power) for n in range(power)]
+    slopes += [2 ** (-4 * (2 * n + 1) / power) for n in range(heads - power)]
+    place = torch.arange(len(tokens))
+    penalty = torch.tensor(slopes).double()[:, None, None] * (place[:, None] - place).abs()
+
+    def dense(x: Tensor, name: str) -> Tensor:
+        return F.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], 1e-12)
+
+    x = state["embeddings.word_embeddings.weight"][tokens.long()] + state["embeddings.token_type_embeddings.weight"][0]
+    found = [norm(x, "embeddings.LayerNorm")]
+    for layer in range(sum(name.endswith("mlp.wo.weight") for name in state)):
+        name, x = f"encoder.layer.{layer}.", found[-1]
+        query, key, value = (
+            part.unflatten(1, (heads, -1)).transpose(0, 1)
+            for part in dense(x, f"{name}attention.self.Wqkv").chunk(3, 1)
+        )
+        scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5 - penalty
+        attended = (scores.softmax(-1) @ value).transpose(0, 1).flatten(1)
+        x = norm(dense(attended, f"{name}attention.output.dense") + x, f"{name}attention.output.LayerNorm")
+        gate, up = dense(x, f"{name}mlp.gated_layers").chunk(2, 1)
+        found.append(norm(dense(F.gelu(gate) * up, f"{name}mlp.wo") + x, f"{name}mlp.layernorm"))
+    return found
 
 
 def verified_difference(description: Prepared) -> float:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from holdfast.errors import WeightsError
-from holdfast.models.checkpoint import StandIn, load_torch, only_tensors, read_checkpoint
-from holdfast.sequences.tokens import VOCABULARY
+from holdfast.models.checkpoint import read_checkpoint
+from holdfast.models.esm import VOCABULARY
+from holdfast.models.torch_file import StandIn, load_torch, only_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 

@@ -9,30 +9,33 @@ import pytest
 import torch
 from holdfast.errors import WeightsError
 from holdfast.models import ops
-from holdfast.models.mosaic_bert import DnabertS, alibi_slopes, tensor_shapes
+from holdfast.models.encoder import Encoder
+from holdfast.models.mosaic_bert import alibi_slopes, tensor_shapes
 from holdfast.models.packing import Packing
 from holdfast.models.prepare import prepare
-from holdfast.models.registry import open_model
+from holdfast.models.registry import Output, open_model
 from holdfast.models.synthetic import write_tokenizer
-from holdfast.sequences.tokens import NucleotideTokenizer
+from holdfast.sequences.tokens import BytePairTokenizer
 
 from tests.models import checkpoints
 
+MEAN = Output(2, "mean")
 Golden = tuple[torch.Tensor, list[int], torch.Tensor]  # tokens, their number a sequence, states
 
 
 @pytest.fixture(scope="module")
 def golden() -> Golden:
+    """States of seven sequences, of which the first is empty: [CLS] and [SEP] alone."""
     with np.load(checkpoints.GOLDEN) as file:
         return torch.from_numpy(file["ids"]), file["lens"].tolist(), torch.from_numpy(file["out"])
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> DnabertS:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     return prepared_golden(tmp_path_factory.mktemp("golden"), checkpoints.GOLDEN_HEADS)
 
 
-def prepared_golden(directory: Path, heads: int) -> DnabertS:
+def prepared_golden(directory: Path, heads: int) -> Encoder:
     source = checkpoints.write_dnabert_s(directory / "published", checkpoints.golden_weights(), heads)
     prepare(str(source), directory / "prepared")
     return open_model(directory / "prepared", precision="fp32")
@@ -48,13 +51,13 @@ def test_only_the_right_number_of_heads_gives_the_golden_states(tmp_path: Path, 
     assert min(differences.values()) > 1e-2
 
 
-def test_a_batch_gives_what_each_sequence_gives_alone(model: DnabertS, golden: Golden) -> None:
+def test_a_batch_gives_what_each_sequence_gives_alone(model: Encoder, golden: Golden) -> None:
     tokens, lengths, expected = golden
     for sequence, states in zip(tokens.split(lengths), expected.split(lengths), strict=True):
         torch.testing.assert_close(model.encode(sequence, [len(sequence)]), states, rtol=0, atol=5e-5)
 
 
-def test_the_order_of_a_batch_is_kept(model: DnabertS, golden: Golden) -> None:
+def test_the_order_of_a_batch_is_kept(model: Encoder, golden: Golden) -> None:
     tokens, lengths, expected = golden
     parts = tokens.split(lengths)
     order = [3, 0, 6, 2, 5, 4, 1]
@@ -63,25 +66,32 @@ def test_the_order_of_a_batch_is_kept(model: DnabertS, golden: Golden) -> None:
     torch.testing.assert_close(states, wanted, rtol=0, atol=5e-5)
 
 
-def test_an_embedding_is_the_mean_of_all_tokens(model: DnabertS, golden: Golden) -> None:
+def test_the_definition_that_other_tests_use_gives_the_golden_states(golden: Golden) -> None:
+    tokens, lengths, expected = golden
+    for sequence, states in zip(tokens.split(lengths), expected.split(lengths), strict=True):
+        found = checkpoints.mosaic_bert(checkpoints.golden_weights(), checkpoints.GOLDEN_HEADS, sequence)[-1]
+        torch.testing.assert_close(found, states.double(), rtol=0, atol=5e-5)
+
+
+def test_an_embedding_is_the_mean_of_all_tokens(model: Encoder, golden: Golden) -> None:
     tokens, lengths, expected = golden
     means = torch.stack([states.double().mean(0) for states in expected.split(lengths)])
-    embeddings = model.embed(tokens, lengths)
+    embeddings = model.embed(tokens[2:], lengths[1:], [MEAN])[MEAN]
     assert embeddings.dtype == torch.float32
-    torch.testing.assert_close(embeddings.double(), means, rtol=0, atol=2e-5)
+    torch.testing.assert_close(embeddings.double(), means[1:], rtol=0, atol=2e-5)
 
 
 def test_attention_in_blocks_of_queries_gives_the_golden_states(
-    model: DnabertS, golden: Golden, monkeypatch: pytest.MonkeyPatch
+    model: Encoder, golden: Golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens, lengths, expected = golden
-    monkeypatch.setattr(ops, "PENALTY_ELEMENTS", 12 * 640 * 48)  # 48 queries at once, 640 do not divide
+    monkeypatch.setattr(ops, "BIAS_ELEMENTS", 12 * 640 * 48)  # 48 queries at once, 640 do not divide
     torch.testing.assert_close(model.encode(tokens, lengths), expected, rtol=0, atol=5e-5)
 
 
-@pytest.mark.parametrize("penalty_elements", [2**24, 4000])
-def test_penalties_fall_symmetrically_with_distance(monkeypatch: pytest.MonkeyPatch, penalty_elements: int) -> None:
-    monkeypatch.setattr(ops, "PENALTY_ELEMENTS", penalty_elements)
+@pytest.mark.parametrize("bias_elements", [2**24, 4000])
+def test_penalties_fall_symmetrically_with_distance(monkeypatch: pytest.MonkeyPatch, bias_elements: int) -> None:
+    monkeypatch.setattr(ops, "BIAS_ELEMENTS", bias_elements)
     slopes = torch.tensor([0.5, 0.25, 0.7])
     lengths = [1, 7, 7, 8, 9, 100, 131]
     qkv = torch.randn(sum(lengths), 3, 3, 16, generator=torch.Generator().manual_seed(1))
@@ -101,13 +111,13 @@ def test_slopes_are_those_of_alibi() -> None:
     assert alibi_slopes(1) == [2**-8]
 
 
-def test_half_precision_stays_close(model: DnabertS, golden: Golden, tmp_path: Path) -> None:
+def test_half_precision_stays_close(model: Encoder, golden: Golden, tmp_path: Path) -> None:
     tokens, lengths, _ = golden
     source = checkpoints.write_dnabert_s(tmp_path / "published", checkpoints.golden_weights())
     prepare(str(source), tmp_path / "prepared")
     halves = open_model(tmp_path / "prepared", precision="fp16")
-    exact = model.embed(tokens, lengths)
-    error = (halves.embed(tokens, lengths) - exact).norm(dim=1) / exact.norm(dim=1)
+    exact = model.embed(tokens[2:], lengths[1:], [MEAN])[MEAN]
+    error = (halves.embed(tokens[2:], lengths[1:], [MEAN])[MEAN] - exact).norm(dim=1) / exact.norm(dim=1)
     assert halves.encode(tokens, lengths).dtype == torch.float16
     assert 0 < float(error.max()) < 1e-2
 
@@ -124,23 +134,17 @@ def test_safetensors_and_bin_with_and_without_prefix_are_the_same_model(tmp_path
 
 
 def test_a_prepared_protein_model_is_not_opened_as_dna(tmp_path: Path) -> None:
-    source = checkpoints.write_fair_esm(tmp_path / "esm2_small.pt", checkpoints.fair_esm_state())
-    replace(prepare(str(source), tmp_path / "prepared"), model="dnabert_s").write(tmp_path / "prepared")
-    with pytest.raises(WeightsError, match=r"holds no architecture of a prepared model \(token_types must be"):
+    source = checkpoints.write_esm2(tmp_path)
+    replace(prepare(str(source), tmp_path / "prepared"), family="mosaic_bert").write(tmp_path / "prepared")
+    with pytest.raises(WeightsError, match="token_types must be a whole number"):
         open_model(tmp_path / "prepared")
 
 
-def test_synthetic_weights_tell_sequences_apart_and_the_tokenizer_has_the_published_shape(tmp_path: Path) -> None:
-    prepared = prepare("synthetic:dnabert_s_tiny", tmp_path / "prepared")
-    assert prepared.synthetic
+def test_the_random_tokenizer_gives_as_many_tokens_as_the_published_one(tmp_path: Path) -> None:
     write_tokenizer(4096, tmp_path / "tokenizer.json")
     bases = np.random.default_rng(3).choice(list("ACGT"), (40, 500))
-    sequences = ["".join(row) for row in bases]
-    _, published_lengths = NucleotideTokenizer(tmp_path / "tokenizer.json")(sequences)
-    assert 95 < published_lengths.min() <= published_lengths.max() < 120
-    tokens, lengths = NucleotideTokenizer(tmp_path / "prepared" / "tokenizer.json")(sequences)
-    embeddings = open_model(tmp_path / "prepared").embed(torch.from_numpy(tokens), lengths.tolist())
-    assert float(torch.pdist(embeddings).min() / embeddings.norm(dim=1).mean()) > 0.02
+    _, lengths = BytePairTokenizer(tmp_path / "tokenizer.json")(["".join(row) for row in bases])
+    assert 95 < lengths.min() <= lengths.max() < 120
 
 
 def test_the_published_sizes_make_the_published_number_of_parameters() -> None:

@@ -2,9 +2,14 @@
 
 import numpy as np
 import pytest
-from holdfast.pool.batches import WINDOW_BATCHES, Batch, Queue
+from holdfast.models.registry import Output
+from holdfast.pool.batches import WINDOW_BATCHES, Batch, Queue, Recipe, make_recipe
+from holdfast.spool.job import Request
 from hypothesis import given
 from hypothesis import strategies as st
+
+MEAN, RESIDUES = Output(6, "mean"), Output(6, "residues")
+RECIPE = Recipe("a" * 64, (MEAN,), None, "")
 
 LENGTHS = st.lists(st.integers(1, 400), max_size=60)
 
@@ -24,12 +29,12 @@ def drained(queue: Queue, partial: bool = True) -> list[Batch]:
 def test_every_sequence_is_in_one_batch_and_the_budget_is_kept(
     steps: list[tuple[list[int], int, bool]], budget_tokens: int
 ) -> None:
-    queue = Queue("esm2", budget_tokens)
+    queue = Queue(RECIPE, budget_tokens)
     waiting: dict[tuple[int, int], int] = {}
 
     def check(batch: Batch) -> None:
         members = list(zip(batch.jobs.tolist(), batch.sequences.tolist(), strict=True))
-        assert batch.model == "esm2"
+        assert batch.recipe is RECIPE
         assert len(members) == len(set(members)) > 0
         assert batch.lengths.tolist() == [waiting.pop(member) for member in members]
         assert batch.tokens == batch.lengths.sum()
@@ -54,7 +59,7 @@ def test_every_sequence_is_in_one_batch_and_the_budget_is_kept(
 @pytest.mark.parametrize("longest", [168, 1026])
 def test_a_thousand_tiny_jobs_fill_batches_like_one_large_one(longest: int) -> None:
     lengths = np.random.default_rng(1).integers(3, longest + 1, 10_000).astype(np.int32)
-    one, many = Queue("esm2", 16_384), Queue("esm2", 16_384)
+    one, many = Queue(RECIPE, 16_384), Queue(RECIPE, 16_384)
     one.add(0, np.arange(10_000), lengths)
     for job in range(1000):
         many.add(job, np.arange(10), lengths[10 * job : 10 * job + 10])
@@ -68,14 +73,14 @@ def test_a_thousand_tiny_jobs_fill_batches_like_one_large_one(longest: int) -> N
 
 def test_a_batch_holds_sequences_of_nearly_equal_length() -> None:
     lengths = np.random.default_rng(1).integers(3, 1027, 5_000).astype(np.int32)
-    queue = Queue("esm2", 4_096)
+    queue = Queue(RECIPE, 4_096)
     queue.add(0, np.arange(5_000), lengths)
     spread = [int(np.ptp(batch.lengths)) for batch in drained(queue)]
     assert np.median(spread) < 0.15 * (lengths.max() - lengths.min())
 
 
 def test_without_partial_only_a_full_batch_is_given() -> None:
-    queue = Queue("esm2", 100)
+    queue = Queue(RECIPE, 100)
     added(queue, 0, [60])
     assert queue.next(partial=False) is None
     added(queue, 1, [39])
@@ -92,13 +97,13 @@ def test_without_partial_only_a_full_batch_is_given() -> None:
 
 
 def test_a_sequence_longer_than_the_budget_travels_alone() -> None:
-    queue = Queue("dnabert_s", 100)
+    queue = Queue(RECIPE, 100)
     added(queue, 0, [50, 20_000, 50])
     assert sorted(batch.lengths.tolist() for batch in drained(queue)) == [[50, 50], [20_000]]
 
 
 def test_a_job_without_sequences_waits_for_nothing() -> None:
-    queue = Queue("esm2", 100)
+    queue = Queue(RECIPE, 100)
     added(queue, 0, [])
     assert (queue.oldest, queue.next(partial=True)) == (None, None)
 
@@ -106,7 +111,7 @@ def test_a_job_without_sequences_waits_for_nothing() -> None:
 @pytest.mark.parametrize("length", [3, 50, 400])
 def test_an_old_job_does_not_wait_behind_younger_ones_longer_than_a_window(length: int) -> None:
     """Whatever the length of its sequences, while longer and shorter ones keep coming."""
-    queue = Queue("esm2", 1000)
+    queue = Queue(RECIPE, 1000)
     random = np.random.default_rng(1)
     added(queue, 0, [length])
     for batches in range(20 * WINDOW_BATCHES):
@@ -117,3 +122,31 @@ def test_an_old_job_does_not_wait_behind_younger_ones_longer_than_a_window(lengt
         if 0 in batch.jobs:
             break
     assert batches <= 1.5 * WINDOW_BATCHES
+
+
+def test_a_recipe_holds_what_the_vectors_depend_on_and_nothing_else() -> None:
+    whole = Request("a" * 64, [MEAN], "whole", 0)
+    assert make_recipe(whole, "float16") == make_recipe(whole, "float32") == RECIPE
+    for long in ("truncate", "refuse"):  # what is cut off or left out is not in the tokens
+        assert make_recipe(Request("a" * 64, [MEAN], long, 50), "float16") == RECIPE
+    assert make_recipe(Request("a" * 64, [MEAN], "window", 50), "float16") == RECIPE._replace(window=50)
+    both = Request("a" * 64, [MEAN, RESIDUES], "whole", 0)
+    assert make_recipe(both, "float16") == Recipe("a" * 64, (MEAN, RESIDUES), None, "float16")
+    assert make_recipe(both, "float32") == Recipe("a" * 64, (MEAN, RESIDUES), None, "float32")
+
+
+def test_blocks_of_every_recipe_and_precision_have_a_directory_of_their_own() -> None:
+    recipes = [
+        RECIPE,
+        RECIPE._replace(weights_sha256="b" * 64),
+        RECIPE._replace(outputs=(Output(5, "mean"),)),
+        RECIPE._replace(outputs=(Output(6, "max"),)),
+        RECIPE._replace(outputs=(MEAN, RESIDUES), residues_dtype="float16"),
+        RECIPE._replace(outputs=(MEAN, RESIDUES), residues_dtype="float32"),
+        RECIPE._replace(window=50),
+        RECIPE._replace(window=60),
+    ]
+    keys = {recipe.key(precision) for recipe in recipes for precision in ("fp32", "fp16", "bf16")}
+    assert len(keys) == 3 * len(recipes)
+    assert all(key == key.replace("/", "") for key in keys)
+    assert RECIPE.key("fp32") == RECIPE._replace(outputs=(Output(6, "mean"),)).key("fp32")

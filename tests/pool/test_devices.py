@@ -4,20 +4,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from holdfast.models.registry import Output
 from holdfast.pool import devices as module
-from holdfast.pool.batches import Batch, Queue
+from holdfast.pool.batches import Batch, Queue, Recipe
 from holdfast.pool.devices import Devices, Dispatch
 from holdfast.pool.ledger import Ledger
 from holdfast.pool.settings import pool_settings
 
 BUDGET_TOKENS = 100
-ONE = Batch("esm2", np.zeros(1, int), np.zeros(1, int), np.ones(1, int))
+RECIPE = Recipe("a" * 64, (Output(6, "mean"),), None, "")
+ONE = Batch(RECIPE, np.zeros(1, int), np.zeros(1, int), np.ones(1, int))
 
 
 def waiting(directory: Path, sequences: int) -> Ledger:
     """A ledger in which so many sequences of ten tokens wait."""
-    ledger = Ledger({}, "fp32", directory, "p", BUDGET_TOKENS)
-    queue = ledger.queues["esm2"] = Queue("esm2", BUDGET_TOKENS)
+    ledger = Ledger([], "fp32", directory, "p", BUDGET_TOKENS)
+    queue = ledger.queues[RECIPE] = Queue(RECIPE, BUDGET_TOKENS)
     queue.add(1, np.arange(sequences), np.full(sequences, 10, np.int32))
     return ledger
 

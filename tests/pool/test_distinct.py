@@ -3,19 +3,22 @@
 import hashlib
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from holdfast.models.registry import load_tokenizer
+from holdfast.models.esm import VOCABULARY, letters_of
+from holdfast.models.registry import load_tokenizer, read_prepared
 from holdfast.pool.sample import DistinctSequences, DistinctWriter
 from holdfast.sequences import Alphabet
 from holdfast.sequences.fasta import read_records
-from holdfast.sequences.tokens import RESIDUES, Tokenizer, tokenize_proteins
+from holdfast.sequences.tokens import LetterTokenizer, Tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
 PHAGE = Path(__file__).parents[2] / "demo/data/phage_train.fna"
-BLOCKS = st.lists(st.lists(st.text(RESIDUES[:4] + "*J", max_size=6), max_size=12), max_size=5)
+tokenize_proteins = LetterTokenizer(**asdict(letters_of(VOCABULARY)))
+BLOCKS = st.lists(st.lists(st.text("LAGV*J", max_size=6), max_size=12), max_size=5)
 
 
 def written(directory: Path, model: str, tokenizer: Tokenizer, blocks: Sequence[list[str]]) -> DistinctSequences:
@@ -46,16 +49,24 @@ def test_equal_sequences_become_one_in_order_of_appearance(blocks: list[list[str
 
 
 def test_proteins_that_differ_where_the_model_does_not_look_are_one(tmp_path: Path) -> None:
-    texts = ["M" + "A" * 1023 + tail for tail in ("", "C", "W" * 500)] + ["M" + "A" * 1022, "MK", "MK*", "MKJ", "MK**"]
+    texts = ["MK", "MK*", "MKJ", "MK**", "M*K", "MJK", "MKX"]
     found = written(tmp_path, "esm2", tokenize_proteins, [texts])
     compare(found, tokenize_proteins, texts)
-    assert found.rows.tolist() == [0, 0, 0, 1, 2, 2, 3, 3]
-    assert found.lengths.tolist() == [1026, 1025, 4, 5]
+    assert found.rows.tolist() == [0, 1, 1, 2, 3, 3, 4]
+    assert found.lengths.tolist() == [4, 5, 6, 5, 5]
     assert found.tokens(0).dtype == np.int16
 
 
+def test_long_proteins_that_differ_at_their_end_are_two(tmp_path: Path) -> None:
+    texts = ["M" + "A" * 5000 + "C", "M" + "A" * 5000 + "W", "M" + "A" * 5000 + "C"]
+    found = written(tmp_path, "esm2", tokenize_proteins, [texts])
+    compare(found, tokenize_proteins, texts)
+    assert found.rows.tolist() == [0, 1, 0]
+    assert found.lengths.tolist() == [5004, 5004]
+
+
 def test_nucleotides_go_through_the_tokenizer_of_the_checkpoint(tmp_path: Path, models: dict[str, Path]) -> None:
-    tokenizer = load_tokenizer("dnabert_s", models["dnabert_s"])
+    tokenizer = load_tokenizer(read_prepared(models["dnabert_s"]), models["dnabert_s"])
     texts = [record.sequence[:300] for record in read_records(PHAGE, Alphabet.NUCLEOTIDE)]
     blocks = [texts, ["ACGNNT"], texts[5:9], [], ["ACGNNT"]]
     found = written(tmp_path, "dnabert_s", tokenizer, blocks)

@@ -10,7 +10,7 @@ from holdfast.errors import ConfigError
 from holdfast.pool.settings import OF_THE_RUN, PoolSettings, pool_settings, read_settings
 
 SCHEMA = Path(__file__).parents[2] / "workflow/schemas/config.schema.yaml"
-MODELS = {"esm2": "/models/esm2", "dnabert_s": "/models/dnabert_s"}
+MODELS = {"esm2": "/models/esm2", "dnabert_s": "/models/dnabert_s", "My-3rd_1": "/models/other"}
 
 
 def read(tmp_path: Path, **content: Any) -> PoolSettings:
@@ -52,14 +52,16 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "wanted"),
     [
-        ("precision", "bf16", "'precision' must be one of auto, fp32, fp16, is 'bf16'"),
+        ("precision", "tf32", "'precision' must be one of auto, fp32, fp16, bf16, is 'tf32'"),
         ("gpu", 0, "'gpu' must be at least 1, is 0"),
         ("gpu", "1", "'gpu' must be of type integer or null, is '1'"),
         ("gpu", True, "'gpu' must be of type integer or null, is True"),
         ("memory_fraction", float("nan"), "memory_fraction: a number that is not finite"),
         ("models", None, "'models' must be of type object, is None"),
         ("models", {}, "'models' needs keys, at least 1, is {}"),
-        ("models", {"esm3": "/m"}, "unknown key 'models.esm3'; did you mean 'esm2'?"),
+        ("models", {"a/b": "/m"}, "'models' is no name for a model: letters, digits, _ and -, is 'a/b'"),
+        ("models", {"a" * 65: "/m"}, "'models' is no name for a model"),
+        ("models", {"a\n": "/m"}, "'models' is no name for a model"),
         ("models", {"esm2": ""}, "'models.esm2' must be the directory of a prepared model, is ''"),
         ("models", {"esm2": ["/m"]}, "'models.esm2' must be of type string, is ['/m']"),
         ("thread", 2, "unknown key 'thread'; did you mean 'threads'?"),
@@ -81,8 +83,8 @@ def test_all_mistakes_are_named_and_models_are_required(tmp_path: Path) -> None:
     (tmp_path / "pool.yaml").write_text("threads: 0\n")
     with pytest.raises(ConfigError) as caught:
         read_settings(tmp_path / "pool.yaml")
-    named = "'models' is missing: the prepared directory of esm2 and/or dnabert_s; 'threads' must be at least 1, is 0"
-    assert str(caught.value) == f"{tmp_path}/pool.yaml: {named}"
+    models = "'models' is missing: by a name of your choice, the directory of a prepared model"
+    assert str(caught.value) == f"{tmp_path}/pool.yaml: {models}; 'threads' must be at least 1, is 0"
 
 
 @pytest.mark.parametrize(

@@ -7,190 +7,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
-import torch
 from holdfast.errors import ResourceError
-from holdfast.models.registry import KINDS, load_tokenizer, open_model, read_prepared
-from holdfast.pool.settings import pool_settings
+from holdfast.models.registry import Output, load_tokenizer, read_prepared
 from holdfast.results.embeddings import read_embeddings
-from holdfast.run.client import submit_jobs
+from holdfast.run.config import Sample, check_config
 from holdfast.run.provenance import begin_record
+from holdfast.run.requests import job_settings
 from holdfast.sequences import Alphabet
 from holdfast.sequences.fasta import read_records
-from holdfast.sequences.frames import find_frames
-from holdfast.spool.job import Manifest, Receipt, make_manifest
-from holdfast.spool.spool import Spool
-from holdfast.spool.state import PoolState, read_state, state_path
+from holdfast.spool.job import Manifest, Request
+from holdfast.spool.state import state_path
 
-ROOT = Path(__file__).parents[2]
-SCRIPTS = ROOT / "workflow/scripts"
-DATA = ROOT / "demo/data"
-LONG_S = 120  # far more than anything here takes on a busy machine
-AMINO_ACIDS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
-
-
-class ServedPool:
-    """A pool in a process of its own, with a spool and an endpoint."""
-
-    def __init__(self, directory: Path, models: dict[str, Path], **changed: Any) -> None:
-        """Start it; ``changed`` are settings, and ``environment`` variables of the process."""
-        directory.mkdir(exist_ok=True)
-        environment = changed.pop("environment", {})
-        self.spool_path = changed.pop("spool", directory / "spool")
-        self.endpoint = directory / "endpoint.json"
-        self.log = directory / "pool.log"
-        settings = {
-            "device": "cpu",
-            "threads": 1,
-            **changed,
-            "models": {name: str(path) for name, path in models.items()},
-        }
-        pool_settings(settings, "a test").write(directory / "pool.yaml")
-        arguments = ["--config", directory / "pool.yaml", "--spool", self.spool_path, "--endpoint", self.endpoint]
-        with open(self.log, "w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, SCRIPTS / "entry.py", "serve", *arguments],
-                env={**os.environ, **environment},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        self.eventually(self.endpoint.exists)
-
-    def eventually(self, condition: Callable[[], object]) -> None:
-        """Wait for what a living pool does."""
-        until = time.monotonic() + LONG_S
-        while not condition():
-            assert self.process.poll() is None or condition(), self.log.read_text()
-            assert time.monotonic() < until, self.log.read_text()
-            time.sleep(0.02)
-
-    @property
-    def state(self) -> PoolState:
-        """What it says of itself: in the spool, until then in the endpoint file."""
-        announced = read_state(self.endpoint)
-        assert announced is not None
-        return read_state(state_path(self.spool_path, announced.identity.pool)) or announced
-
-    @property
-    def spool(self) -> Spool:
-        """Its spool."""
-        return Spool(self.spool_path)
-
-    def claimed(self) -> list[str]:
-        """Names of the manifests in work."""
-        return [path.name for path in self.spool_path.glob("claimed/*/*.json")]
-
-    def ended(self) -> int:
-        """Its exit code."""
-        return self.process.wait(LONG_S)
-
-    def stop(self) -> None:
-        """End it as Snakemake does, and see that nothing of it is left."""
-        children = family(self.process.pid)
-        self.endpoint.unlink(missing_ok=True)
-        try:
-            self.process.wait(LONG_S)
-        finally:
-            self.process.kill()
-        gone(children)
-
-
-def family(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def gone(processes: list[psutil.Process], limit_s: float = 10) -> None:
-    _, alive = psutil.wait_procs(processes, limit_s)
-    assert [process.cmdline() for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
-
-
-@pytest.fixture
-def serve(tmp_path: Path, models: dict[str, Path]) -> Iterator[Callable[..., ServedPool]]:
-    """Start pools that are stopped at the end of the test."""
-    pools: list[ServedPool] = []
-
-    def start(name: str = "pool", **changed: Any) -> ServedPool:
-        pools.append(ServedPool(tmp_path / name, changed.pop("models", models), **changed))
-        return pools[-1]
-
-    yield start
-    for pool in pools:
-        pool.stop()
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> Iterator[ServedPool]:
-    """One pool for the tests that need nothing special of it."""
-    shared = ServedPool(tmp_path_factory.mktemp("pool"), models)
-    yield shared
-    shared.stop()
-
-
-@pytest.fixture(scope="module")
-def encoders(models: dict[str, Path]) -> Iterator[dict[str, Any]]:
-    """The oracle: both models in this process, on one thread, so that it does not contend with the pools."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield {model: open_model(directory, "cpu", "fp32") for model, directory in models.items()}
-    torch.set_num_threads(threads)
-
-
-def job(models: dict[str, Path], sample: str, path: Path, kind: str) -> Manifest:
-    digests = {model: read_prepared(directory).weights_sha256 for model, directory in models.items()}
-    return make_manifest(sample, kind, str(path), 500, digests, "auto", "float32")
-
-
-def submit(pool: ServedPool, *jobs: Manifest) -> dict[str, Receipt]:
-    """Hand jobs in at once, each from a consumer of its own, and wait for their receipts."""
-    outputs = pool.spool_path.parent
-    with ThreadPoolExecutor(len(jobs)) as threads:
-        outcomes = threads.map(
-            lambda job: submit_jobs([job], pool.spool, pool.endpoint, [outputs / f"{job.job}.json"]), jobs
-        )
-        return {outcome.sample: outcome for (outcome,) in outcomes}
-
-
-def texts(entry: Manifest) -> dict[str, list[str]]:
-    """What each model is to embed of a sample, row by row."""
-    alphabet = Alphabet.PROTEIN if entry.kind == "proteins" else Alphabet.NUCLEOTIDE
-    records = [record.sequence for record in read_records(entry.fasta, alphabet)]
-    if entry.kind != "contigs":
-        return {KINDS[entry.kind].models[0]: records}
-    found = [frame for sequence in records for frame in find_frames(sequence, entry.chunk_length)]
-    return {"esm2": [frame.protein for frame in found], "dnabert_s": [frame.nucleotides for frame in found]}
-
-
-def compare(outcome: Receipt, entry: Manifest, models: dict[str, Path], encoders: dict[str, Any]) -> int:
-    """Hold a dozen rows of each matrix against their sequence embedded alone; return how many values there are."""
-    assert (outcome.state, outcome.error, outcome.job) == ("done", "", entry.job)
-    file = read_embeddings(outcome.embeddings)
-    wanted = texts(entry)
-    assert file.matrices.keys() == wanted.keys()
-    for model, sequences in wanted.items():
-        tokenizer = load_tokenizer(model, models[model])
-        assert len(file.matrices[model]) == len(sequences)
-        for row in range(0, len(sequences), 1 + len(sequences) // 12):
-            ids, lengths = tokenizer([sequences[row]])
-            alone = encoders[model].embed(torch.from_numpy(ids.astype(np.int64)), lengths.tolist())[0].numpy()
-            np.testing.assert_allclose(file.matrices[model][row], alone, rtol=1e-5, atol=1e-5)
-    return sum(matrix.size for matrix in file.matrices.values())
-
-
-def proteins(path: Path, count: int, length_aa: int, seed: int = 1) -> Path:
-    """Write random proteins, all different."""
-    letters = AMINO_ACIDS[np.random.default_rng(seed).integers(0, 20, (count, length_aa))]
-    path.write_text("".join(f">p{number}\n{''.join(row)}\n" for number, row in enumerate(letters)))
-    return path
+from tests.pool.conftest import DATA, LONG_S, SCRIPTS, ServedPool, compare, family, gone, job, proteins, submit, texts
 
 
 def tiny_samples(models: dict[str, Path], directory: Path) -> list[Manifest]:
@@ -223,18 +58,18 @@ def test_samples_share_batches_and_their_embeddings_equal_the_encoders(
     progress = pool.state.progress
     distinct: dict[str, dict[bytes, int]] = {"esm2": {}, "dnabert_s": {}}
     for entry in jobs:
-        for model, sequences in texts(entry).items():
+        for model, sequences in texts(entry, models).items():
             for sequence in sequences:
-                ids, _ = load_tokenizer(model, models[model])([sequence])
+                ids, _ = load_tokenizer(read_prepared(models[model]), models[model])([sequence])
                 distinct[model][ids.tobytes()] = len(ids)
     assert progress.sequences == sum(len(known) for known in distinct.values())
     assert progress.tokens == sum(sum(known.values()) for known in distinct.values())
     needed = sum(len(entry.models) for entry in jobs)
     assert progress.batches < needed, "every sample travelled by itself"
     assert (progress.failed, progress.jobs, progress.tokens_left) == (0, [], 0)
-    assert list(pool.spool_path.glob("blocks/*/*/*.npy")) == []
+    assert list(pool.spool_path.glob("blocks/*/*/*.safetensors")) == []
     twin, first = read_embeddings(outcomes["twin"].embeddings), read_embeddings(outcomes["s0"].embeddings)
-    assert np.array_equal(twin.matrices["esm2"], first.matrices["esm2"])
+    assert np.array_equal(twin.matrices["esm2/6/mean"], first.matrices["esm2/6/mean"])
     pool.process.send_signal(signal.SIGTERM)
     assert pool.ended() == 0
     assert list(pool.spool_path.glob("blocks/*")) == []
@@ -336,7 +171,8 @@ def test_a_job_that_no_pool_holds_the_weights_for_is_left_for_others_and_its_con
     pool: ServedPool, tmp_path: Path, models: dict[str, Path]
 ) -> None:
     path = DATA / "phage_proteins.faa"
-    other = dataclasses.replace(job(models, "weights", path, "proteins"), models={"esm2": "c" * 64})
+    foreign_weights = {"esm2": Request("c" * 64, [Output(6, "mean")], "whole", 0)}
+    other = dataclasses.replace(job(models, "weights", path, "proteins"), models=foreign_weights)
     half = dataclasses.replace(job(models, "precision", path, "proteins"), precision="fp16")
     submit(pool, job(models, "fitting", path, "proteins"))
     for foreign, needs in ((other, "needs esm2 in auto"), (half, "needs esm2 in fp16")):
@@ -400,10 +236,15 @@ def run_consumer(pool: ServedPool, models: dict[str, Path]) -> "subprocess.Compl
     """Submit a sample with the script that the rule runs."""
     names = [directory / "model.json" for directory in models.values()]
     plan = pool.spool_path.parent / "plan.json"
-    sample = {"sample": "s", "fasta": str(DATA / "phage_heldout.fna"), "kind": "contigs", "label": ""}
-    config = {"chunk_length": 500, "precision": "auto", "store_dtype": "float16"}
-    consumers = [{"replica": 0, "samples": ["s"]}]
-    plan.write_text(json.dumps({"plan": {"consumers": consumers}, "samples": {"s": sample}, "config": config}))
+    sample = Sample("s", str(DATA / "phage_heldout.fna"), "contigs", label="", models="")
+    config = check_config({"samples": [], "models": {name: {"weights": str(models[name])} for name in models}})
+    planned = {"consumers": [{"replica": 0, "samples": ["s"]}], "models": list(models)}
+    content = {
+        "plan": planned,
+        "samples": {"s": dataclasses.asdict(sample)},
+        "settings": job_settings(config, [sample]),
+    }
+    plan.write_text(json.dumps(content))
     begin_record(plan.parent, plan.parent / "results", config, {}, ["s"], {})
     arguments: list[Any] = [plan, "--consumer", "0", "--models", *names, "--spool", pool.spool_path]
     arguments += ["--endpoint", pool.endpoint, "--receipts", pool.spool_path.parent / "s.json"]
@@ -514,7 +355,7 @@ def test_sigterm_ends_the_pool_and_gives_its_claims_back(
     ]
     for entry in jobs:
         pool.spool.submit(entry)
-    pool.eventually(lambda: list(pool.spool_path.glob("blocks/*/*/*.npy")))
+    pool.eventually(lambda: list(pool.spool_path.glob("blocks/*/*/*.safetensors")))
     assert pool.claimed() != []
     children = family(pool.process.pid)
     assert len(children) >= 2
@@ -527,7 +368,7 @@ def test_sigterm_ends_the_pool_and_gives_its_claims_back(
     assert pool.claimed() == []
     assert list((pool.spool_path / "work").iterdir()) == []
     assert (pool.state.state, pool.state.reason) == ("ended", "SIGTERM")
-    assert list(pool.spool_path.glob("blocks/*/*/*.npy")), "finished vectors are kept for the next run"
+    assert list(pool.spool_path.glob("blocks/*/*/*.safetensors")), "finished vectors are kept for the next run"
 
 
 def test_after_a_kill_the_next_pool_finishes_with_what_was_there(
@@ -536,7 +377,7 @@ def test_after_a_kill_the_next_pool_finishes_with_what_was_there(
     first = serve("first", tokens_per_batch=512)
     entry = job(models, "s", proteins(tmp_path / "s.faa", 160, 100), "proteins")
     first.spool.submit(entry)
-    first.eventually(lambda: len(list(first.spool_path.glob("blocks/*/*/*.npy"))) > 2)
+    first.eventually(lambda: len(list(first.spool_path.glob("blocks/*/*/*.safetensors"))) > 2)
     children = family(first.process.pid)
     assert len(children) >= 2
     first.process.kill()

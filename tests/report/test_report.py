@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from holdfast.errors import ConfigError, InputError, ResourceError
+from holdfast.models.registry import Output
 from holdfast.report import tally
 from holdfast.report.charts import RED, Choices
 from holdfast.report.figures import FIGURES, draw_figure, throughput
@@ -19,12 +20,13 @@ from holdfast.report.page import write_report
 from holdfast.report.projection import pca, umap
 from holdfast.report.tally import SUMMARY_COLUMNS, Tally, count_results, write_summary
 from holdfast.results.calls import call_contigs
-from holdfast.results.embeddings import EmbeddingsFile
+from holdfast.results.embeddings import RECORD_STATUSES, EmbeddingsFile
+from holdfast.results.writer import EmbeddingsWriter
 from holdfast.spool.job import Receipt
 from holdfast.spool.progress import History, Moment
 from sklearn.decomposition import PCA
 
-from tests.results.samples import Place, Record, write_results
+from tests.results.samples import Place, Record, describe_model, write_results
 
 REPOSITORY = Path(__file__).parents[2]
 REPORT = REPOSITORY / "workflow" / "report"
@@ -61,10 +63,10 @@ def write_sample(
         with EmbeddingsFile(path) as reader:
             probabilities = np.array([row[3:] for row in rows], np.float32).reshape(-1, 2)
             call_contigs(reader, zip(reader.blocks(), [probabilities], strict=False), 0.5, *tables)
-    statuses = Counter(status for _, _, status in records)
-    counts = {"records": len(records), "too_short": statuses["too_short"], "too_long": 0, "rows": len(rows)}
-    for model in models:
-        counts |= {f"{model}_tokens": 100 * len(rows), f"{model}_sequences": len(rows)}
+    with EmbeddingsFile(path) as reader:
+        statuses = Counter(status for block in reader.record_blocks() for status in block.status)
+    counts = {"records": len(records), "rows": len(rows), **{status: statuses[status] for status in RECORD_STATUSES}}
+    counts |= {"tokens": 100 * len(rows) * len(models), "sequences": len(rows) * len(models)}
     counts |= {"computed_tokens": 50 * len(rows), "inherited": 3}
     made_by: dict[str, str | float] = {"id": pool, "devices": "CPU, 2 threads", "load_s": 2.5, "precision": "fp32"}
     made_by |= {"device_s": 5.0, "ready_s": 8.0}
@@ -224,11 +226,48 @@ def test_the_summary_has_a_row_a_sample(root: Path, tmp_path: Path) -> None:
     called, frameless, train, proteins = (dict(zip(header, line, strict=True)) for line in lines)
     # Three samples share the load of p1, 2.5 s, evenly, since each had 1.25 s of its devices; p2 has one.
     assert " ".join(called.values()) == (
-        f"{LONG}1 contigs  5 1 0 7 14 1400 2 1 1 1 1 3 2.5 0.833 0.5 1.25 4.0 280 0.625 fp32 CPU, 2 threads esm2 run-1"
+        f"{LONG}1 contigs  5 0 0 1 1 0 0 1 7 14 1400 2 1 1 1 1 3 2.5 0.833 0.5 1.25 4.0 280 0.625 fp32 "
+        "CPU, 2 threads esm2 run-1"
     )
     assert [frameless[f"contigs_{name}"] for name in ("called", "no_stop_free_frame", "virus")] == ["0", "1", "0"]
     assert (train["label"], train["contigs_called"], train["load_share_s"]) == ("virus", "", "2.5")
+    assert [called[status] for status in ("no_stop_free_frame", "too_short", "failed", "rows")] == ["1", "1", "1", "7"]
     assert (proteins["kind"], proteins["tokens"], proteins["contigs_virus"]) == ("proteins", "400", "")
+
+
+def test_what_became_of_long_proteins_is_counted_and_drawn(tmp_path: Path) -> None:
+    statuses = ("ok", "truncated", "windowed", "too_long", "bad_letters")
+    records = [(f"p{number}", 50, status) for number, status in enumerate(statuses)]
+    write_sample(tmp_path / "results" / "s", "proteins", records, [(number, 0, 0, 0, 0) for number in range(3)])
+    sheet = write_sheet(tmp_path, [("s", "proteins", "")])
+    counted = count_results(sheet, tmp_path / "results", tmp_path, seed=1)
+    assert counted.samples[0].outcomes == Counter(embedded=1, truncated=1, windowed=1, too_long=1, bad_letters=1)
+    drawn = texts(draw_figure("outcomes", counted, Choices(tmp_path))).splitlines()
+    assert {"embedded", "truncated", "windowed", "too long", "bad letters"} <= set(drawn)
+    write_summary(sheet, tmp_path / "results", tmp_path / "summary.tsv")
+    header, line = ((tmp_path / "summary.tsv").read_text().splitlines()[n].split("\t") for n in (0, 1))
+    row = dict(zip(header, line, strict=True))
+    assert [row[status] for status in (*statuses[1:], "too_short")] == ["1", "1", "1", "1", "0"]
+
+
+def test_points_are_the_means_of_the_last_layer_or_what_there_is_in_their_place(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    write_sample(results / "s", "proteins", [("p", 2, "ok")], [(0, 0, 0, 0, 0)])
+    made = {("both", 0, "mean"): 1.0, ("both", 2, "mean"): 2.0, ("both", 2, "max"): 3.0, ("highest", 2, "max"): 4.0}
+    with EmbeddingsWriter.create(results / "s/embeddings.h5", "s", "proteins") as writer:
+        writer.append_records(["p"], [2], [2], ["ok"])
+        writer.append_rows(["p"], [2], [bytes(32)], [0], [0], [0])
+    with EmbeddingsWriter.reopen(results / "s/embeddings.h5", {}) as writer:
+        for (model, layer, pooling), value in made.items():
+            values = np.full((1, 4), value, np.float32)
+            writer.write_matrix(model, describe_model(4), Output(layer, pooling), "float32", "fp32", [values])
+        output, values = Output(2, "residues"), np.zeros((2, 4), np.float32)
+        writer.write_residues("single", describe_model(4), output, "float32", "fp32", np.array([2]), [values])
+    counted = count_results(write_sheet(tmp_path, [("s", "proteins", "")]), results, tmp_path, seed=1)
+    assert {model: points.matrix.tolist() for model, points in counted.points.items()} == {
+        "both": [[2.0] * 4],
+        "highest": [[4.0] * 4],
+    }
 
 
 @pytest.mark.parametrize("shape", [(60, 7), (5, 40), (2, 3)])

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from holdfast.models.registry import Prepared
+from holdfast.models.registry import Letters, Output, Prepared
 from holdfast.results.writer import EmbeddingsWriter
 from holdfast.sequences.frames import frame_id
 
@@ -20,6 +20,36 @@ Place = tuple[int, int, int]
 """Record, chunk and frame of a row."""
 
 
+PROTEIN: Mapping[str, Any] = {
+    "family": "esm",
+    "alphabet": "protein",
+    "letters": Letters({letter: number for number, letter in enumerate("LAGVSERTIDPKQNFYMHWCX", 4)}, 3, 0, 2),
+    "mean_of": "residues",
+}
+DNA: Mapping[str, Any] = {"family": "mosaic_bert", "alphabet": "nucleotide", "letters": None, "mean_of": "tokens"}
+
+
+def describe_model(width: int, layers: int = 2, **changes: Any) -> Prepared:
+    """What ``model.json`` says of a protein model, or with ``**DNA`` of another, that nobody prepared."""
+    described: dict[str, Any] = {
+        **PROTEIN,
+        "architecture": {"layers": layers},
+        "layers": layers,
+        "width": width,
+        "start_tokens": 1,
+        "end_tokens": 1,
+        "start_is_cls": True,
+        "max_length": None,
+        "long": "whole",
+        "source": "facebook/x",
+        "source_sha256": "ab" * 32,
+        "weights_sha256": "cd" * 32,
+        "synthetic": False,
+        "verification": {},
+    }
+    return Prepared(**described | changes)
+
+
 def write_results(
     path: Path,
     records: Sequence[Record],
@@ -27,6 +57,8 @@ def write_results(
     matrices: Mapping[str, np.ndarray] | None = None,
     kind: str = "contigs",
     source: str = "facebook/x",
+    weights_sha256: str = "cd" * 32,
+    layer: int = 2,
     synthetic: Sequence[str] = (),
 ) -> Path:
     """Write a results file.
@@ -35,9 +67,11 @@ def write_results(
         path: Where; the sample has the name of its directory.
         records: All records of the input.
         rows: One for each sequence that was embedded.
-        matrices: Model to float [N, D], stored as float32.
+        matrices: Model to float [N, D], stored as float32; those whose names begin with ``dna`` are DNA models.
         kind: Of the sample.
         source: Of the models.
+        weights_sha256: Of the models.
+        layer: Whose means the matrices are.
         synthetic: Models that are synthetic instead.
     """
     ids = [records[record][0] for record, *_ in rows]
@@ -46,13 +80,22 @@ def write_results(
     columns = np.array(rows, np.int32).reshape(-1, 3).T
     chunk_length_bp = CHUNK_LENGTH_BP if kind == "contigs" else 0
     with EmbeddingsWriter.create(path, path.parent.name, kind, chunk_length_bp) as writer:
-        writer.append_records(*(zip(*records, strict=True) if records else ((), (), ())))
+        names, lengths, statuses = zip(*records, strict=True) if records else ((), (), ())
+        seen = ("ok", "truncated", "windowed")
+        used = [length if status in seen else 0 for length, status in zip(lengths, statuses, strict=True)]
+        writer.append_records(names, lengths, used, statuses)
         writer.append_rows(ids, [165] * len(rows), [bytes(32)] * len(rows), *columns)
+        if kind == "contigs":
+            writer.mark_empty("no_stop_free_frame")
     with EmbeddingsWriter.reopen(path, {}) as writer:
         for model, matrix in (matrices or {}).items():
-            made_of = "synthetic:x" if model in synthetic else source
-            described = Prepared(model, {"layers": 2}, matrix.shape[1], made_of, "", "", model in synthetic, {})
-            writer.write_matrix(described, [matrix.astype(np.float32)], "float32", "fp32")
+            known = {"source": source, "weights_sha256": weights_sha256}
+            if model in synthetic:
+                known = {"source": "synthetic:x", "weights_sha256": "5e" * 32}
+            alphabet = DNA if model.startswith("dna") else PROTEIN
+            described = describe_model(matrix.shape[1], synthetic=model in synthetic, **alphabet, **known)
+            means = Output(layer, "mean")
+            writer.write_matrix(model, described, means, "float32", "fp32", [matrix.astype(np.float32)])
     return path
 
 

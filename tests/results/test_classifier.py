@@ -3,28 +3,37 @@
 import json
 import pickle
 import pickletools
+import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from holdfast.errors import InputError, WeightsError
-from holdfast.models.checkpoint import TENSOR_NAMES
+from holdfast.errors import ConfigError, InputError, WeightsError
+from holdfast.models.torch_file import TENSOR_NAMES
 from holdfast.results import classifier
-from holdfast.results.classifier import PUBLISHED_CLASSES, load_published
+from holdfast.results.classifier import PUBLISHED_CLASSES, FeatureModel, load_published
 from holdfast.results.embeddings import EmbeddingsFile
 from holdfast.results.training import Network
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from tests.results.samples import ESM2_WIDTH, FEATURE_WIDTH, write_features, write_results
+from tests.results.samples import DNABERT_S_WIDTH, ESM2_WIDTH, FEATURE_WIDTH, write_features, write_results
 
 ENTRY = Path(classifier.__file__).parents[2] / "entry.py"
 PUBLISH = Path(__file__).with_name("virnucpro.py")
+FROM = ("facebook/x", "cd" * 32, False)
+MODELS = {
+    "dna": FeatureModel("dnabert_s", "mosaic_bert", DNABERT_S_WIDTH, 2, "mean", *FROM),
+    "protein": FeatureModel("esm2", "esm", ESM2_WIDTH, 2, "mean", *FROM),
+}
+"""What samples are made with unless a test says otherwise."""
 
 
 @pytest.fixture(scope="module", params=["function", "relu"])
@@ -46,7 +55,7 @@ def test_virnucpros_pickled_module_is_read_and_converted(published: Path, tmp_pa
     found = []
     for network in (load_published(published / "500_model.pth"), classifier.load_classifier(converted)):
         with EmbeddingsFile(sample) as reader:
-            ((rows, probabilities),) = classifier.classify(reader, network)
+            ((rows, probabilities),) = classifier.classify(reader, network, {})
         assert rows.ids[49] == "r49_chunk_1F2"
         np.testing.assert_allclose(probabilities, expected["probabilities"], rtol=0, atol=1e-6)
         found.append(probabilities)
@@ -214,10 +223,10 @@ def test_blocks_do_not_change_the_classification(tmp_path: Path, monkeypatch: py
     network = learned()
     features = np.random.default_rng(0).normal(size=(100, FEATURE_WIDTH)).astype(np.float32)
     with EmbeddingsFile(write_features(tmp_path / "s", features, list(range(100)))) as reader:
-        ((_, whole),) = classifier.classify(reader, network.classifier({}, "random"))
+        ((_, whole),) = classifier.classify(reader, network.classifier({}, "random"), {})
         blocks = reader.blocks
         monkeypatch.setattr(reader, "blocks", lambda models: blocks(models, block_rows=7))
-        parts = list(classifier.classify(reader, network.classifier({}, "random")))
+        parts = list(classifier.classify(reader, network.classifier({}, "random"), {}))
     assert len(parts) == 15
     np.testing.assert_allclose(np.concatenate([part for _, part in parts]), whole, atol=1e-6)
     expected = network.predict(torch.from_numpy(features)).softmax(1)
@@ -225,11 +234,7 @@ def test_blocks_do_not_change_the_classification(tmp_path: Path, monkeypatch: py
 
 
 def test_embeddings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    models = {
-        "dnabert_s": {"width": FEATURE_WIDTH - ESM2_WIDTH, "source": "facebook/x", "synthetic": False},
-        "esm2": {"width": ESM2_WIDTH, "source": "facebook/x", "synthetic": False},
-    }
-    network = learned().classifier(models, "a test")
+    network = learned().classifier(MODELS, "a test")
     features = np.zeros((2, FEATURE_WIDTH))
     for name in ("proteins", "partial"):
         (tmp_path / name).mkdir()
@@ -237,27 +242,75 @@ def test_embeddings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     write_results(tmp_path / "partial/embeddings.h5", [("c", 9, "ok")], [], {"esm2": features[:0]})
     write_features(tmp_path / "wide", np.zeros((2, FEATURE_WIDTH + 3)), [0, 1])
     write_features(tmp_path / "synthetic", features, [0, 1], synthetic=["dnabert_s"])
-    write_features(tmp_path / "fits", features, [0, 1], source="facebook/a_copy")
+    write_features(tmp_path / "other", features, [0, 1], source="facebook/y", weights_sha256="ef" * 32)
+    write_features(tmp_path / "layer", features, [0, 1], layer=1)
+    trained = r"was trained with mosaic_bert of facebook/x \(layer 2, mean, width 6\) for dna, but .*"
     cases = {
         "wide": (WeightsError, r"takes 16 values, but .*wide.* gives 19 \(dnabert_s 6 \+ esm2 13\)"),
-        "synthetic": (WeightsError, "trained with dnabert_s of facebook/x, but .* was made with synthetic:x"),
+        "synthetic": (WeightsError, trained + r"mosaic_bert of synthetic:x \(layer 2, mean, width 6\); use the same"),
+        "other": (WeightsError, trained + r"mosaic_bert of facebook/y \(layer 2, mean, width 6\); use the same"),
+        "layer": (WeightsError, trained + r"mosaic_bert of facebook/x \(layer 1, mean, width 6\); use the same"),
         "proteins": (InputError, "its kind is proteins"),
-        "partial": (InputError, "holds no embeddings of dnabert_s"),
+        "partial": (ConfigError, r"method\.dna: frames are classified with one such model, there are: none"),
     }
     for name, (kind, problem) in cases.items():
         with EmbeddingsFile(tmp_path / name / "embeddings.h5") as reader, pytest.raises(kind, match=problem):
-            next(classifier.classify(reader, network))
-    with EmbeddingsFile(tmp_path / "fits" / "embeddings.h5") as reader:
-        assert len(list(classifier.classify(reader, network))) == 1
+            next(classifier.classify(reader, network, {}))
+
+
+@pytest.mark.parametrize("known", [{"source": "facebook/a_copy"}, {"weights_sha256": "ef" * 32}])
+def test_the_same_weights_from_elsewhere_and_the_same_source_in_another_format_fit(
+    tmp_path: Path, known: Mapping[str, Any]
+) -> None:
+    network = learned().classifier(MODELS, "a test")
+    with EmbeddingsFile(write_features(tmp_path / "fits", np.zeros((2, FEATURE_WIDTH)), [0, 1], **known)) as reader:
+        assert len(list(classifier.classify(reader, network, {}))) == 1
+
+
+def test_frames_are_classified_by_the_two_models_that_are_named(tmp_path: Path) -> None:
+    """Of two protein models in a sample; the features of the other are not looked at."""
+    network = learned().classifier({}, "random")
+    random = np.random.default_rng(4)
+    dna, protein = random.normal(size=(3, DNABERT_S_WIDTH)), random.normal(size=(3, ESM2_WIDTH))
+    matrices = {"dna": dna, "large": protein, "small": np.zeros((3, 4))}
+    path = write_results(
+        tmp_path / "embeddings.h5", [("c", 900, "ok")], [(0, 1, frame) for frame in range(3)], matrices
+    )
+    with EmbeddingsFile(path) as reader:
+        ((_, found),) = classifier.classify(reader, network, {"protein": "large"})
+        np.testing.assert_array_equal(found, network.predict(np.concatenate([dna, protein], axis=1, dtype=np.float32)))
+        for named, problem in (
+            ({}, "method.protein: frames are classified with one such model, there are: large, small; name it"),
+            ({"protein": "dna"}, "method.protein: dna is no model for it; those are: large, small"),
+            ({"protein": "large", "dna": "none"}, "method.dna: none is no model for it; those are: dna"),
+        ):
+            with pytest.raises(ConfigError, match=f"^{re.escape(problem)}$"):
+                next(classifier.classify(reader, network, named))
+
+
+def test_other_widths_of_the_same_sum_are_refused() -> None:
+    network = learned().classifier(MODELS, "a test")
+    network.require_fit(MODELS, "here")
+    swapped = {"dna": replace(MODELS["dna"], width=ESM2_WIDTH), "protein": replace(MODELS["protein"], width=6)}
+    with pytest.raises(WeightsError, match=r"trained with .*width 6\) for dna, but here has .*width 10\)"):
+        network.require_fit(swapped, "here")
 
 
 def test_a_saved_classifier_names_its_classes_and_files_that_hold_none_are_refused(tmp_path: Path) -> None:
-    network = learned().classifier({}, "random")
+    network = learned().classifier(MODELS, "random")
     network.save(tmp_path / "saved.safetensors")
     with safe_open(tmp_path / "saved.safetensors", "numpy") as file:
         header = file.metadata()
-    written = {"format_version": 2, "classes": ["non-viral", "virus"], "models": {}, "source": "random"}
+    known = {"layer": 2, "pooling": "mean", "source": "facebook/x", "weights_sha256": "cd" * 32, "synthetic": False}
+    models: dict[str, Any] = {
+        "dna": {"model": "dnabert_s", "family": "mosaic_bert", "width": 6, **known},
+        "protein": {"model": "esm2", "family": "esm", "width": 10, **known},
+    }
+    written = {"format_version": 3, "classes": ["non-viral", "virus"], "models": models, "source": "random"}
     assert json.loads(header[classifier.HEADER_KEY]) == written
+    assert classifier.load_classifier(tmp_path / "saved.safetensors").models == MODELS
+    learned().classifier({}, "VirNucPro's").save(tmp_path / "published.safetensors")
+    assert classifier.load_classifier(tmp_path / "published.safetensors").models == {}
 
     def save(name: str, state: dict[str, np.ndarray], **changed: object) -> None:
         metadata = {classifier.HEADER_KEY: json.dumps(written | changed)} if state else {}
@@ -265,7 +318,10 @@ def test_a_saved_classifier_names_its_classes_and_files_that_hold_none_are_refus
 
     state = network.state
     save("other", {})
-    save("old", state, format_version=1, classes=["other", "virus"])
+    save("old", state, format_version=2, models={})
+    save("classes", state, classes=["other", "virus"])
+    save("roles", state, models={"dna": models["dna"]})
+    save("fields", state, models=models | {"dna": {**models["dna"], "layer": "2"}})
     save("extra", {**state, "extra.weight": np.zeros(1, np.float32)})
     save("missing", {name: state[name] for name in list(state)[1:]})
     save("shape", {**state, "bn1.bias": np.zeros(3, np.float32)})
@@ -276,6 +332,9 @@ def test_a_saved_classifier_names_its_classes_and_files_that_hold_none_are_refus
         "none.safetensors": "no such file",
         "other.safetensors": "not a classifier of this version",
         "old.safetensors": "not a classifier of this version; train it, or convert",
+        "classes.safetensors": "not a classifier of this version; train it, or convert",
+        "roles.safetensors": "not a classifier of this version; train it, or convert",
+        "fields.safetensors": r"this version \(models\.dna\.layer must be a whole number\); train it, or convert",
         "text.safetensors": "not a readable safetensors file",
         "model.onnx": r"must end in \.safetensors; holdfast convert-classifier",
         "extra.safetensors": "extra.weight is unknown",

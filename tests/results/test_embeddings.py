@@ -14,18 +14,18 @@ import h5py
 import numpy as np
 import pytest
 from holdfast.errors import HoldfastError, InputError, ResourceError
-from holdfast.models.registry import KINDS, Prepared
+from holdfast.models.registry import KINDS, Output
 from holdfast.results.embeddings import EmbeddingsFile, read_embeddings
 from holdfast.results.export import export_embeddings
 from holdfast.results.writer import EmbeddingsWriter
 
-SCRIPTS = Path(__file__).parents[2] / "workflow/scripts"
+from tests.results.samples import DNA, describe_model
+
+ROOT = Path(__file__).parents[2]
+MEAN = Output(6, "mean")
 IDS = ["c1", "quote\"'|/:;,\\", "Bacillus_ö_菌_🦠", "x" * 300, "NA", "#", "c6"]
+STATUSES = ["ok", "truncated", "windowed", "ok", "too_short", "bad_letters", "failed"]
 SOFTWARE = {"holdfast": "0.1.0", "torch": "2.13.0"}
-
-
-def prepared(model: str, width: int) -> Prepared:
-    return Prepared(model, {"layers": 6}, width, f"synthetic:{model}", "ab" * 32, "cd" * 32, True, {})
 
 
 def vectors(rows: int, width: int, seed: int = 1) -> np.ndarray:
@@ -44,10 +44,9 @@ def create(path: Path, rows: int = len(IDS), block_rows: int = 3) -> dict[str, n
         "chunk": np.arange(rows, dtype=np.int32) + 1,
         "frame": np.arange(rows, dtype=np.uint8) % 6,
     }
-    statuses = ["ok"] * 4 + ["too_short", "too_long", "failed"]
     with EmbeddingsWriter.create(path, "sample ä", "contigs", 500, job="s-1") as writer:
-        writer.append_records(IDS[:2], [10, 3_000_000_000], statuses[:2])
-        writer.append_records(IDS[2:], [1, 2, 3, 4, 5], statuses[2:])
+        writer.append_records(IDS[:2], [10, 3_000_000_000], [10, 2_500_000_000], STATUSES[:2])
+        writer.append_records(IDS[2:], [1, 2, 3, 4, 5], [1, 2, 0, 0, 0], STATUSES[2:])
         for start in range(0, rows, block_rows):
             part = slice(start, start + block_rows)
             numbers = (columns[name][part] for name in ("record", "chunk", "frame"))
@@ -59,10 +58,11 @@ def create(path: Path, rows: int = len(IDS), block_rows: int = 3) -> dict[str, n
 def test_everything_written_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "embeddings.h5"
     columns = create(path)
-    esm2, dnabert_s = vectors(7, 40), vectors(7, 24, seed=2)
+    esm2, dna = vectors(7, 40), vectors(7, 24, seed=2)
+    protein, nucleotide = describe_model(40, 6, synthetic=True), describe_model(24, 12, **DNA, source="facebook/dna")
     with EmbeddingsWriter.reopen(path, SOFTWARE) as writer:
-        writer.write_matrix(prepared("esm2", 40), [esm2[:5], esm2[5:]], "float16", "fp32")
-        writer.write_matrix(prepared("dnabert_s", 24), iter([dnabert_s]), "float32", "fp32")
+        writer.write_matrix("my-esm2", protein, MEAN, "float16", "fp32", [esm2[:5], esm2[5:]])
+        writer.write_matrix("dna", nucleotide, Output(12, "mean"), "float32", "bf16", iter([dna]))
     found = read_embeddings(path)
     assert found.ids == columns["ids"].tolist()
     for name in ("length", "sha256", "record", "chunk", "frame"):
@@ -71,14 +71,18 @@ def test_everything_written_is_read_back(tmp_path: Path) -> None:
     assert found.sha256[3].tobytes().endswith(b"\0")
     assert found.records.ids == IDS
     assert found.records.length.tolist() == [10, 3_000_000_000, 1, 2, 3, 4, 5]
-    assert found.records.status == ["ok"] * 4 + ["too_short", "too_long", "failed"]
-    np.testing.assert_array_equal(found.matrices["esm2"], esm2.astype(np.float16))
-    np.testing.assert_array_equal(found.matrices["dnabert_s"], dnabert_s)
-    assert found.matrices["esm2"].dtype == np.float16
-    assert found.matrices["dnabert_s"].dtype == np.float32
+    assert found.records.residues_used.tolist() == [10, 2_500_000_000, 1, 2, 0, 0, 0]
+    assert found.records.status == STATUSES
+    assert list(found.matrices) == ["dna/12/mean", "my-esm2/6/mean"]
+    np.testing.assert_array_equal(found.matrices["my-esm2/6/mean"], esm2.astype(np.float16))
+    np.testing.assert_array_equal(found.matrices["dna/12/mean"], dna)
+    assert found.matrices["my-esm2/6/mean"].dtype == np.float16
+    assert found.matrices["dna/12/mean"].dtype == np.float32
+    assert found.residues == {}
+    common = {"source_sha256": "ab" * 32, "weights_sha256": "cd" * 32, "pooling": "mean"}
     assert found.attributes == {
         "format": "holdfast-embeddings",
-        "format_version": 1,
+        "format_version": 2,
         "sample": "sample ä",
         "kind": "contigs",
         "chunk_length_bp": 500,
@@ -86,18 +90,29 @@ def test_everything_written_is_read_back(tmp_path: Path) -> None:
         "input_sha256": "ef" * 32,
         "complete": True,
         "software": SOFTWARE,
-        "models": {
-            model: {
-                "width": width,
-                "source": f"synthetic:{model}",
-                "source_sha256": "ab" * 32,
-                "weights_sha256": "cd" * 32,
+        "matrices": {
+            "my-esm2/6/mean": {
+                **common,
+                "family": "esm",
+                "alphabet": "protein",
+                "width": 40,
+                "source": "facebook/x",
                 "synthetic": True,
                 "layer": 6,
-                "pooling": pooling,
+                "mean_of": "residues",
                 "precision": "fp32",
-            }
-            for model, width, pooling in (("dnabert_s", 24, "mean of tokens"), ("esm2", 40, "mean of residues"))
+            },
+            "dna/12/mean": {
+                **common,
+                "family": "mosaic_bert",
+                "alphabet": "nucleotide",
+                "width": 24,
+                "source": "facebook/dna",
+                "synthetic": False,
+                "layer": 12,
+                "mean_of": "tokens",
+                "precision": "bf16",
+            },
         },
     }
 
@@ -107,7 +122,7 @@ def test_blocks_together_are_the_whole_file(tmp_path: Path) -> None:
     columns = create(path, rows=1000, block_rows=333)
     matrix = vectors(1000, 8)
     with EmbeddingsWriter.reopen(path, SOFTWARE) as writer:
-        writer.write_matrix(prepared("esm2", 8), np.array_split(matrix, 9), "float32", "fp32")
+        writer.write_matrix("esm2", describe_model(8, 6), MEAN, "float32", "fp32", np.array_split(matrix, 9))
     with EmbeddingsFile(path) as reader:
         assert (reader.row_count, reader.record_count, reader.sample, reader.chunk_length_bp) == (
             1000,
@@ -115,10 +130,10 @@ def test_blocks_together_are_the_whole_file(tmp_path: Path) -> None:
             "sample ä",
             500,
         )
-        blocks = list(reader.blocks(["esm2"], block_rows=300))
+        blocks = list(reader.blocks(["esm2/6/mean"], block_rows=300))
         assert [len(block.ids) for block in blocks] == [300, 300, 300, 100]
         assert [name for block in blocks for name in block.ids] == columns["ids"].tolist()
-        np.testing.assert_array_equal(np.concatenate([block.matrices["esm2"] for block in blocks]), matrix)
+        np.testing.assert_array_equal(np.concatenate([block.matrices["esm2/6/mean"] for block in blocks]), matrix)
         np.testing.assert_array_equal(np.concatenate([block.sha256 for block in blocks]), columns["sha256"])
         assert all(block.matrices == {} for block in reader.blocks())
         records = list(reader.record_blocks(block_rows=5))
@@ -129,14 +144,17 @@ def test_blocks_together_are_the_whole_file(tmp_path: Path) -> None:
 def test_a_sample_without_rows_is_a_complete_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "embeddings.h5"
     with EmbeddingsWriter.create(path, "s", kind, 300 if kind == "contigs" else 0) as writer:
-        writer.append_records([], [], [])
+        writer.append_records([], [], [], [])
     with EmbeddingsWriter.reopen(path, SOFTWARE) as writer:
-        writer.write_matrix(prepared("esm2", 320), [], "float16", "fp16")
+        writer.write_matrix("esm2", describe_model(320, 6), MEAN, "float16", "fp16", [])
+        counts = np.zeros(0, np.int64)
+        writer.write_residues("esm2", describe_model(320, 6), Output(6, "residues"), "float16", "fp16", counts, [])
     found = read_embeddings(path)
     assert found.ids == found.records.ids == []
-    assert found.matrices["esm2"].shape == (0, 320)
+    assert found.matrices["esm2/6/mean"].shape == (0, 320)
+    assert found.residues == {"esm2/6/residues": []}
     with EmbeddingsFile(path) as reader:
-        assert list(reader.blocks(["esm2"])) == []
+        assert list(reader.blocks(["esm2/6/mean"])) == []
         assert list(reader.record_blocks()) == []
 
 
@@ -152,20 +170,20 @@ def test_a_value_that_cannot_be_stored_is_an_error_and_the_file_stays_incomplete
     before = path.read_bytes()
     matrix = vectors(7, 4)
     matrix[6, 3] = value
-    with pytest.raises(ResourceError, match=f"sample 'sample ä': esm2 gave.*{advice}"):  # noqa: SIM117
+    with pytest.raises(ResourceError, match=f"sample 'sample ä': esm2/6/mean gave.*{advice}"):  # noqa: SIM117
         with EmbeddingsWriter.reopen(path, SOFTWARE) as writer:
-            writer.write_matrix(prepared("esm2", 4), [matrix], "float16", "fp16")
+            writer.write_matrix("esm2", describe_model(4, 6), MEAN, "float16", "fp16", [matrix])
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
     with EmbeddingsWriter.reopen(path, SOFTWARE) as writer:
-        writer.write_matrix(prepared("esm2", 4), [np.nan_to_num(matrix)], "float32", "fp16")
-    assert read_embeddings(path).matrices["esm2"][6, 3] == np.nan_to_num(matrix)[6, 3]
+        writer.write_matrix("esm2", describe_model(4, 6), MEAN, "float32", "fp16", [np.nan_to_num(matrix)])
+    assert read_embeddings(path).matrices["esm2/6/mean"][6, 3] == np.nan_to_num(matrix)[6, 3]
 
 
 def test_a_writer_that_fails_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError):  # noqa: PT012, SIM117
         with EmbeddingsWriter.create(tmp_path / "embeddings.h5", "s", "dna") as writer:
-            writer.append_records(["a"], [5], ["ok"])
+            writer.append_records(["a"], [5], [5], ["ok"])
             raise InputError("broken", "x.fasta")
     assert list(tmp_path.iterdir()) == []
 
@@ -176,21 +194,22 @@ def test_a_killed_writer_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     before = path.read_bytes()
     program = f"""
 import os, signal, numpy
-from holdfast.models.registry import Prepared
+from holdfast.models.registry import Output
 from holdfast.results.writer import EmbeddingsWriter
+from tests.results.samples import describe_model
 def blocks():
     yield numpy.ones((6, 4), numpy.float32)
     os.kill(os.getpid(), signal.SIGKILL)
 with EmbeddingsWriter.reopen({str(path)!r}, {{}}) as writer:
-    writer.write_matrix(Prepared("esm2", {{"layers": 6}}, 4, "", "", "", True, {{}}), blocks(), "float16", "fp32")
+    writer.write_matrix("esm2", describe_model(4, 6), Output(6, "mean"), "float16", "fp32", blocks())
 """
-    environment = {"PYTHONPATH": str(SCRIPTS)}
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT}/workflow/scripts"}
     killed = subprocess.run([sys.executable, "-c", program], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert path.read_bytes() == before
     with EmbeddingsWriter.reopen(path, SOFTWARE) as writer:
-        writer.write_matrix(prepared("esm2", 4), [vectors(7, 4)], "float32", "fp32")
-    np.testing.assert_array_equal(read_embeddings(path).matrices["esm2"], vectors(7, 4))
+        writer.write_matrix("esm2", describe_model(4, 6), MEAN, "float32", "fp32", [vectors(7, 4)])
+    np.testing.assert_array_equal(read_embeddings(path).matrices["esm2/6/mean"], vectors(7, 4))
 
 
 @contextmanager
@@ -208,7 +227,8 @@ def refusing_above(size_bytes: int) -> Iterator[None]:
 
 def write_matrix(path: Path) -> None:
     with EmbeddingsWriter.reopen(path, SOFTWARE) as writer:
-        writer.write_matrix(prepared("esm2", 40), iter([vectors(500, 40), vectors(500, 40)]), "float32", "fp32")
+        blocks = iter([vectors(500, 40), vectors(500, 40)])
+        writer.write_matrix("esm2", describe_model(40, 6), MEAN, "float32", "fp32", blocks)
 
 
 def test_a_write_that_the_system_refuses_is_its_error_and_the_file_stays_as_it_was(tmp_path: Path) -> None:
@@ -230,34 +250,13 @@ def test_a_write_that_the_system_refuses_is_its_error_and_the_file_stays_as_it_w
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_export_has_a_dataset_an_id_under_names_that_hdf5_takes(tmp_path: Path) -> None:
-    path, exported = tmp_path / "embeddings.h5", tmp_path / "esm2.h5"
-    ids = ["sp|P1|A_B", "50%/a", ".", "菌"]
-    with EmbeddingsWriter.create(path, "s", "proteins", job="s-1") as writer:
-        writer.append_records(ids, [9] * 4, ["ok"] * 4)
-        writer.append_rows(ids, [9] * 4, [bytes(32)] * 4, range(4), [0] * 4, [0] * 4)
-    with EmbeddingsWriter.reopen(path, SOFTWARE) as writer:
-        writer.write_matrix(prepared("esm2", 8), [vectors(4, 8)], "float16", "fp32")
-    assert export_embeddings(path, "esm2", exported) == 4
-    with h5py.File(exported) as file:
-        assert sorted(file) == ["%2E", "50%25%2Fa", "sp|P1|A_B", "菌"]
-        found = {dataset.attrs["original_id"]: dataset[:] for dataset in file.values()}
-        known = [file.attrs[name] for name in ("sample", "kind", "job", "model", "layer", "pooling")]
-    assert known == ["s", "proteins", "s-1", "esm2", 6, "mean of residues"]
-    for name, vector in zip(ids, vectors(4, 8).astype(np.float16), strict=True):
-        np.testing.assert_array_equal(found[name], vector)
-        assert found[name].dtype == np.float16
-    with pytest.raises(InputError, match=r"holds no embeddings of 'dnabert_s'; name a model that it has: esm2"):
-        export_embeddings(path, "dnabert_s", tmp_path / "none.h5")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["embeddings.h5", "esm2.h5"]
-
-
 @pytest.mark.parametrize("shapes", [[(6, 4)], [(8, 4)], [(7, 5)], [(7, 4), (1, 4)]])
 def test_a_matrix_has_a_row_for_every_row(tmp_path: Path, shapes: list[tuple[int, int]]) -> None:
     create(tmp_path / "embeddings.h5")
-    with pytest.raises(ValueError, match="matrix esm2"):  # noqa: SIM117
+    matrices = [vectors(*shape) for shape in shapes]
+    with pytest.raises(ValueError, match="matrix esm2/6/mean"):  # noqa: SIM117
         with EmbeddingsWriter.reopen(tmp_path / "embeddings.h5", SOFTWARE) as writer:
-            writer.write_matrix(prepared("esm2", 4), [vectors(*shape) for shape in shapes], "float16", "fp32")
+            writer.write_matrix("esm2", describe_model(4, 6), MEAN, "float16", "fp32", matrices)
     with pytest.raises(InputError, match="incomplete"):
         read_embeddings(tmp_path / "embeddings.h5")
 
@@ -276,7 +275,7 @@ def foreign(path: Path) -> None:
 def newer(path: Path) -> None:
     create(path)
     with h5py.File(path, "r+") as file:
-        file.attrs["format_version"] = 2
+        file.attrs["format_version"] = 3
 
 
 def truncated(path: Path) -> None:
@@ -291,7 +290,7 @@ def truncated(path: Path) -> None:
         (Path.mkdir, "no such file"),
         (lambda path: path.write_text("id\tx\n"), "not a readable HDF5 file"),
         (foreign, "not an embeddings file"),
-        (newer, "format 2, this version reads 1"),
+        (newer, "format 3, this version reads 2"),
         (truncated, "not a readable HDF5 file"),
         (create, "incomplete"),
     ],

@@ -19,6 +19,7 @@ from tests.results.samples import ESM2_WIDTH, FEATURE_WIDTH, write_features
 
 ENTRY = Path(__file__).parents[2] / "workflow/scripts/entry.py"
 LABELS = ("non-viral", "virus")
+KNOWN = {"layer": 2, "pooling": "mean", "source": "facebook/x", "weights_sha256": "cd" * 32, "synthetic": False}
 FILES = ["classifier.safetensors", "confusion.tsv", "history.tsv", "metrics.json"]
 
 Labelled = list[tuple[str | Path, str]]
@@ -106,8 +107,8 @@ def test_the_commands_train_write_what_was_learned_and_classify(tmp_path: Path) 
     metrics = json.loads((written / "metrics.json").read_text())
     assert (metrics["seed"], metrics["threshold"]) == (1, 0.6)
     assert metrics["models"] == {
-        "dnabert_s": {"width": 6, "source": "facebook/x", "synthetic": False},
-        "esm2": {"width": 10, "source": "facebook/x", "synthetic": False},
+        "dna": {"model": "dnabert_s", "family": "mosaic_bert", "width": 6, **KNOWN},
+        "protein": {"model": "esm2", "family": "esm", "width": 10, **KNOWN},
     }
     confusion = [line.split("\t") for line in (written / "confusion.tsv").read_text().splitlines()]
     assert confusion == [
@@ -147,7 +148,7 @@ def test_metrics_on_frames_and_contigs_equal_a_recomputation(tmp_path: Path) -> 
         features = random.normal(size=(120, FEATURE_WIDTH)) + shift
         files.append((write_features(tmp_path / label, features, records.tolist(), chunks.tolist()), label))
     trained = train(files, seed=3, epochs=2)
-    data = _load_frames(files, 240, FEATURE_WIDTH)
+    data = _load_frames(files, 240, trained.classifier.models)
     held = np.isin(data.contig, _held_out_contigs(data, 3))
     probabilities = trained.classifier.predict(data.features[held])
     actual = data.label[held]
@@ -198,8 +199,9 @@ def test_samples_of_different_models_are_refused(tmp_path: Path) -> None:
     files = labelled(tmp_path, shift=1.0, contigs=5)
     wider = write_features(tmp_path / "wide", np.zeros((2, FEATURE_WIDTH + 3)), [0, 1])
     synthetic = write_features(tmp_path / "synthetic", np.zeros((2, FEATURE_WIDTH)), [0, 1], synthetic=["esm2"])
-    for path in (wider, synthetic):
-        with pytest.raises(WeightsError, match=r"samples 'virus0' and '(wide|synthetic)' .* different models"):
+    layer = write_features(tmp_path / "layer", np.zeros((2, FEATURE_WIDTH)), [0, 1], layer=1)
+    for path in (wider, synthetic, layer):
+        with pytest.raises(WeightsError, match=rf"samples 'virus0' and '{path.parent.name}' .* different models"):
             train([*files, (path, "virus")], seed=1)
     with EmbeddingsFile(wider) as reader:
         assert reader.models["esm2"]["width"] == ESM2_WIDTH + 3

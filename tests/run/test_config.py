@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 from holdfast.errors import ConfigError
-from holdfast.run.config import Sample, check_config, check_files, check_fit, models_in_use, read_samples, write_samples
+from holdfast.run.config import Sample, check_config, check_files, check_fit, read_samples, write_samples
+from holdfast.spool.job import RESERVED
 
 GOOD: dict[str, Any] = {"samples": "samples.tsv", "models": {"esm2": {"weights": "a"}, "dnabert_s": {"weights": "b"}}}
+ASKED = {"layers": ["last"], "pooling": ["mean"], "long": None, "max_length": None}
 
 
 def with_defaults(**changed: Any) -> dict[str, Any]:
@@ -44,7 +46,9 @@ def sheet_problems(path: Path) -> list[str]:
 def test_every_key_but_samples_and_models_has_a_default() -> None:
     filled = with_defaults()
     assert {key: value for key, value in filled.items() if key != "pool"} == {
-        **GOOD,
+        "samples": "samples.tsv",
+        "models": {"esm2": {"weights": "a", **ASKED}, "dnabert_s": {"weights": "b", **ASKED}},
+        "method": {"protein": None, "dna": None},
         "chunk_length": 500,
         "classifier": None,
         "container": None,
@@ -61,10 +65,13 @@ def test_every_key_but_samples_and_models_has_a_default() -> None:
 
 
 def test_what_is_given_is_kept_and_the_given_mapping_is_left_alone() -> None:
-    given = {**GOOD, "chunk_length": 300, "pool": {"device": "cpu"}}
+    models = {"a-Model_1": {"weights": "a", "layers": [0, "last"], "long": "window", "max_length": 2}}
+    given = {**GOOD, "models": models, "chunk_length": 300, "pool": {"device": "cpu"}, "method": {"dna": "x"}}
     before = repr(given)
     filled = check_config(given)
     assert (filled["chunk_length"], filled["pool"]["device"], filled["pool"]["threads"]) == (300, "cpu", 8)
+    assert filled["models"] == {"a-Model_1": {"pooling": ["mean"], **models["a-Model_1"]}}
+    assert filled["method"] == {"protein": None, "dna": "x"}
     assert repr(given) == before
     assert with_defaults()["pool"]["device"] == "auto"
 
@@ -74,8 +81,28 @@ def test_what_is_given_is_kept_and_the_given_mapping_is_left_alone() -> None:
     [
         ({"chunk_lenght": 500}, "unknown key 'chunk_lenght'; did you mean 'chunk_length'?"),
         ({"pool": {"token_per_batch": 1}}, "unknown key 'pool.token_per_batch'; did you mean 'tokens_per_batch'?"),
-        ({"models": {"esm": {"weights": "a"}}}, "unknown key 'models.esm'; did you mean 'esm2'?"),
         ({"models": {"esm2": {"weights": "a", "sha": "b"}}}, "unknown key 'models.esm2.sha'; did you mean 'sha256'?"),
+        ({"models": {"my": {"weights": "a", "layer": [1]}}}, "unknown key 'models.my.layer'; did you mean 'layers'?"),
+        (
+            {"models": {"my": {"weights": "a", "gpu": 1}}},
+            "unknown key 'models.my.gpu'; known are weights, sha256, layers, pooling, long, max_length",
+        ),
+        ({"models": {"my": {"weights": "a", "layers": [-1]}}}, "'models.my.layers.0' must be at least 0, is -1"),
+        (
+            {"models": {"my": {"weights": "a", "layers": ["first"]}}},
+            "'models.my.layers.0' must be a number from 0 (the",
+        ),
+        ({"models": {"my": {"weights": "a", "layers": [1.5]}}}, "'models.my.layers.0' must be of type integer or str"),
+        (
+            {"models": {"my": {"weights": "a", "pooling": ["std"]}}},
+            "'models.my.pooling.0' must be one of mean, cls, max",
+        ),
+        (
+            {"models": {"my": {"weights": "a", "long": "cut"}}},
+            "'models.my.long' must be one of whole, window, truncate",
+        ),
+        ({"models": {"my": {"weights": "a", "max_length": 1}}}, "'models.my.max_length' must be at least 2, is 1"),
+        ({"method": {"codon": "esm2"}}, "unknown key 'method.codon'; known are protein, dna"),
         (
             {"pool": {"zzz": 1}},
             "unknown key 'pool.zzz'; known are lifecycle, spool, replicas, device, threads, cpu_workers",
@@ -86,7 +113,7 @@ def test_what_is_given_is_kept_and_the_given_mapping_is_left_alone() -> None:
         ({"output_virnucpro": "yes"}, "'output_virnucpro' must be of type boolean, is 'yes'"),
         ({"threshold": 1.5}, "'threshold' must be at most 1, is 1.5"),
         ({"classifier": 3}, "'classifier' must be of type string or null, is 3"),
-        ({"precision": "bf16"}, "'precision' must be one of auto, fp32, fp16, is 'bf16'"),
+        ({"precision": "tf32"}, "'precision' must be one of auto, fp32, fp16, bf16, is 'tf32'"),
         ({"store_dtype": "double"}, "'store_dtype' must be one of float16, float32, is 'double'"),
         ({"models": {}}, "'models' needs keys, at least 1, is {}"),
         ({"models": {"esm2": {}}}, "'models.esm2.weights' is missing: the published checkpoint"),
@@ -119,17 +146,17 @@ def test_all_mistakes_are_told_at_once_and_each_once() -> None:
         [
             "'samples' is missing: path of the sample sheet, a TSV file, relative to the working directory; "
             "or a list of its lines",
-            "'models' is missing: the language models; esm2 for kinds contigs and proteins, "
-            "dnabert_s for kinds contigs and dna",
+            "'models' is missing: the language models, by names of your choice, which are those of the results",
         ]
     )
 
 
 def test_the_sheet_is_read_with_defaults_in_its_order(tmp_path: Path) -> None:
-    path = sheet(tmp_path, "sample\tfasta\tkind\tlabel\nb\tb.fna\t\tvirus\na.1-x_2\t/d/a b.fna\tproteins\t\n")
+    lines = "b\tb.fna\t\tvirus\na.1-x_2\t/d/a b.fna\tproteins\t\tlarge, small\n"
+    path = sheet(tmp_path, f"sample\tfasta\tkind\tlabel\tmodels\n{lines}")
     assert read(path) == {
-        "b": Sample("b", "b.fna", "contigs", "virus"),
-        "a.1-x_2": Sample("a.1-x_2", "/d/a b.fna", "proteins", ""),
+        "b": Sample("b", "b.fna", "contigs", "virus", ""),
+        "a.1-x_2": Sample("a.1-x_2", "/d/a b.fna", "proteins", "", "large, small"),
     }
     assert list(read(path)) == ["b", "a.1-x_2"]
 
@@ -146,7 +173,7 @@ def test_the_sheet_is_read_with_defaults_in_its_order(tmp_path: Path) -> None:
     ids=["byte order mark and CRLF", "comments and blank lines", "other order", "short lines", "spaces"],
 )
 def test_the_same_samples_in_other_clothes(tmp_path: Path, text: str) -> None:
-    wanted = {name: Sample(name, f"{name}.fna", "contigs", "") for name in "ab"}
+    wanted = {name: Sample(name, f"{name}.fna", "contigs", "", "") for name in "ab"}
     assert read(sheet(tmp_path, text)) == wanted
 
 
@@ -165,7 +192,8 @@ def test_every_wrong_line_is_named(tmp_path: Path) -> None:
     assert lines == [
         "line 5: 'kind' must be one of contigs, proteins, dna, is 'genes'",
         "line 6: sample 'a' stands already in line 4",
-        "line 7: 'fasta' is missing: path of its FASTA or FASTQ file, plain or gzip, relative to the working directory",
+        "line 7: 'fasta' is missing: path of its FASTA or FASTQ file, plain or compressed (gzip, bzip2, xz), "
+        "relative to the working directory",
         "line 8: 'sample' is missing: name of the sample and of its directory below results/",
         "line 9: 4 cells, but the header has 3 columns",
     ]
@@ -197,7 +225,7 @@ def test_other_columns_are_refused(tmp_path: Path, header: str, found: str) -> N
     with pytest.raises(ConfigError) as caught:
         read(path)
     message = str(caught.value)
-    assert message.startswith(f"{path}, line 1: the columns must be sample, fasta, kind, label (tab-separated")
+    assert message.startswith(f"{path}, line 1: the columns must be sample, fasta, kind, label, models (tab-")
     assert message.endswith(f"found {found}")
 
 
@@ -218,10 +246,11 @@ def test_a_sheet_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_a_list_in_the_config_is_read_and_written_like_a_sheet(tmp_path: Path) -> None:
-    entries = [{"sample": "b", "fasta": "#b c.fna", "label": "virus"}, {"sample": "a", "fasta": "a", "kind": "dna"}]
+    last = {"sample": "a", "fasta": "a", "kind": "dna", "models": "small"}
+    entries = [{"sample": "b", "fasta": "#b c.fna", "label": "virus"}, last]
     before = repr(entries)
     found = read_samples(entries)
-    assert found == {"b": Sample("b", "#b c.fna", "contigs", "virus"), "a": Sample("a", "a", "dna", "")}
+    assert found == {"b": Sample("b", "#b c.fna", "contigs", "virus", ""), "a": Sample("a", "a", "dna", "", "small")}
     assert repr(entries) == before
     path = tmp_path / "made" / "samples.tsv"
     write_samples(found.values(), path)
@@ -253,7 +282,7 @@ def test_every_wrong_entry_of_a_list_is_named() -> None:
         "entry 4: 'sample' must start with a letter or digit and hold only letters, digits and _ . - (at most 128), "
         "is 'c\\n'",
         "entry 5: 'fasta' must be a path without tabs and line ends, is 'd\\t.fna'",
-        "entry 6: unknown key 'group'; known are sample, fasta, kind, label",
+        "entry 6: unknown key 'group'; known are sample, fasta, kind, label, models",
         "entry 6: 'sample' must be of type string, is 5",
         "entry 7: 'fasta' must be of type string, is PosixPath('f.fna')",
     ]
@@ -267,7 +296,7 @@ def test_a_config_that_is_none_is_named() -> None:
 
 
 def samples(*rows: tuple[str, str, str]) -> dict[str, Sample]:
-    return {name: Sample(name, f"{name}.fna", kind, label) for name, kind, label in rows}
+    return {name: Sample(name, f"{name}.fna", kind, label, "") for name, kind, label in rows}
 
 
 def fit_problems(config: dict[str, Any], entries: dict[str, Sample]) -> list[str]:
@@ -278,23 +307,32 @@ def fit_problems(config: dict[str, Any], entries: dict[str, Sample]) -> list[str
     return [line.removeprefix("  ") for line in lines]
 
 
-def test_models_in_use_are_those_of_the_kinds() -> None:
-    def used(*kinds: str) -> list[str]:
-        return models_in_use(samples(*((f"s{kind}", kind, "") for kind in kinds)).values())
-
-    assert used("contigs") == used("dna", "proteins") == ["esm2", "dnabert_s"]
-    assert (used("proteins"), used("dna"), used()) == (["esm2"], ["dnabert_s"], [])
-
-
-@pytest.mark.parametrize(
-    ("kind", "lacking"), [("contigs", "esm2"), ("contigs", "dnabert_s"), ("proteins", "esm2"), ("dna", "dnabert_s")]
-)
-def test_a_kind_whose_model_is_not_configured_is_named(kind: str, lacking: str) -> None:
-    config = with_defaults(models={model: entry for model, entry in GOOD["models"].items() if model != lacking})
-    assert fit_problems(config, samples(("a", kind, ""))) == [
-        f"samples.tsv: sample 'a' is of kind {kind}, which needs models.{lacking}.weights in the config"
+@pytest.mark.parametrize("name", [*RESERVED])
+def test_a_model_has_no_name_of_a_column(name: str) -> None:
+    """They lie beside each other in a results file."""
+    assert fit_problems(with_defaults(models={name: {"weights": "a"}}), samples(("a", "proteins", ""))) == [
+        f"models.{name}: the name is taken by a column of the results; choose another"
     ]
-    check_fit(with_defaults(), samples(("a", kind, "")))
+    check_fit(with_defaults(models={f"{name}2": {"weights": "a"}}), samples(("a", "proteins", "")))
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", "a.b", "a b", ".", "-a", "_a", "ä", "a\n", "a" * 65])
+def test_a_model_has_a_name_that_files_and_tables_take(name: str) -> None:
+    (line,) = problems({**GOOD, "models": {name: {"weights": "a"}}})
+    assert line.startswith(f"'models' is no name for a model; take letters, digits, _ and - (at most 64), is {name!r}")
+
+
+def test_models_that_are_named_but_not_there_are_named(tmp_path: Path) -> None:
+    config = with_defaults(method={"protein": "esm2", "dna": "dnabert2"})
+    entries = {
+        "a": Sample("a", "a.faa", "proteins", "", "esm2,esmc dnabert_s"),
+        "b": Sample("b", "b.faa", "proteins", "", "esm2 , dnabert_s"),
+    }
+    assert fit_problems(config, entries) == [
+        "samples.tsv: sample 'a' names the model esmc, but the config has esm2, dnabert_s",
+        "method.dna: dnabert2 is none of the models, which are esm2, dnabert_s",
+    ]
+    check_fit(with_defaults(method={"protein": "esm2", "dna": "dnabert_s"}), {"b": entries["b"]})
 
 
 def test_labels_of_one_class_cannot_train() -> None:

@@ -8,10 +8,11 @@ import jsonschema
 import pytest
 import yaml
 from holdfast.errors import ConfigError
+from holdfast.models.registry import Output
 from holdfast.pool.hardware import read_sensors
 from holdfast.run.watch import RunWatch, SpoolWatch, WatchedSample
 from holdfast.spool import progress as module
-from holdfast.spool.job import Receipt, make_manifest
+from holdfast.spool.job import Receipt, Request, make_manifest
 from holdfast.spool.progress import DeviceProgress, JobProgress, Progress, Speed, WorkLeft
 from holdfast.spool.spool import Spool
 from holdfast.spool.state import Identity, PoolState, state_path
@@ -120,14 +121,14 @@ def test_a_run_sums_the_pools_that_work_for_the_run(tmp_path: Path) -> None:
     run.update()
     assert run.line() == expected
     for name, state in (("a", "done"), ("b", "failed")):
-        outcome = Receipt(job=f"{name}-1", sample=name, state=state, counts={"esm2_sequences": 10, "rows": 12})
+        outcome = Receipt(job=f"{name}-1", sample=name, state=state, counts={"sequences": 10, "rows": 12})
         outcome.write(samples[name].receipt)
     (tmp_path / "c" / "receipt.json").write_text("{")
     run.update()
     head = "1 of 4 samples done, 1 failed, about 50 s left; 10 sequences, 200 tokens/s"
     assert run.line() == f"{head}, 3 devices 50% busy"
     for name in ("c", "d"):
-        Receipt(job=f"{name}-1", sample=name, state="done", counts={"esm2_sequences": 5}).write(samples[name].receipt)
+        Receipt(job=f"{name}-1", sample=name, state="done", counts={"sequences": 5}).write(samples[name].receipt)
     run.update()
     assert run.complete
     assert run.line().startswith("3 of 4 samples done, 1 failed; 20 sequences, ")
@@ -158,7 +159,7 @@ def test_a_look_at_a_spool_says_what_waits_and_who_lives(tmp_path: Path) -> None
             "contigs",
             str(tmp_path / f"{number}.fna"),
             500,
-            {"esm2": DIGEST, "dnabert_s": DIGEST},
+            {name: Request(DIGEST, [Output(2, "mean")], "whole", 0) for name in ("esm2", "dnabert_s")},
             "auto",
             "float16",
         )

@@ -12,7 +12,8 @@ import pytest
 import tokenizers
 from esm.data import Alphabet
 from holdfast.errors import WeightsError
-from holdfast.sequences.tokens import RESIDUES, VOCABULARY, NucleotideTokenizer, tokenize_proteins
+from holdfast.models.esm import RESIDUES, VOCABULARY, letters_of
+from holdfast.sequences.tokens import BytePairTokenizer, LetterTokenizer
 from tokenizers import models, pre_tokenizers, processors, trainers
 from transformers import EsmTokenizer
 
@@ -73,7 +74,7 @@ def test_the_first_1024_residues_of_a_protein_are_taken() -> None:
 
 def test_no_sequences_are_no_tokens(tokenizer_file: Path) -> None:
     assert split(tokenize_proteins([])) == []
-    assert split(NucleotideTokenizer(tokenizer_file)([])) == []
+    assert split(BytePairTokenizer(tokenizer_file)([])) == []
 
 
 def byte_pairs() -> tokenizers.Tokenizer:
@@ -106,7 +107,7 @@ def test_nucleotides_become_all_their_tokens_without_cut_or_padding(tokenizer_fi
     sequences = [*GENES, "A", "ACGT" * 2000]
     vocabulary = byte_pairs().get_vocab()
     letters = {number: token for token, number in vocabulary.items()}
-    found = split(NucleotideTokenizer(tokenizer_file)(sequences))
+    found = split(BytePairTokenizer(tokenizer_file)(sequences))
     assert found == [byte_pairs().encode(sequence).ids for sequence in sequences]
     assert max(map(len, found)) > 500
     for sequence, ids in zip(sequences, found, strict=True):
@@ -116,12 +117,12 @@ def test_nucleotides_become_all_their_tokens_without_cut_or_padding(tokenizer_fi
 
 
 def test_a_letter_that_is_no_base_is_one_unknown_token(tokenizer_file: Path) -> None:
-    tokenizer = NucleotideTokenizer(tokenizer_file)
+    tokenizer = BytePairTokenizer(tokenizer_file)
     assert split(tokenizer(["NNR", "", "a"])) == [[1, 0, 0, 0, 2], [1, 2], [1, 0, 2]]
 
 
 def test_a_tokenizer_survives_the_way_to_another_process(tokenizer_file: Path) -> None:
-    for tokenizer in (tokenize_proteins, NucleotideTokenizer(tokenizer_file)):
+    for tokenizer in (tokenize_proteins, BytePairTokenizer(tokenizer_file)):
         assert split(pickle.loads(pickle.dumps(tokenizer))(GENES)) == split(tokenizer(GENES))
 
 
@@ -133,7 +134,7 @@ def test_tokenizers_keep_to_one_thread_unless_the_environment_says_otherwise(
             monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
         else:
             monkeypatch.setenv("TOKENIZERS_PARALLELISM", before)
-        NucleotideTokenizer(tokenizer_file)
+        BytePairTokenizer(tokenizer_file)
         assert os.environ["TOKENIZERS_PARALLELISM"] == after
 
 
@@ -157,11 +158,11 @@ def test_a_broken_tokenizer_is_refused(
     path.write_text(change(text))
     assert path.read_text() != text
     with pytest.raises(WeightsError) as caught:
-        NucleotideTokenizer(path)
+        BytePairTokenizer(path)
     assert str(caught.value).startswith(f"{path}: {message}")
     assert str(caught.value).endswith("prepare the model again with `holdfast prepare`")
 
 
 def test_a_missing_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"tokenizer\.json: cannot be read \(No such file or directory\)"):
-        NucleotideTokenizer(tmp_path / "tokenizer.json")
+        BytePairTokenizer(tmp_path / "tokenizer.json")

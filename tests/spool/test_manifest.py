@@ -8,18 +8,24 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from holdfast.models.registry import KINDS
+from holdfast.models.registry import KINDS, POLICIES, POOLINGS, Output
 from holdfast.spool.job import (
     DIGEST_PATTERN,
     FORMAT_VERSION,
     MANIFEST_LIMIT_BYTES,
+    MODEL_PATTERN,
+    MODELS,
     PRECISIONS,
+    RESERVED,
     SAMPLE_PATTERN,
     STORE_DTYPES,
     Manifest,
     ManifestError,
+    Request,
+    is_model_name,
     make_manifest,
     parse_manifest,
 )
@@ -27,6 +33,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 SCRIPTS = Path(__file__).parents[2] / "workflow/scripts"
+PROTEIN = Request("a" * 64, [Output(20, "mean"), Output(33, "max"), Output(33, "residues")], "whole", 0)
+DNA = Request("b" * 64, [Output(12, "mean")], "refuse", 100_000)
 EXAMPLE = Manifest(
     sample="s1",
     kind="contigs",
@@ -34,18 +42,18 @@ EXAMPLE = Manifest(
     size_bytes=100,
     mtime_ns=1_700_000_000_123_456_789,
     chunk_length=500,
-    models={"esm2": "a" * 64, "dnabert_s": "b" * 64},
+    models={"esm2": PROTEIN, "dnabert_s": DNA},
     precision="auto",
     store_dtype="float16",
 )
-OTHERS = {
+OTHERS: dict[str, Any] = {
     "sample": "s2",
     "kind": "dna",
     "fasta": "/data/s2.fna",
     "size_bytes": 101,
     "mtime_ns": 1_700_000_000_123_456_790,
     "chunk_length": 300,
-    "models": {"esm2": "a" * 64, "dnabert_s": "c" * 64},
+    "models": {"esm2": PROTEIN, "dnabert_s": dataclasses.replace(DNA, max_length=99_999)},
     "precision": "fp32",
     "store_dtype": "float32",
     "format_version": FORMAT_VERSION + 1,
@@ -74,9 +82,22 @@ SNIPPETS = [
 
 
 @st.composite
+def requests(draw: st.DrawFn) -> Request:
+    outputs = st.builds(Output, st.integers(0, 2**16 - 1), st.sampled_from(POOLINGS))
+    long = draw(st.sampled_from(POLICIES))
+    return Request(
+        draw(st.from_regex(DIGEST_PATTERN, fullmatch=True)),
+        draw(st.lists(outputs, min_size=1, max_size=4, unique=True)),
+        long,
+        0 if long == "whole" else draw(st.integers(2, 2**31 - 1)),
+    )
+
+
+@st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
     kind = draw(st.sampled_from(sorted(KINDS)))
     path = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]) | st.sampled_from("\udc80\udcff"))
+    names = st.from_regex(MODEL_PATTERN, fullmatch=True).filter(is_model_name)
     return Manifest(
         sample=draw(st.from_regex(SAMPLE_PATTERN, fullmatch=True)),
         kind=kind,
@@ -84,7 +105,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         size_bytes=draw(st.integers(-1, 2**62)),
         mtime_ns=draw(st.integers(-(2**62), 2**63 - 1)),
         chunk_length=draw(st.integers(3, 100_000)) if kind == "contigs" else 0,
-        models={model: draw(st.from_regex(DIGEST_PATTERN, fullmatch=True)) for model in KINDS[kind].models},
+        models=draw(st.dictionaries(names, requests(), min_size=1, max_size=3)),
         precision=draw(st.sampled_from(PRECISIONS)),
         store_dtype=draw(st.sampled_from(STORE_DTYPES)),
     )
@@ -123,8 +144,12 @@ def test_the_name_of_a_job_is_the_same_on_every_machine_and_day() -> None:
 
 def _digest_by_hand() -> str:
     text = (
-        '{"chunk_length": 500, "fasta": "/data/s1.fna", "format_version": 2, "kind": "contigs", '
-        f'"models": {{"dnabert_s": "{"b" * 64}", "esm2": "{"a" * 64}"}}, "mtime_ns": 1700000000123456789, '
+        '{"chunk_length": 500, "fasta": "/data/s1.fna", "format_version": 3, "kind": "contigs", '
+        '"models": {"dnabert_s": {"long": "refuse", "max_length": 100000, '
+        f'"outputs": [{{"layer": 12, "pooling": "mean"}}], "weights_sha256": "{"b" * 64}"}}, '
+        '"esm2": {"long": "whole", "max_length": 0, "outputs": [{"layer": 20, "pooling": "mean"}, '
+        '{"layer": 33, "pooling": "max"}, {"layer": 33, "pooling": "residues"}], '
+        f'"weights_sha256": "{"a" * 64}"}}}}, "mtime_ns": 1700000000123456789, '
         '"precision": "auto", "sample": "s1", "size_bytes": 100, "store_dtype": "float16"}'
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -173,19 +198,84 @@ def test_foreign_text_gives_a_manifest_error(text: str) -> None:
         ("size_bytes", 2**64, "size_bytes: a whole number of more than 64 bits"),
         ("chunk_length", 2, "chunk_length: not a value"),
         ("chunk_length", 100_001, "chunk_length: not a value"),
-        ("precision", "bf16", "precision: not a value"),
+        ("precision", "bf32", "precision: not a value"),
         ("store_dtype", "float64", "store_dtype: not a value"),
-        ("format_version", 1, "format_version: not a value"),
-        ("models", {"esm2": "A" * 64, "dnabert_s": "b" * 64}, "models: not a value"),
-        ("models", {"esm2": "a" * 63, "dnabert_s": "b" * 64}, "models: not a value"),
-        ("models", {"esm3": "a" * 64, "dnabert_s": "b" * 64}, "models: not a value"),
-        ("models", {"esm2": "a" * 64}, "models: not a value"),
+        ("format_version", 2, "format_version: not a value"),
         ("models", [], "models must hold names and values"),
     ],
 )
 def test_a_wrong_value_is_named(key: str, value: object, message: str) -> None:
     with pytest.raises(ManifestError, match=rf"^a\.json: {message}"):
         parse_manifest(json.dumps(dataclasses.asdict(EXAMPLE) | {key: value}), "a.json")
+
+
+GOOD = dataclasses.asdict(PROTEIN)
+
+
+def asked(**changed: object) -> dict[str, object]:
+    """What a manifest asks of a model, but for what was changed."""
+    return {"m": GOOD | changed}
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        {},
+        {f"m{number}": GOOD for number in range(MODELS + 1)},
+        *({name: GOOD} for name in ("", "a/b", "..", ".m", "-m", "_m", "m\n", "m\0", "m n", "é", "m" * 65)),
+        *({name: GOOD} for name in RESERVED),
+        *(asked(weights_sha256=digest) for digest in ("", "a" * 63, "a" * 65, "A" * 64, "g" * 64, "a" * 64 + "\n")),
+        asked(outputs=[]),
+        asked(outputs=[{"layer": 3, "pooling": "mean"}] * 2),
+        *(asked(outputs=[{"layer": layer, "pooling": "mean"}]) for layer in (-1, 2**16, 2**62)),
+        *(asked(outputs=[{"layer": 3, "pooling": pooling}]) for pooling in ("", "std", "Mean", "../mean", "offsets")),
+        *(asked(long=long, max_length=10) for long in ("", "cut", "Window")),
+        *(asked(long="whole", max_length=length) for length in (-1, 1, 1022)),
+        *(
+            asked(long=long, max_length=length)
+            for long in ("window", "truncate", "refuse")
+            for length in (-5, 0, 1, 2**31, 2**62)
+        ),
+    ],
+)
+def test_models_that_no_client_asks_for_so_are_refused(models: dict[str, object]) -> None:
+    with pytest.raises(ManifestError, match=r"^a\.json: models: not a value this version writes: ") as caught:
+        parse_manifest(json.dumps(dataclasses.asdict(EXAMPLE) | {"models": models}), "a.json")
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ([], "models must hold names and values"),
+        ({"m": "a" * 64}, "models.m must hold names and values"),
+        ({"m": [GOOD]}, "models.m must hold names and values"),
+        (asked(weights_sha256=None), "models.m.weights_sha256 must be text"),
+        (asked(extra=1), "models.m.extra is unknown"),
+        ({"m": {key: value for key, value in GOOD.items() if key != "long"}}, "models.m.long is missing"),
+        (asked(outputs={"33": "mean"}), "models.m.outputs must be a list"),
+        (asked(outputs=["33/mean"]), "models.m.outputs must hold names and values"),
+        (asked(outputs=[{"layer": 33}]), "models.m.outputs.pooling is missing"),
+        (asked(outputs=[{"layer": "33", "pooling": "mean"}]), "models.m.outputs.layer must be a whole number"),
+        (asked(outputs=[{"layer": True, "pooling": "mean"}]), "models.m.outputs.layer must be a whole number"),
+        (asked(outputs=[{"layer": 3.0, "pooling": "mean"}]), "models.m.outputs.layer must be a whole number"),
+        (asked(outputs=[{"layer": 3, "pooling": ["mean"]}]), "models.m.outputs.pooling must be text"),
+        (asked(max_length=None), "models.m.max_length must be a whole number"),
+        (asked(max_length=10.5), "models.m.max_length must be a whole number"),
+        (asked(long=None), "models.m.long must be text"),
+    ],
+)
+def test_what_is_wrong_inside_a_model_is_named(models: object, message: str) -> None:
+    with pytest.raises(ManifestError, match=rf"^a\.json: {message}$"):
+        parse_manifest(json.dumps(dataclasses.asdict(EXAMPLE) | {"models": models}), "a.json")
+
+
+def test_as_many_models_as_a_job_may_have_fit_into_a_manifest() -> None:
+    outputs = [Output(layer, pooling) for layer in (20, 33) for pooling in POOLINGS]
+    request = Request("a" * 64, outputs, "window", 2**31 - 1)
+    job = dataclasses.replace(EXAMPLE, models={f"model-{number:058d}": request for number in range(MODELS)})
+    assert parse_manifest(job.dump(), "a.json") == job
+    assert job.weights == {"a" * 64}
 
 
 def test_a_missing_key_is_named() -> None:
@@ -229,19 +319,37 @@ def test_a_job_is_made_from_size_and_time_of_the_file(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.fna").write_text(">a\nACGT\n")
     os.utime("a.fna", ns=(5, 1_234_567_890_123_456_789))
-    digests = {"esm2": "a" * 64, "dnabert_s": "b" * 64}
-    job = make_manifest("s", "contigs", "a.fna", 300, digests, "fp32", "float32")
+    models = {"esm2": PROTEIN, "dnabert_s": DNA}
+    job = make_manifest("s", "contigs", "a.fna", 300, models, "fp32", "float32")
     assert job == Manifest(
-        "s", "contigs", f"{tmp_path}/a.fna", 8, 1_234_567_890_123_456_789, 300, digests, "fp32", "float32"
+        "s", "contigs", f"{tmp_path}/a.fna", 8, 1_234_567_890_123_456_789, 300, models, "fp32", "float32"
     )
+    assert job.weights == {"a" * 64, "b" * 64}
     (tmp_path / "a.fna").write_text(">a\nACGTA\n")
-    assert make_manifest("s", "contigs", "a.fna", 300, digests, "fp32", "float32").job != job.job
+    assert make_manifest("s", "contigs", "a.fna", 300, models, "fp32", "float32").job != job.job
 
 
-@pytest.mark.parametrize(("kind", "model"), [("proteins", "esm2"), ("dna", "dnabert_s")])
-def test_a_job_names_only_what_its_result_depends_on(kind: str, model: str) -> None:
-    digests = {"esm2": "a" * 64, "dnabert_s": "b" * 64}
-    job = make_manifest("s", kind, "/none", 500, digests, "auto", "float16")
-    assert (job.models, job.chunk_length) == ({model: digests[model]}, 0)
+@pytest.mark.parametrize(("kind", "models"), [("proteins", {"esm2": PROTEIN}), ("dna", {"dnabert_s": DNA})])
+def test_only_contigs_have_a_chunk_length(kind: str, models: dict[str, Request]) -> None:
+    job = make_manifest("s", kind, "/none", 500, models, "auto", "float16")
+    assert (job.models, job.chunk_length) == (models, 0)
     assert (job.size_bytes, job.mtime_ns) == (-1, -1)
-    assert make_manifest("s", kind, "/none", 300, digests, "auto", "float16").job == job.job
+    assert make_manifest("s", kind, "/none", 300, models, "auto", "float16").job == job.job
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"weights_sha256": "c" * 64},
+        {"outputs": PROTEIN.outputs[:2]},
+        {"outputs": [*PROTEIN.outputs[:2], Output(32, "residues")]},
+        {"outputs": [*PROTEIN.outputs[:2], Output(33, "cls")]},
+        {"long": "window", "max_length": 1022},
+        {"long": "truncate", "max_length": 1022},
+        {"long": "truncate", "max_length": 1023},
+    ],
+)
+def test_the_name_of_a_job_changes_with_all_that_is_asked_of_a_model(changed: dict[str, Any]) -> None:
+    other = dataclasses.replace(EXAMPLE, models={**EXAMPLE.models, "esm2": dataclasses.replace(PROTEIN, **changed)})
+    renamed = dataclasses.replace(EXAMPLE, models={"mine": PROTEIN, "dnabert_s": DNA})
+    assert len({EXAMPLE.job, other.job, renamed.job}) == 3

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import yaml
 from holdfast.errors import ResourceError
-from holdfast.spool.job import Manifest, Receipt
+from holdfast.models.registry import Output
+from holdfast.spool.job import Manifest, Receipt, Request
 from holdfast.spool.spool import DIRECTORIES, Spool
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +42,7 @@ def job(sample: str = "s", **changed: Any) -> Manifest:
         "size_bytes": 1,
         "mtime_ns": 2,
         "chunk_length": 0,
-        "models": {"dnabert_s": "a" * 64},
+        "models": {"dnabert_s": Request("a" * 64, [Output(12, "mean")], "refuse", 100_000)},
         "precision": "auto",
         "store_dtype": "float16",
     }
@@ -395,7 +396,7 @@ def test_a_spool_of_another_format_is_refused(tmp_path: Path) -> None:
     Spool(tmp_path)
     (tmp_path / "format").write_text("1\n")
     with pytest.raises(
-        ResourceError, match=r"a spool of format 1, made by another version of Holdfast; this one uses .* 2"
+        ResourceError, match=r"a spool of format 1, made by another version of Holdfast; this one uses .* 3"
     ):
         Spool(tmp_path)
 

@@ -84,8 +84,8 @@ def embed(parser: Parser) -> Callable[[Arguments], None]:
         from .run.by_hand import embed_file
 
         asked = {
-            "layers": _words("--layers", given.layers, r"last|\d{1,4}"),
-            "pooling": _words("--pooling", given.pooling, "|".join(POOLINGS)),
+            "layers": _words("--layers", given.layers, r"last|\d{1,4}", "a number from 0 on, or last"),
+            "pooling": _words("--pooling", given.pooling, "|".join(POOLINGS), f"one of {', '.join(POOLINGS)}"),
             "long": given.long,
             "max_length": given.max_length,
         }
@@ -315,16 +315,16 @@ def train(parser: Parser) -> Callable[[Arguments], None]:
     return do
 
 
-def _words(option: str, text: str, pattern: str) -> list[str]:
-    """The words of a list with commas.
+def _words(option: str, text: str, pattern: str, wanted: str) -> list[str]:
+    """The words of a list with commas, each of which matches a pattern.
 
     Raises:
-        ConfigError: one that does not match.
+        ConfigError: one that does not, and is not what is ``wanted``.
     """
     words = text.split(",")
     for word in words:
         if not re.fullmatch(pattern, word):
-            raise ConfigError(f"{option} {text}: {word!r:.40} is none of {pattern.replace('|', ', ')}")
+            raise ConfigError(f"{option} {text}: {word!r:.40} is not {wanted}")
     return words
 
 

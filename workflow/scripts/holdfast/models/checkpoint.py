@@ -20,7 +20,7 @@ from ..documents import DocumentError, read_json
 from ..errors import WeightsError
 from ..sequences import Alphabet
 from .registry import FAMILIES, Letters, family_module
-from .torch_file import first_line, load_torch, only_tensors
+from .torch_file import first_line, load_torch, only_tensors, require_unwrapped
 
 SHARD = r"[A-Za-z0-9_.-]{1,200}\.(safetensors|bin)"
 ADAPTER_FILE = "adapter_config.json"
@@ -227,8 +227,6 @@ def read_checkpoint(path: Path, sha256: str | None) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= _map_safetensors(file) if file.suffix == ".safetensors" else only_tensors(file, load_torch(file))
-    if tensors and all(name.startswith("module.") for name in tensors):
-        raise WeightsError(f"{path}: saved from a wrapped model, every name begins with 'module.'; save it unwrapped")
     try:
         checkpoint: Checkpoint = family_module(family).read_directory(path, config, tensors, digest)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -294,6 +292,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _map_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
     except SafetensorError as error:
         raise WeightsError(f"{path}: truncated or not safetensors ({error}); download it again") from None
+    return require_unwrapped(path, tensors)

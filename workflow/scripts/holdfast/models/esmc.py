@@ -6,6 +6,7 @@ in the files: transformers' ``modeling_esmc``, and the older ``esm`` package (``
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -174,9 +175,9 @@ def read_file(path: Path, content: Mapping[str, Any], sha256: str) -> Checkpoint
     """
     tensors = only_tensors(path, content)
     bare = {ESM_PACKAGE.bare(name): tensor for name, tensor in tensors.items()}
-    layers = 1 + max(int(name.split(".")[2]) for name in bare if name.startswith("transformer.blocks."))
+    blocks = [found[1] for name in bare if (found := re.match(r"transformer\.blocks\.(\d{1,4})\.", name))]
     embed, down = bare.get("embed.weight"), bare.get("transformer.blocks.0.ffn.3.weight")
-    if embed is None or down is None or embed.dim() != 2 or down.dim() != 2:
+    if not blocks or embed is None or down is None or embed.dim() != 2 or down.dim() != 2:
         raise WeightsError(
             f"{path}: not an ESM C of the esm package; it lacks embed.weight or a block; download it again"
         )
@@ -185,7 +186,7 @@ def read_file(path: Path, content: Mapping[str, Any], sha256: str) -> Checkpoint
         family="esmc",
         alphabet=Alphabet.PROTEIN,
         architecture={
-            "layers": layers,
+            "layers": 1 + max(map(int, blocks)),
             "width": embed.shape[1],
             "heads": max(1, embed.shape[1] // HEAD_WIDTH),
             "mlp_width": down.shape[1],

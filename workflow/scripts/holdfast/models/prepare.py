@@ -246,7 +246,8 @@ def _random_tokens(prepared: Prepared, directory: Path) -> list[torch.Tensor]:
     else:
         tokens = [prepared.letters.ids[letter] for letter in COMMON_RESIDUES]
     ordinary = torch.tensor(tokens)
+    lengths = [min(length, prepared.max_length or length) for length in VERIFICATION_LENGTHS]
     return [
         torch.cat((start, ordinary[torch.randint(0, len(ordinary), (length,), generator=generator)], end))
-        for length in VERIFICATION_LENGTHS
+        for length in lengths
     ]

@@ -207,7 +207,7 @@ def write_t5(architecture: str, directory: Path) -> Path:
         "vocab_size": 160,
     }
     layout = t5.PLAIN if projection == "relu" else t5.GATED
-    _write_directory(directory, config, layout, t5.tensor_shapes(sizes))
+    _write_directory(directory, config, layout, t5.tensor_shapes(sizes), query_scale=head_width**-0.5)
     write_pieces(directory / t5.VOCABULARY_FILE, spaced=projection == "relu")
     if architecture.startswith("prost"):
         (directory / "added_tokens.json").write_text(json.dumps({t5.PREFIX: 149, "<fold2AA>": 148}))
@@ -267,9 +267,17 @@ def write_dnabert_s(architecture: str, directory: Path) -> Path:
 
 
 def _write_directory(
-    directory: Path, config: dict[str, Any], layout: Layout, shapes: Shapes, more: Shapes | None = None
+    directory: Path,
+    config: dict[str, Any],
+    layout: Layout,
+    shapes: Shapes,
+    more: Shapes | None = None,
+    query_scale: float = 1.0,
 ) -> None:
-    """Write configuration and seeded random weights, and more tensors that no embedding depends on."""
+    """Write configuration and seeded random weights, and more tensors that no embedding depends on.
+
+    Where a family does not scale the scores of attention, its queries are trained small: ``query_scale``.
+    """
     generator = torch.Generator().manual_seed(SEED)
     published: Shapes = {}
     for own, shape in shapes.items():
@@ -277,6 +285,9 @@ def _write_directory(
             parts = layout.published(own)
             published |= {name: (shape[0] // len(parts), *shape[1:]) for name in parts}
     tensors = {name: _random(name, shape, generator) for name, shape in {**published, **(more or {})}.items()}
+    for name in tensors:
+        if name.endswith("SelfAttention.q.weight"):
+            tensors[name] *= query_scale
     save_file(tensors, directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps(config, indent=2))
 

@@ -118,13 +118,21 @@ def require_stored(tensor: object) -> Tensor:
 
 
 def only_tensors(path: Path, content: object) -> dict[str, Tensor]:
-    """The tensors by name of what must be a table of tensors."""
+    """The tensors by name of what must be a table of tensors, as :func:`require_unwrapped` accepts it."""
     try:
         if isinstance(content, dict) and all(isinstance(name, str) for name in dict.keys(content)):
-            return {name: require_stored(tensor) for name, tensor in dict.items(content)}
+            tensors = {name: require_stored(tensor) for name, tensor in dict.items(content)}
+            return require_unwrapped(path, tensors)
     except ValueError:
         pass
     raise WeightsError(f"{path}: holds no plain table of tensors; give a published checkpoint")
+
+
+def require_unwrapped(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, unless they are those of a model within torch's wrapper for several devices."""
+    if tensors and all(name.startswith("module.") for name in tensors):
+        raise WeightsError(f"{path}: saved from a wrapped model, every name begins with 'module.'; save it unwrapped")
+    return tensors
 
 
 def first_line(error: BaseException) -> str:

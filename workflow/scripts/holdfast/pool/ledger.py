@@ -247,9 +247,9 @@ class Ledger:
         return found
 
     def _served(self, recipe: Recipe, digest: bytes) -> list[Job]:
-        """End the wait for one sequence."""
+        """End the wait for one sequence; the jobs that lack nothing any more, each once."""
         waiting = self._waiters[recipe].pop(digest)
         for job, model, number in waiting:
             job.missing -= 1
             job.missing_tokens -= int(job.sequences[model].lengths[number])
-        return [job for job, _, _ in waiting if not job.missing]
+        return list(dict.fromkeys(job for job, _, _ in waiting if not job.missing))

@@ -285,7 +285,8 @@ def finish_sample(
         rows = sequences[name].rows
         for row in np.flatnonzero(np.isin(rows, list(reasons))).tolist():
             status, reason = reasons[int(rows[row])]
-            lost[row] = status, f"{name}: {reason}"
+            known_status = "failed" if manifest.kind == "contigs" else status  # whose tables know no other
+            lost[row] = known_status, f"{name}: {reason}"
     kept = np.ones(len(next(iter(sequences.values())).rows), bool)
     kept[list(lost)] = False
     given_up: dict[str, str] = {}

@@ -35,7 +35,7 @@ OWN: dict[str, Any] = {
         "minProperties": 1,
         "additionalProperties": PREPARED,
         "propertyNames": {
-            "pattern": f"^{MODEL_PATTERN.pattern}$",
+            "pattern": rf"^{MODEL_PATTERN.pattern}$(?!\n)",
             "x-rule": "is no name for a model: letters, digits, _ and -",
         },
         "description": "by a name of your choice, the directory of a prepared model",

@@ -99,13 +99,13 @@ class Worker:
             torch.set_num_threads(settings.threads)
             name, uuid = f"CPU, {settings.threads} threads", ""
         self.models: dict[str, tuple[Prepared, Any]] = {}
-        for name, directory in settings.models.items():
+        for model, directory in settings.models.items():
             known = read_prepared(directory)
             self.models[known.weights_sha256] = known, open_model(directory, str(self.device), settings.precision)
-            self._self_test(name, known, settings.precision)
+            self._self_test(model, known, settings.precision)
         self.ready = Ready(time.perf_counter() - began, name, uuid)
 
-    def _self_test(self, name: str, known: Prepared, precision: str) -> None:
+    def _self_test(self, model: str, known: Prepared, precision: str) -> None:
         """Refuse a device that gives other vectors to a sequence in company than alone, or no finite ones."""
         mean = Output(known.layers, "mean")
         recipe = Recipe(known.weights_sha256, (mean,), None, "")
@@ -116,7 +116,7 @@ class Worker:
         difference = float(np.abs(together[1] - alone[0]).max() / max(1.0, float(np.abs(alone).max())))
         if not difference <= SELF_TEST_TOLERANCE[precision]:
             raise ResourceError(
-                f"{self.settings.name}: self-test of {name} failed: a sequence alone and in a batch differ by "
+                f"{self.settings.name}: self-test of {model} failed: a sequence alone and in a batch differ by "
                 f"{difference:.1e} in {precision}; exclude it through CUDA_VISIBLE_DEVICES or set pool.device: cpu"
             )
 

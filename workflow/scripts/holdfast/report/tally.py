@@ -304,8 +304,7 @@ def _count_pool(tally: Tally, receipt: Receipt, spool: Path) -> None:
 def _count_records(tally: Tally, sample: SampleTally, file: EmbeddingsFile, contigs: Path) -> list[str]:
     """Count chunks, and scores and lengths where the sample is called; the outcome of each record."""
     places = [np.empty(0, np.int64)]
-    for block in file.blocks():
-        places.append(block.record * np.int64(2**31) + block.chunk)
+    places += [block.record * np.int64(2**31) + block.chunk for block in file.blocks()]
     lengths_bp = np.zeros(0, np.int64)
     statuses: list[str] = []
     for records in file.record_blocks():

@@ -220,13 +220,18 @@ class EmbeddingsFile:
             self._require(name, dtype, self.row_count, TABLE_CHUNK_ROWS)
         self.matrices: dict[str, dict[str, Any]] = {}
         for model in sorted(self._file.keys() - ROW_COLUMNS.keys() - {"records"}):
-            layers = [(layer, self._file[model][layer]) for layer in self._file[model]]
-            for layer, group in sorted(layers, key=lambda entry: int(entry[0])):
-                for pooling in sorted(set(POOLINGS) & group.keys(), key=POOLINGS.index):
+            group = self._file[model]
+            if not isinstance(group, h5py.Group):
+                raise ValueError(f"{model} is no group of layers")
+            layers = [(layer, group[layer]) for layer in group]
+            for layer, matrices in sorted(layers, key=lambda entry: int(entry[0])):
+                for pooling in sorted(set(POOLINGS) & matrices.keys(), key=POOLINGS.index):
                     self._describe_matrix(f"{model}/{layer}/{pooling}", pooling)
 
     def _describe_matrix(self, name: str, pooling: str) -> None:
         matrix = fill(_Matrix, _plain(self._file[name].attrs, _Matrix))
+        if f"{matrix.layer}/{matrix.pooling}" != name.partition("/")[2]:
+            raise ValueError(f"{name} says that it is {matrix.layer}/{matrix.pooling}")
         self.matrices[name] = asdict(matrix)
         stored = np.dtype(self._file[name].dtype)
         if stored not in (np.float16, np.float32):

@@ -31,7 +31,7 @@ def write_npz(source: Path, output: Path) -> None:
         arrays[key] = np.concatenate([np.empty((0, width), np.float32), *rows]) if not rows else np.concatenate(rows)
         arrays[f"{key.rpartition('/')[0]}/offsets"] = np.cumsum([0, *map(len, rows)], dtype=np.int64)
     with temporary_path(output) as temporary, open(temporary, "wb") as target:
-        np.savez(target, allow_pickle=False, **arrays)
+        np.savez(target, **arrays)
 
 
 def write_parquet(source: Path, output: Path) -> None:

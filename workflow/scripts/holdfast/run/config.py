@@ -155,7 +155,7 @@ def check_fit(config: Mapping[str, Any], samples: Mapping[str, Sample]) -> None:
     name = name_of(config["samples"])
     for entry in samples.values():
         where = f"{name}: sample '{entry.sample}'"
-        unknown = [name for name in entry.models.replace(",", " ").split() if name not in config["models"]]
+        unknown = [model for model in entry.models.replace(",", " ").split() if model not in config["models"]]
         if unknown:
             known = ", ".join(config["models"])
             problems.append(f"{where} names the model {unknown[0]}, but the config has {known}")
@@ -163,9 +163,8 @@ def check_fit(config: Mapping[str, Any], samples: Mapping[str, Sample]) -> None:
             problems.append(f"{where} has a label, but only samples of kind contigs train the classifier")
         if entry.sample in TAKEN:
             problems.append(f"{where}: results/{entry.sample} is the workflow's own; choose another name")
-    for name in RESERVED:
-        if name in config["models"]:
-            problems.append(f"models.{name}: the name is taken by a column of the results; choose another")
+    taken = [model for model in config["models"] if model in RESERVED]
+    problems += [f"models.{model}: the name is taken by a column of the results; choose another" for model in taken]
     for role, model in config["method"].items():
         if model is not None and model not in config["models"]:
             problems.append(f"method.{role}: {model} is none of the models, which are {', '.join(config['models'])}")

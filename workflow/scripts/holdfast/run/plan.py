@@ -264,7 +264,8 @@ def make_plan(
     in_use = models_in_use(config["models"], samples.values(), known)
     settings = job_settings(config, samples.values())
     classifier = config["classifier"] or ""
-    if classifier.endswith(".safetensors") and known.keys() >= set(in_use):
+    called = any(sample.kind == "contigs" for sample in samples.values())
+    if called and classifier.endswith(".safetensors") and known.keys() >= set(in_use):
         check_classifier(Path(classifier), settings, {name: known[name] for name in in_use})
     pool = dict(config["pool"])
     replicas, lifecycle, spool, _ = (pool.pop(key) for key in OF_THE_RUN)

@@ -170,7 +170,7 @@ class WatchedSample:
             return False
         self.state = outcome.state
         if outcome.state == "done":
-            self.sequences = sum(n for count, n in outcome.counts.items() if count.endswith("_sequences"))
+            self.sequences = outcome.counts.get("sequences", 0)
         return True
 
 

@@ -135,6 +135,9 @@ def make_request(name: str, prepared: Prepared, options: Mapping[str, Any]) -> R
     if beyond:
         raise ConfigError(f"{key}.layers: {beyond[0]} is beyond the model, whose layers are 0 to {prepared.layers}")
     long, limit = options["long"] or prepared.long, options["max_length"] or prepared.max_length
+    if long == "whole" and options["max_length"]:
+        why = "means nothing for whole sequences; choose long: window, truncate or refuse"
+        raise ConfigError(f"{key}.max_length: {why}")
     fixed = prepared.max_length if prepared.long == "window" else None  # learned positions, of which there are no more
     if long == "window":
         limit = limit or WINDOW
