@@ -26,5 +26,5 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             for model, source in SOURCES.items()
             if not directories[model].exists()
         ]
-        assert [preparation.wait(120) for preparation in preparations] == [0] * len(preparations)
+        assert [preparation.wait(600) for preparation in preparations] == [0] * len(preparations)
     return directories

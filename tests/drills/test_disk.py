@@ -91,8 +91,11 @@ def check_rerun(some: Project, expected: dict[str, Embeddings]) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    [None, Fault("finish", "wait", "b"), Fault("finish", "wait", "b", after=True)],
-    ids=["for the blocks", "for the embeddings", "for the receipt"],
+    [
+        pytest.param(None, id="for the blocks"),
+        pytest.param(Fault("finish", "wait", "b"), id="for the embeddings", marks=pytest.mark.thorough),
+        pytest.param(Fault("finish", "wait", "b", after=True), id="for the receipt", marks=pytest.mark.thorough),
+    ],
 )
 def test_a_spool_without_room_ends_the_run_and_the_next_one_goes_on(
     some: Project, launch: Launch, mount: Mount, tmp_path: Path, expected: dict[str, Embeddings], fault: Fault | None
@@ -121,7 +124,7 @@ def fill(directory: Path) -> None:
     assert os.statvfs(directory).f_bavail == 0
 
 
-@pytest.mark.parametrize("state", ["full", "read-only"])
+@pytest.mark.parametrize("state", [pytest.param("full", marks=pytest.mark.thorough), "read-only"])
 def test_results_that_cannot_be_written_end_the_run_and_the_next_one_goes_on(
     some: Project, launch: Launch, mount: Mount, expected: dict[str, Embeddings], state: str
 ) -> None:
@@ -142,6 +145,7 @@ def test_results_that_cannot_be_written_end_the_run_and_the_next_one_goes_on(
     check_rerun(some, expected)
 
 
+@pytest.mark.thorough
 def test_a_full_project_ends_the_run_and_the_next_one_goes_on(
     models: Path, launch: Launch, mount: Mount, tmp_path: Path, expected: dict[str, Embeddings]
 ) -> None:
@@ -158,6 +162,7 @@ def test_a_full_project_ends_the_run_and_the_next_one_goes_on(
     check_rerun(small, expected)
 
 
+@pytest.mark.thorough
 def test_a_spool_that_cannot_be_written_ends_the_run_and_the_next_one_goes_on(
     some: Project, launch: Launch, mount: Mount, expected: dict[str, Embeddings]
 ) -> None:

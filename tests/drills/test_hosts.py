@@ -26,7 +26,7 @@ from tests.drills.faults import Fault, token_marker
 from tests.drills.processes import LONG_S, blocks, eventually
 from tests.workflow.conftest import SCRIPTS, fasta
 
-LEASE_S = 10
+LEASE_S = 20
 NAMESPACES = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
 NAMESPACES += [] if os.getuid() == 0 else ["--map-root-user"]
 CAN_BE_ANOTHER_HOST = subprocess.run([*NAMESPACES, "true"], capture_output=True).returncode == 0

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from holdfast.results.embeddings import read_embeddings
 
 from tests.drills import drill
@@ -10,16 +11,16 @@ from tests.drills.faults import Fault, Injection, token_marker
 from tests.drills.processes import blocks, eventually
 from tests.workflow.conftest import fasta
 
-KILLS = 20
 SEQUENCES_PER_BATCH = 8
 TOKENS_PER_BATCH = SEQUENCES_PER_BATCH * 64
 
 
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.thorough)])
 def test_after_kills_at_random_moments_the_results_are_those_of_an_undisturbed_run(
-    tmp_path: Path, models: Path
+    tmp_path: Path, models: Path, kills: int
 ) -> None:
-    outcome = drill.drill(tmp_path, models, KILLS, seed=3)
-    assert outcome.kills.total() == KILLS
+    outcome = drill.drill(tmp_path, models, kills, seed=3)
+    assert outcome.kills.total() == kills
     assert outcome.well, str(outcome)
     assert outcome.repeated <= outcome.kills["worker"], str(outcome)
 

@@ -82,8 +82,8 @@ def kill(run: RunningSnakemake) -> None:
 @pytest.mark.parametrize(
     ("ending", "wrapped"),
     [
-        *((ending, False) for ending in (interrupt, interrupt_alone, terminate, kill)),
-        (kill, True),
+        *((interrupt, False), (terminate, False), (kill, True)),
+        *(pytest.param(ending, False, marks=pytest.mark.thorough) for ending in (interrupt_alone, kill)),
         *(pytest.param(ending, True, marks=pytest.mark.thorough) for ending in (interrupt, interrupt_alone, terminate)),
     ],
 )
@@ -108,7 +108,6 @@ def test_a_pool_whose_snakemake_dies_before_it_has_begun_ends_too(
     run = launch(some, environment=slow)
     eventually(some.path("activating").exists)
     kill(run)
-    time.sleep(2)
     eventually(lambda: not some.processes(), PROCESSES_END_S)
 
 

@@ -1,9 +1,9 @@
 """Replicas on a real Slurm: forty samples, one cancelled, one at its time limit, the node drained, and a second run.
 
-One story, which happens in the fixture ``story``, and the tests then read. The node has two GPUs, so two of the four replicas
-run and two wait. One of the two is cancelled; the other is held, and its limit moved to now. Meanwhile the node is
-drained, and given back when both have ended: the waiting replicas run. The second run, on a profile for sites that want
-``--gres``, does what is missing.
+One story, which happens in the fixture ``story``; what comes after reads it. The node has two GPUs, so two of the four
+replicas run and two wait. One of the two is cancelled; the other is held, and its limit moved to now. Meanwhile the
+node is drained, and given back when both have ended: the waiting replicas run. The second run, on a profile for sites
+that want ``--gres``, does what is missing.
 """
 
 import json

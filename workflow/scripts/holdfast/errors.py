@@ -58,13 +58,18 @@ def guarded(main: Callable[[], None]) -> None:
     try:
         main()
     except HoldfastError as error:
-        print(f"holdfast: error: {error}", file=sys.stderr)
+        _report(str(error))
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:
         raise SystemExit(1) from None
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"holdfast: error: {where}{error.strerror or error}", file=sys.stderr)
+        _report(f"{where}{error.strerror or error}")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _report(problem: str) -> None:
+    """Write the line at once, its end included: jobs that run side by side share a terminal."""
+    sys.stderr.write(f"holdfast: error: {problem}\n")

@@ -204,7 +204,8 @@ class _Watch:
 
 
 def _say(line: str) -> None:
-    print(f"holdfast: {line}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"holdfast: {line}\n")  # at once, its end included: others write to the same terminal
+    sys.stderr.flush()
 
 
 def collect_embeddings(receipt_path: Path, fasta: Path, output: Path, records: Path) -> None:
