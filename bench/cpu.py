@@ -182,7 +182,7 @@ def measure_feed(report: Report, directory: Path) -> None:
             before = cpu_seconds(client.server.pid)
             taken, receipts = client.run(count, records, label.partition(",")[0])
             spent = [after - earlier for after, earlier in zip(cpu_seconds(client.server.pid), before, strict=True)]
-            tokens = sum(receipt.counts["esm2_tokens"] for receipt in receipts)
+            tokens = sum(receipt.counts["tokens"] for receipt in receipts)
             report.add("feed", f"{label}: tokens/s", tokens / taken)
             for who, seconds_of in zip(("supervisor", "reader"), spent, strict=True):
                 report.add("feed", f"{label}: tokens a CPU second of the {who}", tokens / seconds_of)

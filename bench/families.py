@@ -62,7 +62,9 @@ def main() -> None:
             published = write_synthetic(PREFIX + name, Path(scratch) / "published")
             prepared = Path(scratch) / "prepared"
             known = prepare(str(published), prepared)
-            report.add(name, "difference to the reference in fp32", float(known.verification["largest_difference"] or 0))
+            report.add(
+                name, "difference to the reference in fp32", float(known.verification["largest_difference"] or 0)
+            )
             if "speed" in arguments.only:
                 measure_speed(report, name, published, prepared, arguments.device, peak)
             if "faithfulness" in arguments.only and arguments.device == "cuda":
@@ -91,7 +93,9 @@ def measure_speed(report: Report, name: str, published: Path, prepared: Path, de
                 theirs = min(
                     _take(report, f"{name}: transformers {precision} {kind}, {budget} a batch", total, work / peak, run)
                     for budget in BUDGETS[device]
-                    for run in [partial(_theirs, peer, known, list(_batches(ids, lengths, budget, padded=True)), device)]
+                    for run in [
+                        partial(_theirs, peer, known, list(_batches(ids, lengths, budget, padded=True)), device)
+                    ]
                 )
             except Exception as error:  # a peer that cannot be compiled is no peer
                 print(f"{name}: transformers {kind}: {str(error).splitlines()[0][:200]}")
@@ -128,7 +132,9 @@ def measure_faithfulness(report: Report, name: str, published: Path, prepared: P
         del exact_model, states
         for precision in ("fp16", "bf16"):
             model = open_model(pushed, "cuda", precision)
-            report.add(name, f"pushed by {factor}: holdfast {precision}, error", _error(_ours(model, known, batches), exact))
+            report.add(
+                name, f"pushed by {factor}: holdfast {precision}, error", _error(_ours(model, known, batches), exact)
+            )
             del model
             peer = _peer(theirs, known, "cuda", precision)
             error = _error(_theirs(peer, known, padded, "cuda"), exact)

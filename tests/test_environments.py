@@ -28,7 +28,10 @@ ON_REQUEST = {"umap-learn"}  # not in the lock: wheels of numba come late for a 
 NOT_CALLED = {  # in an environment, functions that import more and that none of its commands calls
     "pool": {"encode_fair_esm", "encode_transformers", "_quiet_transformers", "locate_checkpoint", "_letters"},
     "models": {"schema_problems"},
-    **dict.fromkeys(("tables", "report", "umap"), {"open_model", "load_tokenizer", "family_of", "load_published"}),
+    **{
+        name: {"open_model", "load_tokenizer", "family_module", "load_published"}
+        for name in ("tables", "report", "umap")
+    },
 }
 ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
 
@@ -71,6 +74,12 @@ def test_the_lock_satisfies_the_ranges_of_the_project() -> None:
     pinned = lock()
     for requirement in ranges():
         assert pinned[normal(requirement.name)] in requirement.specifier, requirement
+
+
+def test_transformers_has_the_reference_of_every_family() -> None:
+    (transformers,) = (requirement.specifier for requirement in ranges() if requirement.name == "transformers")
+    assert "5.16.0" in transformers
+    assert "5.15.1" not in transformers  # which has no esmc
 
 
 def test_every_run_time_dependency_is_in_a_conda_environment() -> None:

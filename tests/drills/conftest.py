@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
-from holdfast.models.registry import read_prepared
 from holdfast.pool.settings import pool_settings
 from holdfast.results.embeddings import Embeddings, read_embeddings
 from holdfast.run.client import submit_jobs
@@ -21,6 +20,7 @@ from holdfast.spool.job import Manifest, Receipt, make_manifest
 from holdfast.spool.spool import Spool
 from holdfast.spool.state import PoolState, read_state, state_path
 
+from tests.drills.drill import make_requests
 from tests.drills.faults import Fault, Injection
 from tests.drills.processes import (
     LONG_S,
@@ -106,8 +106,7 @@ class RunningPool:
 
     def job(self, sample: str, path: Path, kind: str = "proteins") -> Manifest:
         """A job on a file, its embeddings to be stored in float32."""
-        digests = {model: read_prepared(self.models / model).weights_sha256 for model in ("esm2", "dnabert_s")}
-        return make_manifest(sample, kind, str(path), 500, digests, "auto", "float32")
+        return make_manifest(sample, kind, str(path), 500, make_requests(self.models, kind), "auto", "float32")
 
     def hand_in(self, job: Manifest) -> Future[Receipt]:
         """Submit a job through a consumer of its own; its receipt, or why there will be none."""

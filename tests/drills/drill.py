@@ -28,7 +28,9 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "workflow" / "scripts"
 sys.path[:0] = [str(ROOT), str(SCRIPTS)]
 
+from holdfast.models.registry import read_prepared  # noqa: E402
 from holdfast.results.embeddings import read_embeddings  # noqa: E402
+from holdfast.spool.job import Request, make_request  # noqa: E402
 
 from tests.drills.processes import (  # noqa: E402
     LONG_S,
@@ -39,6 +41,8 @@ from tests.drills.processes import (  # noqa: E402
     processes_of,
 )
 
+MODELS = {"esm2": "synthetic:esm2_t6_8M_UR50D", "dnabert_s": "synthetic:dnabert_s_tiny"}
+ASKED = {"layers": ["last"], "pooling": ["mean"], "long": None, "max_length": None}
 VICTIMS = {"worker": 2, "reader": 2, "supervisor": 1, "snakemake": 1, "all": 1}  # the last three end the run
 SAMPLES_A_FILE = 2
 KILLS_A_PROJECT = 8
@@ -74,9 +78,15 @@ class Outcome:
 
 def prepare_models(directory: Path) -> None:
     """Prepare the two small synthetic models below a directory."""
-    for model, source in (("esm2", "synthetic:esm2_t6_8M_UR50D"), ("dnabert_s", "synthetic:dnabert_s_tiny")):
+    for model, source in MODELS.items():
         prepare = [sys.executable, str(SCRIPTS / "entry.py"), "prepare", source, "--output", str(directory / model)]
         subprocess.run(prepare, check=True, capture_output=True)
+
+
+def make_requests(directory: Path, kind: str) -> dict[str, Request]:
+    """What a job of a kind asks of the models prepared below a directory: a mean over the last layer."""
+    known = {model: read_prepared(directory / model) for model in MODELS}
+    return {model: make_request(model, prepared, ASKED) for model, prepared in known.items() if prepared.fits(kind)}
 
 
 def make_project(directory: Path, models: Path) -> None:

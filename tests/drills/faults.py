@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from holdfast.models.registry import load_tokenizer
+from holdfast.models.registry import load_tokenizer, read_prepared
 
 from tests.drills.processes import eventually
 
@@ -152,5 +152,5 @@ class Injection:
 
 def token_marker(models: Path, protein: str) -> str:
     """The tokens of a protein's residues, as they stand in a batch."""
-    numbers, _ = load_tokenizer("esm2", models / "esm2")([protein])
+    numbers, _ = load_tokenizer(read_prepared(models / "esm2"), models / "esm2")([protein])
     return numbers[1:-1].astype(np.int16).tobytes().hex()

@@ -54,5 +54,5 @@ def blocks(spool: Path) -> list[Path]:
         Path(directory) / name
         for directory, _, names in os.walk(spool / "blocks")
         for name in names
-        if name.endswith(".npy")
+        if name.endswith(".safetensors")
     ]

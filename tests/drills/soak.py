@@ -25,12 +25,11 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "workflow" / "scripts"
 sys.path[:0] = [str(ROOT), str(SCRIPTS)]
 
-from holdfast.models.registry import read_prepared  # noqa: E402
 from holdfast.pool.settings import pool_settings  # noqa: E402
 from holdfast.spool.job import Manifest, make_manifest  # noqa: E402
 from holdfast.spool.spool import Spool  # noqa: E402
 
-from tests.drills.drill import prepare_models  # noqa: E402
+from tests.drills.drill import make_requests, prepare_models  # noqa: E402
 
 OPEN_JOBS = 50
 LENGTH_BP = 2000
@@ -42,12 +41,12 @@ def make_jobs(work: Path, models: dict[str, str], count: int) -> Iterator[Manife
     with gzip.open(ROOT / "tests" / "data" / "frames" / "NC_001416_1_20000.fna.gz", "rt") as file:
         genome = "".join(line.strip() for line in file if not line.startswith(">"))
     chance = random.Random(1)
-    digests = {model: read_prepared(directory).weights_sha256 for model, directory in models.items()}
+    requests = make_requests(Path(next(iter(models.values()))).parent, "contigs")
     for number in range(count):
         start = chance.randrange(len(genome) - LENGTH_BP)
         path = work / "fasta" / f"{number}.fna"
         path.write_text(f">piece_{number}\n{genome[start : start + LENGTH_BP]}\n")
-        yield make_manifest(f"s{number}", "contigs", str(path), 500, digests, "fp32", "float16")
+        yield make_manifest(f"s{number}", "contigs", str(path), 500, requests, "fp32", "float16")
 
 
 def measure(pool: psutil.Process, spool: Path, done: int, began: float) -> dict[str, float]:

@@ -27,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 from tests.drills.conftest import Launch, RunningPool, Serve, check_equal, claims, proteins, results_of
 from tests.drills.faults import Fault, Injection, token_marker
 from tests.drills.processes import LONG_S, PROCESSES_END_S, blocks, eventually, processes_in
-from tests.workflow.conftest import HOLDFAST, REPOSITORY, NewProject, Project, fasta
+from tests.workflow.conftest import HOLDFAST, MEANS, REPOSITORY, NewProject, Project, fasta
 
 EXAMPLES = REPOSITORY / "examples"
 INSTALLED = str(Path(sys.executable).with_name("holdfast"))  # as `make` installs it
@@ -178,8 +178,8 @@ def test_jobs_of_other_weights_precision_and_versions_are_separated_or_refused(
     for pool, outcome, result in zip(pools, outcomes, found, strict=True):
         assert outcome.pool["id"] == pool.state.identity.pool
         digest = read_prepared(pool.models / "esm2").weights_sha256
-        assert result.attributes["models"]["esm2"]["weights_sha256"] == digest
-    assert not np.array_equal(found[0].matrices["esm2"], found[1].matrices["esm2"])
+        assert result.attributes["matrices"][MEANS["esm2"]]["weights_sha256"] == digest
+    assert not np.array_equal(found[0].matrices[MEANS["esm2"]], found[1].matrices[MEANS["esm2"]])
 
     some = make(
         project, "project", "a", precision="fp16", pool={"lifecycle": "external", "spool": str(root), "patience_s": 3}

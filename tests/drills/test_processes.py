@@ -131,7 +131,7 @@ def test_sigterm_lets_the_pool_finish_its_batches_and_hand_back_the_rest(serve: 
     again = serve(tokens_per_batch=64)
     counts = again.embed(job)["a"].counts
     assert counts["inherited"] == finished
-    assert counts["computed_tokens"] == counts["esm2_tokens"] * (6 - finished) // 6
+    assert counts["computed_tokens"] == counts["tokens"] * (6 - finished) // 6
     assert f"took over 0 jobs and {finished} blocks" in again.log.read_text()
     eventually(lambda: again.progress("sequences") == 6 - finished)
 
@@ -218,7 +218,7 @@ def test_what_dead_runs_and_foreign_hosts_leave_does_no_harm(
     content["identity"] = {"host": "elsewhere", "pid": 1, "started": 1, "machine": "another"}
     (spool / "pools" / "elsewhere-1-1.json").write_text(json.dumps(content))
     (spool / "pools" / "torn-2-2.json").write_text('{"identity": {"ho')
-    (kept[0].parent / ".torn.npy.1.partial").write_bytes(b"\x93NUM")
+    (kept[0].parent / ".torn.partial").write_bytes(b"\x93NUM")
     (spool / "incoming" / ".torn.json.1.partial").write_text('{"sample": [')
     assert some.run("--unlock").returncode == 0
     began = time.monotonic()

@@ -134,7 +134,7 @@ def test_what_torch_saves_but_no_table_of_tensors_is_refused_with_what_to_do(tmp
     assert "saved by torch before 1.6" in refusal(path)
     assert refusal(path).endswith("save it again with a newer torch: torch.save(torch.load(FILE), FILE)")
     torch.save({"cfg": {"model": argparse.Namespace(layers=1)}, "model": {}}, path)
-    assert "not an ESM-2 checkpoint of fair-esm (KeyError: 'encoder_layers')" in refusal(path)
+    assert "not an ESM-2, ESM-1b or ESM-1v of fair-esm (KeyError: 'embed_dim')" in refusal(path)
 
 
 def nested(depth: int) -> bytes:
@@ -204,7 +204,6 @@ def test_truncated_files_are_refused(fair_esm: Path, dnabert: Path) -> None:
         (lambda state: state.update({"layers.1.fc1.weight": torch.ones(192, 47)}), r"1 misshapen: .*fc1.*\[192, 47\]"),
         (lambda state: state.update({"layers.1.fc1.bias": torch.ones(192).int()}), "1 misshapen: .*int32"),
         (lambda state: state.update({"layers.1.self_attn.rot_emb.inv_freq": torch.ones(6)}), "inv_freq differs from"),
-        (lambda state: state.update({"embed_tokens.weight": torch.ones(30, 48)}), "vocabulary must be 33"),
     ],
 )
 def test_wrong_tensors_of_esm2_are_listed(tmp_path: Path, change: Change, complaint: str) -> None:
@@ -248,17 +247,18 @@ def test_a_configuration_that_contradicts_the_tensors_is_refused(tmp_path: Path)
 # Sources
 
 
-def test_the_model_is_recognised(fair_esm: Path, dnabert: Path, tmp_path: Path) -> None:
+def test_the_family_is_recognised(fair_esm: Path, dnabert: Path, tmp_path: Path) -> None:
     directory = checkpoints.write_hugging_face_esm(tmp_path / "esm", checkpoints.fair_esm_state())
     found = [read_checkpoint(path, None) for path in (fair_esm, directory, dnabert)]
-    assert [checkpoint.model for checkpoint in found] == ["esm2", "esm2", "dnabert_s"]
-    assert [VOCABULARY[token] for token in found[0].ordinary] == list("LAGVSERTIDPKQNFYMHWC")
-    assert found[2].ordinary == range(5, 64)
+    assert [checkpoint.family for checkpoint in found] == ["esm", "esm", "mosaic_bert"]
+    assert [checkpoint.letters is None for checkpoint in found] == [False, False, True]
 
 
 def test_sources_of_other_models_are_refused(fair_esm: Path, tmp_path: Path) -> None:
-    assert "not a known format; give a fair-esm .pt" in refusal(fair_esm.rename(tmp_path / "esm2.ckpt"))
-    assert "not the contact regression" in refusal(tmp_path / "esm2_small-contact-regression.pt")
+    regression = tmp_path / "esm2_small-contact-regression.pt"
+    assert refusal(regression).startswith(f"{regression}: not a checkpoint of fair-esm or of the esm package; give")
+    torch.save({"args": argparse.Namespace(arch="msa_transformer"), "model": {}}, fair_esm)
+    assert "arch is 'msa_transformer', ESM-1b and ESM-1v have 'roberta_large'" in refusal(fair_esm)
     directory = checkpoints.write_hugging_face_esm(tmp_path / "esm", checkpoints.fair_esm_state())
     config = json.loads((directory / "config.json").read_text())
 
@@ -266,13 +266,15 @@ def test_sources_of_other_models_are_refused(fair_esm: Path, tmp_path: Path) -> 
         (directory / "config.json").write_text(json.dumps(config | entries))
         return refusal(directory)
 
-    assert "model_type is 't5', known are 'esm', 'bert'; give such a model" in changed(model_type="t5")
+    assert "model_type is 'gpt2', known are 'esm', 'esmc', 't5', 'bert'; give such a model" in changed(
+        model_type="gpt2"
+    )
     assert "model_type is ['esm']" in changed(model_type=["esm"])
-    assert "without rotary positions" in changed(position_embedding_type="absolute")
-    (directory / "vocab.txt").write_text("\n".join(sorted(VOCABULARY)))
-    assert "not the alphabet of ESM-2" in changed()
-    (directory / "vocab.txt").write_text("\n".join(VOCABULARY))
-    assert read_checkpoint(directory, None).architecture["width"] == checkpoints.WIDTH
+    positions = changed(position_embedding_type="relative_key")
+    assert "positions of type 'relative_key'; rotary and absolute ones are known" in positions
+    vocabulary = directory / "vocab.txt"
+    vocabulary.write_text("\n".join(token for token in VOCABULARY if token not in "WC"))
+    assert f"{vocabulary}: the vocabulary has no token for C, W; give a model of proteins" in changed()
 
 
 def test_incomplete_directories_are_refused(dnabert: Path) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from holdfast.models.synthetic import write_tokenizer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.models import checkpoints
+from tests.models import checkpoints, families
 from tests.models.hub import Hub
 
 ENTRY = Path(__file__).parents[2] / "workflow" / "scripts" / "entry.py"
@@ -109,7 +108,7 @@ def test_safetensors_of_others_are_refused_by_the_encoder(
     prepare(str(fair_esm), tmp_path / "prepared")
     file = tmp_path / "prepared" / "model.safetensors"
     save_file({name: tensor.clone() for name, tensor in load_file(file).items()}, file, header)
-    with pytest.raises(WeightsError, match="its header holds no architecture of a prepared model"):
+    with pytest.raises(WeightsError, match=r"not the weights that model\.json describes|not readable \(not JSON"):
         open_model(tmp_path / "prepared")
 
 
@@ -123,6 +122,16 @@ def test_a_published_tokenizer_that_does_not_fit_is_refused(dnabert: Path, tmp_p
     assert "belongs to another model" in refused(dnabert, output)
     file.unlink()
     assert "the model needs the tokenizer of its checkpoint" in refused(dnabert, output)
+
+
+def test_a_vocabulary_with_more_tokens_than_rows_is_refused(tmp_path: Path) -> None:
+    state = checkpoints.fair_esm_state()
+    state["embed_tokens.weight"] = state["embed_tokens.weight"][:30].clone()
+    path = checkpoints.write_fair_esm(tmp_path / "esm2_small.pt", state)
+    assert "its vocabulary has more tokens than the embedding has rows" in refused(path, tmp_path / "prepared")
+    directory = families.write_t5(tmp_path / "prostt5")
+    (directory / "added_tokens.json").write_text(json.dumps({"<AA2fold>": 150}))
+    assert "its vocabulary has more tokens than the embedding has rows" in refused(directory, tmp_path / "prepared")
 
 
 def test_parts_of_a_tokenizer_that_nobody_reads_need_not_be_right(dnabert: Path, tmp_path: Path) -> None:
@@ -217,7 +226,7 @@ def test_a_hub_model_is_fetched_without_its_code_and_then_found_offline(dnabert:
         assert first.returncode == 0, first.stderr
         assert sorted(hub.downloaded) == ["config.json", "model.safetensors", "tokenizer.json"]
         absent = command_line("someone/absent", *arguments[1:2], tmp_path / "absent", **settings)
-    assert "mosaic_bert from someone/DNABERT-S (width 48)" in first.stdout
+    assert "mosaic_bert from someone/DNABERT-S (2 layers, width 48)" in first.stdout
     assert "largest difference" in first.stdout
     assert absent.returncode == 2
     assert absent.stderr.count("\n") == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from holdfast.models.esm import VOCABULARY, letters_of
 from holdfast.models.registry import load_tokenizer, read_prepared
-from holdfast.pool.sample import DistinctSequences, DistinctWriter
+from holdfast.pool.distinct import DistinctSequences, DistinctWriter
 from holdfast.sequences import Alphabet
 from holdfast.sequences.fasta import read_records
 from holdfast.sequences.tokens import LetterTokenizer, Tokenizer

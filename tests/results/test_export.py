@@ -1,6 +1,7 @@
 """The export as UniProt publishes embeddings, read the way that readers of such files do it."""
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -100,7 +101,7 @@ def test_many_rows_are_exported_in_blocks(tmp_path: Path) -> None:
     path, counts = tmp_path / "embeddings.h5", np.arange(200) % 7
     ids = [f"p{row}" for row in range(200)]
     with EmbeddingsWriter.create(path, "s", "proteins") as writer:
-        writer.append_records(ids, counts, counts, ["ok"] * 200)
+        writer.append_records(ids, counts.tolist(), counts.tolist(), ["ok"] * 200)
         writer.append_rows(ids, counts, [bytes(32)] * 200, range(200), [0] * 200, [0] * 200)
     values = vectors(int(counts.sum()), 3)
     with EmbeddingsWriter.reopen(path, {}) as writer:
@@ -131,7 +132,7 @@ def test_all_that_there_is_is_exported_into_a_directory(tmp_path: Path) -> None:
         (("large", "residue", 2), "holds no embeddings of 'large' of layer 2 with pooling residues; those that it "),
     ],
 )
-def test_what_is_not_there_is_named_and_leaves_no_file(tmp_path: Path, asked: tuple[str], problem: str) -> None:
+def test_what_is_not_there_is_named_and_leaves_no_file(tmp_path: Path, asked: tuple[Any, ...], problem: str) -> None:
     source = write(tmp_path)
     model, *rest = asked
     with pytest.raises(InputError) as refused:

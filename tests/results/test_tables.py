@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas  # type: ignore[import-untyped]
+import pandas
 import pytest
 from holdfast.errors import ConfigError
 from holdfast.models.registry import Output

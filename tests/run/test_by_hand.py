@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import holdfast
 import numpy as np
-import pandas  # type: ignore[import-untyped]
+import pandas
 import pytest
 import torch
 from holdfast.cli import main

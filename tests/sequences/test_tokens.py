@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,11 @@ def split(result: tuple[np.ndarray, np.ndarray]) -> list[list[int]]:
     return [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] if len(lengths) else []
 
 
+def tokenize_proteins(proteins: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """By the letters of ESM-2."""
+    return LetterTokenizer(**asdict(letters_of(VOCABULARY)))(proteins)
+
+
 def random_proteins() -> list[str]:
     generator = random.Random(7)
     return ["".join(generator.choices(RESIDUES, k=length_aa)) for length_aa in (1, 2, 27, 300, 1024)]
@@ -53,23 +59,22 @@ def test_proteins_become_the_tokens_of_transformers(tmp_path: Path) -> None:
     assert split(tokenize_proteins(proteins)) == reference(proteins)["input_ids"]
 
 
-def test_the_stop_at_the_end_is_dropped_and_every_other_odd_letter_is_one_unknown() -> None:
+def test_every_odd_letter_is_one_unknown() -> None:
     cls, eos, unknown, m, k = (VOCABULARY.index(token) for token in ("<cls>", "<eos>", "<unk>", "M", "K"))
-    assert split(tokenize_proteins(["MK*", "M**", "M*K", "mJ\x80K", "*", ""])) == [
-        [cls, m, k, eos],
-        [cls, m, unknown, eos],
+    assert split(tokenize_proteins(["M*K", "mJ\x80K", "*", "MéK", ""])) == [
         [cls, m, unknown, k, eos],
         [cls, unknown, unknown, unknown, k, eos],
-        [cls, eos],
+        [cls, unknown, eos],
+        [cls, m, unknown, k, eos],
         [cls, eos],
     ]
 
 
-def test_the_first_1024_residues_of_a_protein_are_taken() -> None:
-    protein = "".join(random.Random(1).choices("LAGV", k=1500))
-    whole, short, stopped = split(tokenize_proteins([protein, protein[:1024], protein[:1024] + "*"]))
-    assert len(whole) == 1026
-    assert whole == short == stopped
+def test_a_vocabulary_may_lack_a_start_or_an_end_and_its_ids_may_be_any() -> None:
+    ids = {"M": 7, "K": 300}
+    assert split(LetterTokenizer(ids, 2, None, 1)(["MKX", "", "K"])) == [[7, 300, 2, 1], [1], [300, 1]]
+    assert split(LetterTokenizer(ids, 2, 149, None)(["MK"])) == [[149, 7, 300]]
+    assert split(LetterTokenizer(ids, 2, None, None)(["MK", "M\x80\x81"])) == [[7, 300], [7, 2, 2]]
 
 
 def test_no_sequences_are_no_tokens(tokenizer_file: Path) -> None:
@@ -122,7 +127,7 @@ def test_a_letter_that_is_no_base_is_one_unknown_token(tokenizer_file: Path) -> 
 
 
 def test_a_tokenizer_survives_the_way_to_another_process(tokenizer_file: Path) -> None:
-    for tokenizer in (tokenize_proteins, BytePairTokenizer(tokenizer_file)):
+    for tokenizer in (LetterTokenizer(**asdict(letters_of(VOCABULARY))), BytePairTokenizer(tokenizer_file)):
         assert split(pickle.loads(pickle.dumps(tokenizer))(GENES)) == split(tokenizer(GENES))
 
 

@@ -30,6 +30,8 @@ PROCESSES_END_S = 300
 
 # Widths of synthetic esm2_t6_8M_UR50D and dnabert_s_tiny.
 WIDTHS = {"esm2": 320, "dnabert_s": 96}
+MEANS = {"esm2": "esm2/6/mean", "dnabert_s": "dnabert_s/2/mean"}
+"""Names of their matrices where nothing is asked for."""
 
 
 @dataclass(frozen=True)
@@ -188,10 +190,10 @@ def closed_sequence(length_bp: int) -> str:
 def embedded(models: Path, model: str, sequences: Sequence[str]) -> list[list[float]]:
     """Embeddings computed directly, each sequence alone: the mean of the residues (esm2), or of all tokens."""
     import torch
-    from holdfast.models.registry import load_tokenizer, open_model
+    from holdfast.models.registry import load_tokenizer, open_model, read_prepared
 
     encoder = open_model(models / model, "cpu", "fp32")
-    tokenize = load_tokenizer(model, models / model)
+    tokenize = load_tokenizer(read_prepared(models / model), models / model)
     vectors = []
     for sequence in sequences:
         numbers, lengths = tokenize([sequence])

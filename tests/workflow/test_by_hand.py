@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from holdfast.models.registry import MODELS, read_prepared
+from holdfast.models.registry import read_prepared
 from holdfast.results.embeddings import read_embeddings
+from holdfast.sequences import Alphabet
 from holdfast.sequences.fasta import read_records
 
 from tests.workflow.conftest import DEMO, HOLDFAST, TIMEOUT_S, embedded
@@ -34,16 +35,19 @@ def test_a_file_is_embedded_record_by_record(
     output = tmp_path / "made" / "embeddings.h5"
     output.parent.mkdir()
     ended = embed(DEMO / "data" / name, source or models / model, output)
-    records = [*read_records(DEMO / "data" / name, MODELS[model].alphabet)]
-    said = rf"{output}: {len(records)} embeddings of {len(records)} records, synthetic {model} on CPU, \d+ threads\n"
+    known = read_prepared(models / model)
+    records = [*read_records(DEMO / "data" / name, Alphabet[known.alphabet.upper()])]
+    made = f"synthetic {known.family} on CPU"
+    said = rf"{output}: {len(records)} embeddings of {len(records)} records, {made}, \d+ threads\n"
     assert ended.returncode == 0, ended.stderr
     assert re.fullmatch(said, ended.stdout)
     found = read_embeddings(output)
+    mean = f"model/{known.layers}/mean"
     assert list(found.ids) == [record.id for record in records]
-    assert found.matrices[model].dtype == np.float32
+    assert found.matrices[mean].dtype == np.float32
     expected = embedded(models, model, [record.sequence for record in records])
-    np.testing.assert_allclose(found.matrices[model], expected, atol=1e-5)
-    assert found.attributes["models"][model]["weights_sha256"] == read_prepared(models / model).weights_sha256
+    np.testing.assert_allclose(found.matrices[mean], expected, atol=1e-5)
+    assert found.attributes["matrices"][mean]["weights_sha256"] == known.weights_sha256
     assert list(output.parent.iterdir()) == [output]
 
     if source is None:
@@ -53,8 +57,8 @@ def test_a_file_is_embedded_record_by_record(
     assert ended.stderr == f"holdfast: preparing {source} in {kept}, once\n"
     again = embed(DEMO / "data" / name, source, output, "--store-dtype", "float16")
     assert (again.returncode, again.stderr) == (0, "")
-    assert read_embeddings(output).matrices[model].dtype == np.float16
-    np.testing.assert_array_equal(read_embeddings(output).matrices[model], found.matrices[model].astype(np.float16))
+    assert read_embeddings(output).matrices[mean].dtype == np.float16
+    np.testing.assert_array_equal(read_embeddings(output).matrices[mean], found.matrices[mean].astype(np.float16))
 
 
 def test_what_cannot_be_embedded_is_one_line(models: Path, tmp_path: Path) -> None:

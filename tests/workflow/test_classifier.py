@@ -8,7 +8,7 @@ import torch
 from holdfast.results.embeddings import read_embeddings
 from torch.nn.functional import batch_norm, linear
 
-from tests.workflow.conftest import DEMO, NewProject, fasta, jobs, stop_free_sequence
+from tests.workflow.conftest import MEANS, DEMO, NewProject, fasta, jobs, stop_free_sequence
 
 
 def test_a_given_classifier_calls_all_contigs_and_trains_nothing(project: NewProject, classifiers: Path) -> None:
@@ -30,7 +30,9 @@ def test_a_given_classifier_calls_all_contigs_and_trains_nothing(project: NewPro
 
     # The network written out, on the stored features.
     found = read_embeddings(some.path("results/a/embeddings.h5"))
-    features = np.concatenate([found.matrices["dnabert_s"], found.matrices["esm2"]], axis=1).astype(np.float32)
+    features = np.concatenate([found.matrices[MEANS["dnabert_s"]], found.matrices[MEANS["esm2"]]], axis=1).astype(
+        np.float32
+    )
     state = torch.load(classifiers / "state.pth", weights_only=True)
     hidden = linear(torch.from_numpy(features), state["hidden_layer.weight"], state["hidden_layer.bias"])
     statistics = [state[f"bn1.{name}"] for name in ("running_mean", "running_var", "weight", "bias")]

@@ -11,7 +11,7 @@ from holdfast.sequences import Alphabet
 from holdfast.sequences.fasta import Record, read_records
 from holdfast.sequences.frames import find_frames, frame_id
 
-from tests.workflow.conftest import DEMO, WIDTHS, NewProject, Project, embedded, jobs
+from tests.workflow.conftest import MEANS, DEMO, WIDTHS, NewProject, Project, embedded, jobs
 
 CHUNK_LENGTH_BP = 500
 TRAINING = {"bacterium_train": "non-viral", "phage_train": "virus"}
@@ -45,9 +45,9 @@ def check_calls(project: Project, sample: str, records: list[Record]) -> None:
 def check_embeddings(project: Project, sample: str, texts: dict[str, list[str]]) -> None:
     """Ids and models are complete and marked synthetic; a few rows equal a direct computation."""
     found = read_embeddings(project.path(f"results/{sample}/embeddings.h5"))
-    assert sorted(found.matrices) == sorted(texts)
+    assert sorted(found.matrices) == sorted(MEANS[model] for model in texts)
     for model, sequences in texts.items():
-        matrix, attributes = found.matrices[model], found.attributes["models"][model]
+        matrix, attributes = found.matrices[MEANS[model]], found.attributes["matrices"][MEANS[model]]
         assert matrix.dtype == np.float16
         assert matrix.shape == (len(sequences), WIDTHS[model])
         assert (attributes["source"], attributes["synthetic"]) == (SYNTHETIC[model], True)
@@ -92,7 +92,7 @@ def test_demo_gives_everything_it_promises_and_a_second_call_runs_nothing(projec
         check_embeddings(demo, sample, texts)
         present = {file.name for file in demo.path(f"results/{sample}").iterdir()}
         tables = {"frames.tsv", "chunks.tsv", "contigs.tsv"} if sample in CALLED else set()
-        assert present == {"embeddings.h5", "receipt.json"} | tables
+        assert present == {"embeddings.h5", "receipt.json", "records.tsv"} | tables
         if sample in CALLED:
             check_calls(demo, sample, records)
             contigs = demo.table(f"{sample}/contigs.tsv")

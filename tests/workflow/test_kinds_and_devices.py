@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from holdfast.results.embeddings import read_embeddings
 
-from tests.workflow.conftest import NewProject, embedded, fasta, jobs, stop_free_sequence
+from tests.workflow.conftest import MEANS, NewProject, embedded, fasta, jobs, stop_free_sequence
 
 PROTEINS = {"p1": "MKVLAAGGIVA", "p2": "M", "p3": "WXYBZJ*", "p4": "ACDEFGHIKL" * 130}
 
@@ -34,11 +34,11 @@ def test_a_gpu_that_is_not_there_ends_the_run_and_proteins_need_esm2_alone_on_th
     assert "loading esm2 on cpu" in some.read("logs/pool.0.log")
     found = read_embeddings(some.path("results/p/embeddings.h5"))
     assert found.ids == list(PROTEINS)
-    assert list(found.matrices) == ["esm2"]
-    assert found.matrices["esm2"].dtype == np.float32
-    assert found.attributes["models"]["esm2"]["precision"] == "fp32"
+    assert list(found.matrices) == [MEANS["esm2"]]
+    assert found.matrices[MEANS["esm2"]].dtype == np.float32
+    assert found.attributes["matrices"][MEANS["esm2"]]["precision"] == "fp32"
     expected = embedded(some.path(model["weights"]).parent, "esm2", list(PROTEINS.values()))
-    np.testing.assert_allclose(found.matrices["esm2"], expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found.matrices[MEANS["esm2"]], expected, rtol=0, atol=1e-5)
     summary = some.table("summary.tsv")
     assert summary["precision"].tolist() == ["fp32"] * 3
     assert "CPU" in summary["devices"][0]
@@ -59,10 +59,10 @@ def test_dna_alone_needs_dnabert_s_alone_on_one_core(project: NewProject) -> Non
     assert "loading dnabert_s on cpu" in log
     found = read_embeddings(some.path("results/d/embeddings.h5"))
     assert found.ids == list(records)
-    assert list(found.matrices) == ["dnabert_s"]
-    assert found.matrices["dnabert_s"].dtype == np.float16
+    assert list(found.matrices) == [MEANS["dnabert_s"]]
+    assert found.matrices[MEANS["dnabert_s"]].dtype == np.float16
     expected = embedded(some.path(model["weights"]).parent, "dnabert_s", list(records.values()))
-    np.testing.assert_allclose(found.matrices["dnabert_s"].astype(np.float32), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found.matrices[MEANS["dnabert_s"]].astype(np.float32), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_directories_with_spaces_work_on_one_core(project: NewProject, checkout: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from holdfast.results.embeddings import read_embeddings
 
-from tests.workflow.conftest import DEMO, REPOSITORY, Project, fasta
+from tests.workflow.conftest import MEANS, DEMO, REPOSITORY, Project, fasta
 
 EXAMPLE = REPOSITORY / "examples" / "module"
 GITHUB = 'github("OWNER/holdfast", path="workflow/Snakefile", tag="v0.1.0")'
@@ -90,9 +90,12 @@ def test_the_example_embeds_what_its_own_rule_filters_and_notices_what_that_make
     proteins = read_embeddings(some.path("holdfast/results/long_proteins/embeddings.h5"))
     wanted = [name for name, length in lengths(DEMO / "data/phage_proteins.faa").items() if length >= 150]
     assert 0 < len(wanted) < 20
-    assert (proteins.ids, list(proteins.matrices)) == (wanted, ["esm2"])
+    assert (proteins.ids, list(proteins.matrices)) == (wanted, [MEANS["esm2"]])
     pieces = read_embeddings(some.path("holdfast/results/long_pieces/embeddings.h5"))
-    assert (pieces.ids, list(pieces.matrices)) == (list(lengths(DEMO / "data/bacterium_heldout.fna")), ["dnabert_s"])
+    assert (pieces.ids, list(pieces.matrices)) == (
+        list(lengths(DEMO / "data/bacterium_heldout.fna")),
+        [MEANS["dnabert_s"]],
+    )
     summary = some.read("holdfast/results/summary.tsv").splitlines()
     assert [line.split("\t")[:2] for line in summary[1:]] == [["long_proteins", "proteins"], ["long_pieces", "dna"]]
     for name in ("results", "logs/pool.0.log", "benchmarks", ".holdfast"):
@@ -121,7 +124,9 @@ def test_the_example_embeds_what_its_own_rule_filters_and_notices_what_that_make
     again = read_embeddings(some.path("holdfast/results/long_proteins/embeddings.h5"))
     assert 0 < len(again.ids) < len(wanted)
     assert set(again.ids) < set(wanted)
-    np.testing.assert_array_equal(again.matrices["esm2"][0], proteins.matrices["esm2"][wanted.index(again.ids[0])])
+    np.testing.assert_array_equal(
+        again.matrices[MEANS["esm2"]][0], proteins.matrices[MEANS["esm2"]][wanted.index(again.ids[0])]
+    )
     assert some.processes_left() == []
 
 
@@ -170,7 +175,7 @@ def test_two_modules_from_github_with_models_of_their_own(two: Project, tmp_path
     assert run.jobs == sorted([*first, "all", "make p.faa"])
     for name, model, ids in (("first", "esm2", ["p1", "p2"]), ("second", "dnabert_s", ["d1"])):
         found = read_embeddings(two.path(f"{name}/results/s/embeddings.h5"))
-        assert (found.ids, list(found.matrices)) == (ids, [model])
+        assert (found.ids, list(found.matrices)) == (ids, [MEANS[model]])
         assert f"loading {model} on cpu" in two.read(f"{name}/logs/pool.0.log")
         record = json.loads(two.read(f"{name}/results/run.json"))
         assert (record["results"], list(record["models"])) == (f"{name}/results", [model])

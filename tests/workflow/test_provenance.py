@@ -28,7 +28,7 @@ from holdfast.run.provenance import CRATE
 from holdfast.spool.job import read_receipt
 from rocrate.rocrate import ROCrate
 
-from tests.workflow.conftest import DEMO, REPOSITORY, SCRIPTS, TIMEOUT_S, Project, fasta
+from tests.workflow.conftest import MEANS, DEMO, REPOSITORY, SCRIPTS, TIMEOUT_S, Project, fasta
 
 PAGE = (REPOSITORY / "docs/embeddings.md").read_text().partition("\n## Reading it\n")[2]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -211,16 +211,16 @@ def test_the_export_has_one_dataset_an_id(runs: Project) -> None:
     assert dataset_name("a/b") == "a%2Fb"
     for sample, model in (("odd", "esm2"), ("bacterium_heldout", "esm2"), ("bacterium_heldout", "dnabert_s")):
         found = read_embeddings(runs.path(f"results/{sample}/embeddings.h5"))
-        with h5py.File(runs.path(f"results/{sample}/uniprot/{model}.h5")) as file:
+        with h5py.File(runs.path(f"results/{sample}/uniprot/{model}/per-protein.h5")) as file:
             assert len(file) == len(found.ids) > 0
             assert bool(file.attrs["synthetic"])
             assert (file.attrs["model"], file.attrs["job"]) == (model, found.attributes["job"])
-            for identifier, vector in zip(found.ids, found.matrices[model], strict=True):
+            for identifier, vector in zip(found.ids, found.matrices[MEANS[model]], strict=True):
                 dataset = file[dataset_name(identifier)]
                 assert dataset.attrs["original_id"] == identifier
                 assert dataset.dtype == np.float16
                 np.testing.assert_array_equal(dataset[:], vector)
-    with h5py.File(runs.path("results/odd/uniprot/esm2.h5")) as file:
+    with h5py.File(runs.path("results/odd/uniprot/esm2/per-protein.h5")) as file:
         assert set(file) == {"a%2Fb", "a%252Fb", "..", "%2E", "ä|b"}
 
 

@@ -27,7 +27,7 @@ rule prepare_weights:
     params:
         source=lambda wildcards: MODELS[wildcards.model]["weights"],
         sha256=lambda wildcards: (
-            f"--sha256 {MODELS[wildcards.model]['sha256']}" if "sha256" in MODELS[wildcards.model] else ""
+            f"--sha256 {MODELS[wildcards.model]['sha256']}" if MODELS[wildcards.model]["sha256"] else ""
         ),
         directory=lambda wildcards, output: os.path.dirname(output.description),
     shell:

@@ -229,7 +229,7 @@ def read_checkpoint(path: Path, sha256: str | None) -> Checkpoint:
         tensors |= _map_safetensors(file) if file.suffix == ".safetensors" else only_tensors(file, load_torch(file))
     try:
         checkpoint: Checkpoint = family_module(family).read_directory(path, config, tensors, digest)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise WeightsError(f"{configuration}: missing or wrong entry {first_line(error)}; download it again") from None
     return checkpoint
 

@@ -37,11 +37,24 @@ def letters_of(vocabulary: Sequence[str]) -> Letters:
     Raises:
         ValueError: it lacks ``<cls>``, ``<eos>``, ``<unk>`` or one of the 20 common residues.
     """
-    ids = {token: number for number, token in enumerate(vocabulary) if len(token) == 1}
+    ids = {token: number for number, token in enumerate(vocabulary) if len(token) == 1 and token.isascii()}
     if lacking := {*"LAGVSERTIDPKQNFYMHWC"} - ids.keys():
         raise ValueError(f"the vocabulary has no token for {', '.join(sorted(lacking))}")
     start, end, unknown = (list(vocabulary).index(token) for token in ("<cls>", "<eos>", "<unk>"))
     return Letters(ids, unknown, start, end)
+
+
+def read_letters(directory: Path, usual: Sequence[str]) -> Letters:
+    """The letters of ``vocab.txt`` in a Hugging Face directory, or the usual ones where there is none.
+
+    Raises:
+        WeightsError: a file without the tokens of proteins.
+    """
+    path = directory / "vocab.txt"
+    try:
+        return letters_of(path.read_text().split() if path.is_file() else usual)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}; give a model of proteins, or download it again") from None
 
 
 def check_architecture(content: object) -> Architecture:
@@ -196,7 +209,11 @@ def read_file(path: Path, content: Mapping[str, Any], sha256: str) -> Checkpoint
         "positions": _rows(bare, "positions.weight") if FAIR_ESM.published("positions.weight")[0] in bare else 0,
         "embed_norm": FAIR_ESM.published("embed_norm.weight")[0] in bare,
     }
-    names = [f"layers.{layer}.self_attn.rot_emb.inv_freq" for layer in range(int(sizes["layers"]))]
+
+    def frequencies(shape: tuple[int, ...]) -> Source:
+        names = [f"layers.{layer}.self_attn.rot_emb.inv_freq" for layer in range(int(sizes["layers"]))]
+        return Source(names, shape, partial(_agreed, names))
+
     return _checkpoint(
         where=path,
         architecture=architecture,
@@ -206,7 +223,7 @@ def read_file(path: Path, content: Mapping[str, Any], sha256: str) -> Checkpoint
         reference="fair-esm",
         encode_reference=partial(encode_fair_esm, architecture, bare),
         letters=letters_of(VOCABULARY),
-        sources={"inv_freq": lambda shape: Source(names, shape, partial(_agreed, names))},
+        sources={"inv_freq": frequencies},
     )
 
 
@@ -222,8 +239,6 @@ def read_directory(path: Path, config: dict[str, Any], tensors: dict[str, Tensor
         raise WeightsError(
             f"{path / 'config.json'}: positions of type {kind!r:.40}; rotary and absolute ones are known"
         )
-    alphabet = path / "vocab.txt"
-    letters = letters_of(alphabet.read_text().split() if alphabet.is_file() else VOCABULARY)
     base = float(config.get("rope_theta", 10000.0))
 
     def frequencies(shape: tuple[int, ...]) -> Source:
@@ -243,7 +258,7 @@ def read_directory(path: Path, config: dict[str, Any], tensors: dict[str, Tensor
         sha256=sha256,
         reference="transformers EsmModel",
         encode_reference=partial(encode_transformers, path, "EsmModel", {"add_pooling_layer": False}),
-        letters=letters,
+        letters=read_letters(path, VOCABULARY),
         sources={"inv_freq": frequencies},
     )
 

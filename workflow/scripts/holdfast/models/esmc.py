@@ -19,7 +19,7 @@ from ..errors import WeightsError
 from ..sequences import Alphabet
 from .checkpoint import Checkpoint, Layout, Source
 from .encoder import Architecture, Encoder, Shapes, check_sizes
-from .esm import RESIDUES, letters_of, rotary_angles, rotary_formula
+from .esm import RESIDUES, letters_of, read_letters, rotary_angles, rotary_formula
 from .packing import Packing
 from .reference import encode_transformers
 from .registry import Prepared
@@ -138,7 +138,6 @@ def read_directory(path: Path, config: dict[str, Any], tensors: dict[str, Tensor
         raise ValueError(f"rope_type {rotary['rope_type']!r:.40}, 'default' is known")
     if config.get("hidden_act", "silu") != "silu" or config.get("mlp_bias") or config.get("attention_bias"):
         raise ValueError("hidden_act, mlp_bias or attention_bias, which are not those of ESM C")
-    alphabet = path / "vocab.txt"
     return Checkpoint(
         where=path,
         family="esmc",
@@ -157,7 +156,7 @@ def read_directory(path: Path, config: dict[str, Any], tensors: dict[str, Tensor
         sha256=sha256,
         reference="transformers EsmcModel",
         encode_reference=partial(encode_transformers, path, "EsmcModel", {}),
-        letters=letters_of(alphabet.read_text().split() if alphabet.is_file() else VOCABULARY),
+        letters=read_letters(path, VOCABULARY),
         sources={"inv_freq": _frequencies(rotary.get("rope_theta", config.get("rope_theta", 10000.0)))},
     )
 

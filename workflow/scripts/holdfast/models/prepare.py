@@ -141,7 +141,7 @@ def _write(published: Checkpoint, source: str, directory: Path) -> Prepared:
     architecture, letters = published.architecture, published.letters
     if published.tokenizer is not None:
         _copy_tokenizer(published.tokenizer, int(architecture["vocabulary"]), directory / TOKENIZER_FILE)
-    elif letters is not None and max(letters.ids.values()) >= int(architecture["vocabulary"]):
+    elif letters is not None and letters.largest >= int(architecture["vocabulary"]):
         raise WeightsError(f"{published.where}: its vocabulary has more tokens than the embedding has rows")
     prepared = Prepared(
         family=published.family,

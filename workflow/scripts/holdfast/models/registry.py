@@ -75,6 +75,11 @@ class Letters:
     start: int | None
     end: int | None
 
+    @property
+    def largest(self) -> int:
+        """The largest token."""
+        return max(*self.ids.values(), self.unknown, self.start or 0, self.end or 0)
+
 
 @dataclass(frozen=True)
 class Prepared:

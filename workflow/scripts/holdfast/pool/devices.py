@@ -26,6 +26,7 @@ from ..errors import ResourceError, WeightsError
 from ..spool.progress import DeviceProgress, Speed
 from . import worker
 from .batches import Batch
+from .events import Embedded, Event, GivenUp, TooLarge
 from .hardware import read_sensors
 from .ledger import Ledger
 from .settings import PoolSettings
@@ -57,35 +58,6 @@ class Dispatch:
     last: "Device | None" = None
     path: Path = Path()
     future: Future[float] | None = None
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """A batch has come back: where its block is, and the seconds that its device worked."""
-
-    batch: Batch
-    path: Path
-    seconds: float
-
-
-@dataclass(frozen=True)
-class TooLarge:
-    """A device has no memory for a batch of several sequences, which will be tried again in halves."""
-
-    batch: Batch
-    device: str
-
-
-@dataclass(frozen=True)
-class GivenUp:
-    """The one sequence of a batch cannot be embedded: the status of its record, and why."""
-
-    batch: Batch
-    status: str
-    reason: str
-
-
-Event = Embedded | TooLarge | GivenUp
 
 
 class Device:

@@ -19,7 +19,7 @@ from ..spool.job import MODELS, Manifest, Receipt
 from ..spool.progress import JobProgress
 from .batches import Batch, Queue, Recipe
 from .blocks import BlockStore
-from .sample import DistinctSequences
+from .distinct import DistinctSequences
 
 
 @dataclass(eq=False)

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,13 +26,15 @@ from ..results.writer import EmbeddingsWriter
 from ..sequences import Alphabet
 from ..sequences.fasta import Record, read_records
 from ..sequences.frames import find_frames, frame_id
-from ..sequences.tokens import Tokenizer
 from ..spool.job import Manifest
-from .blocks import gather, gather_residues, write_array
+from .blocks import gather, gather_residues
+from .distinct import DistinctSequences, DistinctWriter
 
 EMBEDDINGS_FILE = "embeddings.h5"
 RECORDS_FILE = "records.tsv"
 RECORD_COLUMNS = ("record", "length", "residues_used", "status", "reason")
+UNUSUAL = ("truncated", "windowed", "too_long", "too_short")
+"""Statuses of records that a warning counts."""
 BLOCK_ROWS = 4096
 BLOCK_LETTERS = 16_000_000
 NUCLEOTIDES = b"ACGTUNacgtun"
@@ -131,6 +133,10 @@ def read_sample(manifest: Manifest, directory: Path, models: dict[str, tuple[Pre
     _check_unchanged(manifest)
     _check_room(manifest, directory, {name: prepared for name, (prepared, _) in models.items()})
     warnings = []
+    unusual = {status: counts[status] for status in UNUSUAL if counts[status] and manifest.kind != "contigs"}
+    if unusual:
+        told = ", ".join(f"{count} {status}" for status, count in unusual.items())
+        warnings.append(f"not all records were embedded as they are ({told}); see {RECORDS_FILE}")
     if letters and nucleotides >= QUESTIONED_SHARE * letters:
         share = f"{nucleotides / letters:.0%} of its letters are A, C, G, T, U or N"
         warnings.append(f"{share}: are these really proteins? for nucleotides set kind to dna or contigs")
@@ -335,72 +341,3 @@ def _write_records(manifest: Manifest, embeddings: Path, fates: dict[int, Fate])
                 reason = "no chunk has a frame without a stop" if status == "no_stop_free_frame" else fate.reason
                 table.write("\t".join((name, str(length), str(used), status, reason)) + "\n")
                 number += 1
-
-
-class DistinctWriter:
-    """Collects the sequences of one model, row by row."""
-
-    def __init__(self, directory: Path, model: str, tokenizer: Tokenizer) -> None:
-        """Write to ``directory/MODEL.*``."""
-        self._stem = directory / model
-        self._tokenizer = tokenizer
-        self._file = open(f"{self._stem}.tokens", "wb")  # noqa: SIM115 - closed in __exit__
-        self._index: dict[bytes, int] = {}
-        self._lengths: list[np.ndarray] = []
-        self._rows: list[np.ndarray] = []
-
-    def add(self, texts: list[str]) -> None:
-        """Append the sequences of some rows."""
-        tokens, lengths = self._tokenizer(texts)
-        ends = np.cumsum(lengths, dtype=np.int64)
-        numbers = np.empty(len(texts), np.int64)
-        fresh = np.zeros(len(texts), bool)
-        for row, (end, length) in enumerate(zip(ends.tolist(), lengths.tolist(), strict=True)):
-            known = len(self._index)
-            digest = hashlib.sha256(tokens[end - length : end].tobytes()).digest()
-            numbers[row] = self._index.setdefault(digest, known)
-            fresh[row] = len(self._index) > known
-        self._file.write(tokens[np.repeat(fresh, lengths)].tobytes())
-        self._lengths.append(lengths[fresh])
-        self._rows.append(numbers)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Write what is left; after an exception only close."""
-        self._file.close()
-        if kind is not None:
-            return
-        contents = {
-            "lengths": np.concatenate([np.empty(0, np.int32), *self._lengths]),
-            "rows": np.concatenate([np.empty(0, np.int64), *self._rows]),
-            "digests": np.frombuffer(b"".join(self._index), np.uint8).reshape(-1, 32),
-        }
-        for name, array in contents.items():
-            with open(f"{self._stem}.{name}.npy", "wb") as file:
-                write_array(file, array)
-
-
-class DistinctSequences:
-    """The sequences that a :class:`SequenceWriter` left.
-
-    Attributes:
-        lengths: Tokens of each distinct sequence, int32 [n].
-        digests: SHA-256 of the tokens of each, n times 32 bytes.
-        rows: Distinct sequence of each row of the sample, int64 [N].
-    """
-
-    def __init__(self, directory: Path, model: str) -> None:
-        """Map the files of ``directory/MODEL.*``."""
-        stem = directory / model
-        self.lengths: np.ndarray = np.load(f"{stem}.lengths.npy")
-        self.rows: np.ndarray = np.load(f"{stem}.rows.npy", mmap_mode="r")
-        self.digests = [digest.tobytes() for digest in np.load(f"{stem}.digests.npy")]
-        self._ends = np.cumsum(self.lengths, dtype=np.int64)
-        self._tokens = np.memmap(f"{stem}.tokens", np.int16, "r") if len(self.lengths) else np.empty(0, np.int16)
-
-    def tokens(self, number: int) -> np.ndarray:
-        """Tokens of one distinct sequence, special tokens included, int16 [its length]."""
-        end = self._ends[number]
-        return self._tokens[end - self.lengths[number] : end]

@@ -26,11 +26,13 @@ from ..spool.progress import History, LastErrors, Moment, Progress
 from ..spool.spool import Spool
 from ..spool.state import Launcher, Observer, PoolState, read_state, state_path
 from .batches import WINDOW_BATCHES, make_recipe
-from .devices import Devices, Embedded, GivenUp, TooLarge
+from .devices import Devices
+from .distinct import DistinctSequences
+from .events import Embedded, GivenUp, TooLarge
 from .hardware import name_devices, torch_versions
 from .ledger import Job, Ledger
 from .readers import Done, Readers
-from .sample import EMBEDDINGS_FILE, Contents, DistinctSequences, finish_sample, read_sample
+from .sample import EMBEDDINGS_FILE, Contents, finish_sample, read_sample
 from .settings import PoolSettings, read_settings
 
 SHORTEST_PAUSE_S = 0.02

@@ -8,6 +8,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def write_h5(source: Path, output: Path) -> None:
 def write_npz(source: Path, output: Path) -> None:
     """Write ``ids``, ``length`` and an array for each ``LAYER/POOLING``; of residues with ``LAYER/offsets``."""
     file = read_embeddings(source)
-    arrays = {"ids": np.array(file.ids, np.str_), "length": file.length}
+    arrays: dict[str, Any] = {"ids": np.array(file.ids, np.str_), "length": file.length}
     arrays |= {_key(name): matrix for name, matrix in file.matrices.items()}
     for name, rows in file.residues.items():
         key, width = _key(name), file.attributes["matrices"][name]["width"]

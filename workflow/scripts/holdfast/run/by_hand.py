@@ -71,14 +71,9 @@ def embed_file(
         print(f"holdfast: warning: {fasta}: {warning}", file=sys.stderr)
     for row, reason in outcome.failures.items():
         print(f"holdfast: {row} was given up: {reason}", file=sys.stderr)
-    left = {status: count for status, count in outcome.counts.items() if status in UNUSUAL and count}
-    told = f" ({', '.join(f'{count} {status}' for status, count in left.items())})" if left else ""
     rows, records = outcome.counts["rows"] - len(outcome.failures), outcome.counts["records"]
     weights = f"{'synthetic ' * known.synthetic}{known.family}"
-    return f"{output}: {rows} embeddings of {records} records{told}, {weights} on {outcome.pool['devices']}"
-
-
-UNUSUAL = ("truncated", "windowed", "too_long", "too_short", "failed")
+    return f"{output}: {rows} embeddings of {records} records, {weights} on {outcome.pool['devices']}"
 
 
 def embed(

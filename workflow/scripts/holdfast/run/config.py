@@ -54,6 +54,8 @@ def check_config(config: Mapping[str, Any], where: str = HERE) -> dict[str, Any]
     problems = schema_problems(filled, schema)
     if problems:
         raise _several(f"{where} is not valid:", problems)
+    for entry in filled["models"].values():
+        entry |= {key: entry[key] if isinstance(entry[key], list) else [entry[key]] for key in ("layers", "pooling")}
     return filled
 
 

@@ -188,7 +188,7 @@ def _known(entry: Mapping[str, Any], model: str, place: Place) -> Prepared | Non
     made = os.path.getmtime(os.path.join(directory, DESCRIPTION_FILE))
     changed = directory != source and os.path.exists(source) and os.path.getmtime(source) > made
     other = directory != source and description.source != source
-    wrong = entry.get("sha256", description.source_sha256) != description.source_sha256
+    wrong = (entry["sha256"] or description.source_sha256) != description.source_sha256
     return None if changed or other or wrong else description
 
 
@@ -214,7 +214,7 @@ def check_prepared(config: Mapping[str, Any]) -> None:
     for model, entry in config["models"].items():
         if directory_of(entry["weights"], model) == entry["weights"]:
             description = read_prepared(entry["weights"])
-            if entry.get("sha256", description.source_sha256) != description.source_sha256:
+            if (entry["sha256"] or description.source_sha256) != description.source_sha256:
                 raise ConfigError(
                     f"models.{model}.sha256: {entry['weights']} was made from a checkpoint with digest "
                     f"{description.source_sha256}, not {entry['sha256']}; prepare the right one, or correct the digest"

@@ -27,7 +27,7 @@ from ..models.registry import KINDS, POLICIES, POOLINGS, WINDOW, Output, Prepare
 FORMAT_VERSION = 3
 MANIFEST_LIMIT_BYTES = 2**16
 SAMPLE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-MODEL_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+MODEL_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 RESERVED = ("ids", "length", "sha256", "record", "chunk", "frame", "records")
 """Names that no model may have: they are the file's own."""
 MODELS = 64
