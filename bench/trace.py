@@ -11,19 +11,20 @@ import numpy as np
 import torch
 import workload
 from holdfast.errors import guarded
-from holdfast.models.registry import read_prepared
+from holdfast.models.registry import Output, read_prepared
+from holdfast.pool.batches import Recipe
 from holdfast.pool.settings import pool_settings
 from holdfast.pool.worker import Worker, WorkerSettings
 
 BATCHES = 2
 
 
-def trace(owner: Worker, model: str, batches: list[tuple[np.ndarray, np.ndarray]], path: Path) -> None:
+def trace(owner: Worker, recipe: Recipe, batches: list[tuple[np.ndarray, np.ndarray]], path: Path) -> None:
     """Save the trace of some batches, after one to warm up."""
-    owner.embed(model, *batches[0])
+    owner.embed(recipe, *batches[0])
     with torch.profiler.profile() as profiled:
         for ids, lengths in batches:
-            owner.embed(model, ids, lengths)
+            owner.embed(recipe, ids, lengths)
     profiled.export_chrome_trace(str(path))
 
 
@@ -38,10 +39,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.tokens_per_batch < workload.UNIFORM_TOKENS:
         parser.error(f"--tokens-per-batch must be at least {workload.UNIFORM_TOKENS}")
-    model = read_prepared(arguments.prepared).model
+    prepared = read_prepared(arguments.prepared)
     settings = WorkerSettings(
         name=f"{arguments.device}:0",
-        models={model: arguments.prepared},
+        models={prepared.family: arguments.prepared},
         precision="fp16" if arguments.device == "cuda" else "fp32",
         threads=torch.get_num_threads(),
         allocator=defaults.allocator,
@@ -49,10 +50,11 @@ def main() -> None:
         cache_clear_interval=0,
     )
     lengths = workload.uniform(arguments.tokens_per_batch) * BATCHES
-    ids = workload.proteins(lengths) if model == "esm2" else workload.dna(lengths)
+    ids = workload.proteins(lengths) if prepared.is_protein else workload.dna(lengths)
     batches = workload.batches(ids, lengths, arguments.tokens_per_batch)
-    trace(Worker(settings), model, batches, arguments.trace)
-    print(f"{arguments.trace}: {len(batches)} batches of {model} on {arguments.device}")
+    recipe = Recipe(prepared.weights_sha256, (Output(prepared.layers, "mean"),), None, "")
+    trace(Worker(settings), recipe, batches, arguments.trace)
+    print(f"{arguments.trace}: {len(batches)} batches of {prepared.family} on {arguments.device}")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ def test_a_trace_holds_every_matrix_product_of_the_batches(tmp_path: Path, model
         text=True,
         check=True,
     )
-    assert ended.stdout == f"{tmp_path}/trace.json: 2 batches of esm2 on cpu\n"
+    assert ended.stdout == f"{tmp_path}/trace.json: 2 batches of esm on cpu\n"
     events = Counter(event["name"] for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"])
-    layers = int(read_prepared(models["esm2"]).architecture["layers"])
+    layers = read_prepared(models["esm2"]).layers
     assert events["aten::addmm"] == 2 * 4 * layers  # qkv, attention_output, mlp_in, mlp_out; one part a batch
     assert events["aten::scaled_dot_product_attention"] == 2 * layers  # one length

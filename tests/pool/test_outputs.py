@@ -1,7 +1,5 @@
 """Layers, poolings and models of choice through whole pools: several at once, long sequences, deaths, full disks."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +9,14 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 from holdfast.errors import ResourceError
+from holdfast.models.prepare import prepare
 from holdfast.models.registry import open_model, read_prepared
 from holdfast.results.embeddings import read_embeddings
+from transformers import EsmConfig, EsmModel
 
 from tests.pool.conftest import (
     AMINO_ACIDS,
     DATA,
-    SCRIPTS,
     ServedPool,
     compare,
     family,
@@ -28,7 +27,6 @@ from tests.pool.conftest import (
     submit,
 )
 
-SOURCES = {"large": "esm2_t12_35M_UR50D", "esmc": "esmc_tiny", "esm1b": "esm1b_tiny"}
 OUTPUTS: dict[str, Any] = {"layers": [0, "last"], "pooling": ["mean", "max", "residues"]}
 
 
@@ -36,10 +34,20 @@ OUTPUTS: dict[str, Any] = {"layers": [0, "last"], "pooling": ["mean", "max", "re
 def many(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> dict[str, Path]:
     """Two sizes of ESM-2, an ESM C, an ESM-1b, and a DNABERT-S."""
     directory = tmp_path_factory.mktemp("many")
-    for name, source in SOURCES.items():
-        arguments: list[Any] = ["prepare", f"synthetic:{source}", "--output", directory / name]
-        subprocess.run([sys.executable, SCRIPTS / "entry.py", *arguments], check=True, stdout=subprocess.DEVNULL)
-    return {**models, **{name: directory / name for name in SOURCES}}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
+    tokens: dict[str, Any] = {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32, "token_dropout": True}
+    torch.manual_seed(1)
+    config = EsmConfig(**sizes, **tokens, position_embedding_type="rotary")
+    EsmModel(config, add_pooling_layer=False).save_pretrained(directory / "published")
+    sources = {"small": str(directory / "published"), "esmc": "synthetic:esmc_tiny", "esm1b": "synthetic:esm1b_tiny"}
+    for name, source in sources.items():
+        prepare(source, directory / name)
+    return {**models, **{name: directory / name for name in sources}}
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ SOURCE = "synthetic:esmc_tiny"
 WIDTH, LAYERS = 64, 3
 LONG = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVV"
 RECORDS = {"short": "MKV", "long": LONG, "stop": "MAGICWAND*", "empty": "", "again": "MKV"}
+UNUSUAL = "not all records were embedded as they are"
 TRUNCATED = {"short": "MKV", "long": LONG[:25], "stop": "MAGICWAND", "again": "MKV"}
 
 
@@ -71,10 +72,11 @@ def test_layers_poolings_and_residues_of_truncated_proteins(
     ended = run(cache, *words, "--output", output)
     assert ended.returncode == 0, ended.stderr
     (directory,) = (cache / "holdfast/models").iterdir()
-    assert ended.stderr == f"holdfast: preparing {SOURCE} in {directory}, once\n"
-    counts = "4 embeddings of 5 records (1 truncated, 1 too_short)"
-    assert ended.stdout.startswith(f"{output}: {counts}, synthetic esmc on CPU, ")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.h5", "proteins.faa"]
+    once, warning = ended.stderr.splitlines()
+    assert once == f"holdfast: preparing {SOURCE} in {directory}, once"
+    assert warning.startswith(f"holdfast: warning: {fasta}: {UNUSUAL} (1 truncated, 1 too_short)")
+    assert ended.stdout.startswith(f"{output}: 4 embeddings of 5 records, synthetic esmc on CPU, ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.h5", "out.records.tsv", "proteins.faa"]
     outputs = [Output(layer, pooling) for layer in (0, LAYERS) for pooling in ("mean", "max", "residues")]
     wanted = expected(directory, list(TRUNCATED.values()), outputs)
     lengths = [len(sequence) for sequence in TRUNCATED.values()]
@@ -97,7 +99,7 @@ def test_layers_poolings_and_residues_of_truncated_proteins(
         assert file["records/residues_used"][:].tolist() == [3, 25, 9, 0, 3]
 
     ended = run(cache, *words, "--output", tmp_path / "out.npz")
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (ended.returncode, ended.stderr) == (0, f"{warning}\n")
     with np.load(tmp_path / "out.npz") as arrays:
         assert sorted(arrays) == sorted(["ids", "length", "0/offsets", "3/offsets", *wanted])
         assert arrays["ids"].tolist() == list(TRUNCATED)
@@ -110,7 +112,8 @@ def test_parquet_of_windows_in_half_precision(tmp_path: Path, cache: Path) -> No
     words = ["--long", "window", "--max-length", "20", "--device", "cpu", "--store-dtype", "float16"]
     ended = run(cache, fasta, "--model", SOURCE, "--output", output, *words)
     assert ended.returncode == 0, ended.stderr
-    assert "4 embeddings of 5 records (1 windowed, 1 too_short), " in ended.stdout
+    assert "4 embeddings of 5 records, " in ended.stdout
+    assert f"{UNUSUAL} (1 windowed, 1 too_short)" in ended.stderr
     table = pandas.read_parquet(output)
     assert table.columns.tolist() == ["id", "length", "3/mean"]
     assert table["id"].tolist() == ["short", "long", "stop", "again"]

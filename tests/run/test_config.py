@@ -9,7 +9,7 @@ from holdfast.run.config import Sample, check_config, check_files, check_fit, re
 from holdfast.spool.job import RESERVED
 
 GOOD: dict[str, Any] = {"samples": "samples.tsv", "models": {"esm2": {"weights": "a"}, "dnabert_s": {"weights": "b"}}}
-ASKED = {"layers": ["last"], "pooling": ["mean"], "long": None, "max_length": None}
+ASKED = {"sha256": None, "layers": ["last"], "pooling": ["mean"], "long": None, "max_length": None}
 
 
 def with_defaults(**changed: Any) -> dict[str, Any]:
@@ -70,10 +70,19 @@ def test_what_is_given_is_kept_and_the_given_mapping_is_left_alone() -> None:
     before = repr(given)
     filled = check_config(given)
     assert (filled["chunk_length"], filled["pool"]["device"], filled["pool"]["threads"]) == (300, "cpu", 8)
-    assert filled["models"] == {"a-Model_1": {"pooling": ["mean"], **models["a-Model_1"]}}
+    assert filled["models"] == {"a-Model_1": {"sha256": None, "pooling": ["mean"], **models["a-Model_1"]}}
     assert filled["method"] == {"protein": None, "dna": "x"}
     assert repr(given) == before
     assert with_defaults()["pool"]["device"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("layers", "wanted"), [("last", ["last"]), (3, [3]), (0, [0]), ([0, 3], [0, 3]), (["last", 0], ["last", 0])]
+)
+def test_one_layer_or_pooling_is_a_list_of_one(layers: Any, wanted: list[Any]) -> None:
+    entry = {"weights": "a", "layers": layers, "pooling": "cls"}
+    (filled,) = with_defaults(models={"my": entry})["models"].values()
+    assert (filled["layers"], filled["pooling"]) == (wanted, ["cls"])
 
 
 @pytest.mark.parametrize(
@@ -97,6 +106,11 @@ def test_what_is_given_is_kept_and_the_given_mapping_is_left_alone() -> None:
             {"models": {"my": {"weights": "a", "pooling": ["std"]}}},
             "'models.my.pooling.0' must be one of mean, cls, max",
         ),
+        ({"models": {"my": {"weights": "a", "layers": -1}}}, "'models.my.layers' must be at least 0, is -1"),
+        ({"models": {"my": {"weights": "a", "layers": "first"}}}, "'models.my.layers' must be numbers from 0 (the"),
+        ({"models": {"my": {"weights": "a", "layers": []}}}, "'models.my.layers' must be numbers from 0 (the"),
+        ({"models": {"my": {"weights": "a", "layers": [1, 1]}}}, "'models.my.layers' must be numbers from 0 (the"),
+        ({"models": {"my": {"weights": "a", "pooling": "std"}}}, "'models.my.pooling' must be of mean, cls, max and r"),
         (
             {"models": {"my": {"weights": "a", "long": "cut"}}},
             "'models.my.long' must be one of whole, window, truncate",
@@ -316,10 +330,11 @@ def test_a_model_has_no_name_of_a_column(name: str) -> None:
     check_fit(with_defaults(models={f"{name}2": {"weights": "a"}}), samples(("a", "proteins", "")))
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "../a", "a.b", "a b", ".", "-a", "_a", "ä", "a\n", "a" * 65])
+@pytest.mark.parametrize("name", ["", "a/b", "../a", "a.b", "a b", ".", "-a", "_a", "1a", "ä", "a\n", "a" * 65])
 def test_a_model_has_a_name_that_files_and_tables_take(name: str) -> None:
     (line,) = problems({**GOOD, "models": {name: {"weights": "a"}}})
-    assert line.startswith(f"'models' is no name for a model; take letters, digits, _ and - (at most 64), is {name!r}")
+    rule = "begin with a letter and take letters, digits, _ and - (at most 64)"
+    assert line == f"'models' is no name for a model; {rule}, is {name!r}"
 
 
 def test_models_that_are_named_but_not_there_are_named(tmp_path: Path) -> None:

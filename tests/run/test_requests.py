@@ -263,11 +263,11 @@ def test_vectors_of_residues_that_the_disk_has_no_room_for_are_refused(
 
         monkeypatch.setattr(requests.shutil, "disk_usage", disk_usage)
 
-    has(needed)
+    has(2 * needed)
     check_room(*asked)
     amount = f"about {needed / 1e9:.1f} GB of vectors of residues, {2 * needed / 1e9:.1f} GB at the peak"
-    assert capsys.readouterr().err == f"holdfast: {amount} will be written, {needed / 1e9:.1f} GB are free\n"
-    has(needed - 1)
+    assert capsys.readouterr().err == f"holdfast: {amount} will be written, {2 * needed / 1e9:.1f} GB are free\n"
+    has(2 * needed - 1)
     with pytest.raises(ResourceError) as refused:
         check_room(*asked)
     assert str(refused.value).startswith(f"{tmp_path}/not/made/yet: {amount} would be written, ")

@@ -8,7 +8,7 @@ import torch
 from holdfast.results.embeddings import read_embeddings
 from torch.nn.functional import batch_norm, linear
 
-from tests.workflow.conftest import MEANS, DEMO, NewProject, fasta, jobs, stop_free_sequence
+from tests.workflow.conftest import DEMO, MEANS, NewProject, fasta, jobs, stop_free_sequence
 
 
 def test_a_given_classifier_calls_all_contigs_and_trains_nothing(project: NewProject, classifiers: Path) -> None:

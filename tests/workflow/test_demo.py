@@ -11,7 +11,7 @@ from holdfast.sequences import Alphabet
 from holdfast.sequences.fasta import Record, read_records
 from holdfast.sequences.frames import find_frames, frame_id
 
-from tests.workflow.conftest import MEANS, DEMO, WIDTHS, NewProject, Project, embedded, jobs
+from tests.workflow.conftest import DEMO, MEANS, WIDTHS, NewProject, Project, embedded, jobs
 
 CHUNK_LENGTH_BP = 500
 TRAINING = {"bacterium_train": "non-viral", "phage_train": "virus"}

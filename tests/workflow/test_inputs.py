@@ -9,8 +9,8 @@ from holdfast.sequences import Alphabet
 from holdfast.sequences.fasta import read_records
 
 from tests.workflow.conftest import (
-    MEANS,
     DEMO,
+    MEANS,
     WIDTHS,
     NewProject,
     Project,

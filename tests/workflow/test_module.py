@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from holdfast.results.embeddings import read_embeddings
 
-from tests.workflow.conftest import MEANS, DEMO, REPOSITORY, Project, fasta
+from tests.workflow.conftest import DEMO, MEANS, REPOSITORY, Project, fasta
 
 EXAMPLE = REPOSITORY / "examples" / "module"
 GITHUB = 'github("OWNER/holdfast", path="workflow/Snakefile", tag="v0.1.0")'

@@ -28,7 +28,7 @@ from holdfast.run.provenance import CRATE
 from holdfast.spool.job import read_receipt
 from rocrate.rocrate import ROCrate
 
-from tests.workflow.conftest import MEANS, DEMO, REPOSITORY, SCRIPTS, TIMEOUT_S, Project, fasta
+from tests.workflow.conftest import DEMO, MEANS, REPOSITORY, SCRIPTS, TIMEOUT_S, Project, fasta
 
 PAGE = (REPOSITORY / "docs/embeddings.md").read_text().partition("\n## Reading it\n")[2]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

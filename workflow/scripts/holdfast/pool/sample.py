@@ -136,7 +136,7 @@ def read_sample(manifest: Manifest, directory: Path, models: dict[str, tuple[Pre
     unusual = {status: counts[status] for status in UNUSUAL if counts[status] and manifest.kind != "contigs"}
     if unusual:
         told = ", ".join(f"{count} {status}" for status, count in unusual.items())
-        warnings.append(f"not all records were embedded as they are ({told}); see {RECORDS_FILE}")
+        warnings.append(f"not all records were embedded as they are ({told}); the table of records says which")
     if letters and nucleotides >= QUESTIONED_SHARE * letters:
         share = f"{nucleotides / letters:.0%} of its letters are A, C, G, T, U or N"
         warnings.append(f"{share}: are these really proteins? for nucleotides set kind to dna or contigs")

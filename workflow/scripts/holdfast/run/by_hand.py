@@ -14,13 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import HoldfastError, ResourceError
+from ..errors import HoldfastError, InputError, ResourceError
 from ..models.registry import DESCRIPTION_FILE, KINDS, Prepared, read_prepared
 from ..pool.settings import pool_settings
 from ..spool.job import Receipt, fingerprint, make_manifest, make_request
 from ..spool.spool import Spool
 from ..spool.state import LAUNCHER_VARIABLE, Identity
-from .client import submit_jobs
+from .client import RECORDS, submit_jobs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +43,8 @@ def embed_file(
 ) -> str:
     """Embed every record of a file and write them in the form that the output's suffix names.
 
+    What became of each record stands beside it, in ``OUT.records.tsv``.
+
     Args:
         fasta: FASTA or FASTQ file, of the letters that the model knows.
         model: Directory of a prepared model, or a source that :func:`.prepare.prepare` takes.
@@ -61,11 +63,14 @@ def embed_file(
     from ..results.tables import choose_writer  # numpy and h5py, which light commands do not need
 
     write = choose_writer(output, asked["pooling"])
+    if not fasta.is_file():
+        raise InputError("no such file", fasta)
     place = output.absolute().parent
     if not place.is_dir():
         raise ResourceError(f"{output.parent}: no such directory, make it first")
     with tempfile.TemporaryDirectory(dir=place, prefix=".embed-") as directory:
         outcome, known = _embed(fasta, model, Path(directory), asked, device, precision, store_dtype)
+        os.replace(Path(outcome.embeddings).with_name(RECORDS), output.with_suffix(".records.tsv"))
         write(Path(outcome.embeddings), output)
     for warning in outcome.warnings:
         print(f"holdfast: warning: {fasta}: {warning}", file=sys.stderr)

@@ -127,7 +127,7 @@ def check_room(
         return
     free = shutil.disk_usage(next(parent for parent in (spool, *spool.absolute().parents) if parent.exists())).free
     amount = f"about {needed / 1e9:.1f} GB of vectors of residues, {2 * needed / 1e9:.1f} GB at the peak"
-    if needed > free:
+    if 2 * needed > free:
         raise ResourceError(
             f"{spool}: {amount} would be written, {free / 1e9:.1f} GB are free; ask for fewer layers or samples, or "
             "set pool.spool to a larger disk; nothing has been started"
