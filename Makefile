@@ -21,11 +21,11 @@ report: .venv/installed
 
 # One real run for every promise: at most 8 minutes on two idle cores.
 test: lint
-	$(BIN)/pytest -n 2 -m "not thorough"
+	$(BIN)/pytest -n 2 --dist loadscope -m "not thorough"
 
 # Everything; CI runs this.
 test-all: test
-	$(BIN)/pytest -n 2 -m thorough
+	$(BIN)/pytest -n 2 --dist loadscope -m thorough
 
 lint: .venv/installed
 	$(BIN)/ruff check --quiet $(SOURCES)
