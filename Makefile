@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 SOURCES := workflow/scripts tests bench demo docs
 
-.PHONY: demo report test test-all lint format docs bench bench-gpu drill soak fuzz clean
+.PHONY: demo report test test-all lint format docs bench bench-gpu bench-families drill soak fuzz clean
 
 demo: .venv/installed
 	$(BIN)/snakemake -s workflow/Snakefile -d demo --cores 2 --quiet rules
@@ -51,6 +51,12 @@ bench: .venv/installed
 # The same on a CUDA machine, with that machine's own torch; needs no network.
 bench-gpu:
 	PYTHONPATH=workflow/scripts python3 bench/gpu.py
+
+# Encoders of several families beside transformers' classes, on DEVICE: cpu, or cuda with that machine's own torch.
+MODELS ?= esmc_tiny prot_t5_tiny
+DEVICE ?= cpu
+bench-families:
+	PYTHONPATH=workflow/scripts $(if $(filter cuda,$(DEVICE)),python3,$(BIN)/python) bench/families.py $(MODELS) --device $(DEVICE)
 
 # Kill the real workflow KILLS times at random moments and compare its results with an undisturbed run's.
 KILLS ?= 24

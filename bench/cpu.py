@@ -26,7 +26,7 @@ import psutil  # type: ignore[import-untyped]
 import samples
 import torch
 import workload
-from holdfast.models.esm import Esm2
+from holdfast.models.esm import Esm
 from holdfast.models.prepare import prepare
 from holdfast.results.training import Network
 from holdfast.sequences import Alphabet
@@ -70,8 +70,8 @@ def main() -> None:
         if "feed" in arguments.only:
             measure_feed(report, Path(name))
         architecture = models.esm2_architecture(SMALL_NAME)
-        weights = models.make("esm2", architecture, "cpu", torch.float32)
-        small = {"esm2": models.write_prepared("esm2", architecture, weights, Path(name) / "esm2")}
+        weights = models.make("esm", architecture, "cpu", torch.float32)
+        small = {"esm2": models.write_prepared("esm", architecture, weights, Path(name) / "esm2")}
         if "samples" in arguments.only:
             measure_samples(report, small, Path(name))
         if "renewal" in arguments.only:
@@ -84,8 +84,8 @@ def main() -> None:
 def measure_speed(report: Report, peak: float) -> None:
     """ESM-2 35M at one length and at mixed lengths, ours and the peers."""
     architecture = models.esm2_architecture(NAME)
-    weights = models.make("esm2", architecture, "cpu", torch.float32)
-    ours = Esm2(weights, architecture)
+    weights = models.make("esm", architecture, "cpu", torch.float32)
+    ours = Esm(weights, models.describe("esm", architecture))
     forwards = {
         "fair-esm": peers.fair_esm(architecture, weights),
         "transformers SDPA": peers.transformers_sdpa(architecture, weights),
@@ -94,10 +94,10 @@ def measure_speed(report: Report, peak: float) -> None:
     for label, lengths in (("168 tokens", workload.uniform(8192)), ("32-1024 tokens", workload.mixed(8192))):
         ids = workload.proteins(lengths)
         tokens = torch.from_numpy(ids)
-        own = seconds(partial(ours.embed, tokens, lengths), 3, 1)
+        own = seconds(partial(models.means, ours, tokens, lengths), 3, 1)
         report.add("speed", f"{label}: holdfast, tokens/s", len(ids) / own)
         report.add("speed", f"{label}: holdfast, share of sgemm", workload.flops(lengths, layers, width) / own / peak)
-        vectors = ours.embed(tokens, lengths).numpy()
+        vectors = models.means(ours, tokens, lengths).numpy()
         cases = PEER_CASES if label != "168 tokens" else PEER_CASES[:1]
         many = workload.mixed(2**19) if label != "168 tokens" else lengths
         for case, by_length, budget_tokens in cases:

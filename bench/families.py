@@ -97,7 +97,7 @@ def measure_speed(report: Report, name: str, published: Path, prepared: Path, de
                         partial(_theirs, peer, known, list(_batches(ids, lengths, budget, padded=True)), device)
                     ]
                 )
-            except Exception as error:  # a peer that cannot be compiled is no peer
+            except RuntimeError as error:  # a peer that cannot be compiled is no peer
                 print(f"{name}: transformers {kind}: {str(error).splitlines()[0][:200]}")
                 continue
             report.add(name, f"holdfast faster than transformers {kind}, {precision}, times", theirs / ours)

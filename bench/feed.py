@@ -1,44 +1,53 @@
 """What the CPU side of a pool can deliver: supervisor and readers at work for devices that cost nothing.
 
-Takes the arguments of ``holdfast serve`` and serves a pool whose workers answer every batch at once with vectors of
-zeros; everything else is real. A model is its description alone, without weights. Nothing that such a pool writes is a
+Takes the arguments of ``holdfast serve`` and serves a pool whose workers write a block of zeros for every batch, at
+once; everything else is real. A model is its description alone, without weights. Nothing that such a pool writes is a
 result.
 """
 
 import sys
 from pathlib import Path
 
+import models
 import numpy as np
 from holdfast.cli import main
 from holdfast.models.registry import TOKENIZER_FILE, Prepared, read_prepared
 from holdfast.models.synthetic import write_tokenizer
 from holdfast.pool import worker
+from holdfast.pool.batches import Recipe
+from holdfast.pool.blocks import write_block
 from holdfast.pool.worker import Ready, WorkerSettings
 
-ARCHITECTURES = {"esm2": {"layers": 36, "width": 2560}, "dnabert_s": {"layers": 12, "width": 768}}
-_widths: dict[str, int] = {}
+_known: dict[str, Prepared] = {}
 
 
 def describe(directory: Path) -> dict[str, Path]:
     """Write the models of such a pool."""
-    models = {model: directory / model for model in ARCHITECTURES}
-    for model, path in models.items():
+    described = {
+        "esm2": models.describe("esm", models.esm2_architecture("esm2_t36_3B_UR50D")),
+        "dnabert_s": models.describe("mosaic_bert", models.dnabert_s_architecture()),
+    }
+    directories = {model: directory / model for model in described}
+    for model, path in directories.items():
         path.mkdir(parents=True)
-        sizes = ARCHITECTURES[model]
-        Prepared(model, dict(sizes), sizes["width"], "synthetic:bench", "", "0" * 64, True, {}).write(path)
-    write_tokenizer(4096, models["dnabert_s"] / TOKENIZER_FILE)
-    return models
+        described[model].write(path)
+    write_tokenizer(4096, directories["dnabert_s"] / TOKENIZER_FILE)
+    return directories
 
 
 def start(settings: WorkerSettings) -> Ready:
     """Be ready, in place of :func:`worker.start`."""
-    _widths.update({model: read_prepared(directory).width for model, directory in settings.models.items()})
+    _known.update({known.weights_sha256: known for known in map(read_prepared, settings.models.values())})
     return Ready(0.0, f"nothing, as {settings.name}", "")
 
 
-def embed(model: str, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, float]:
-    """Give zeros, in place of :func:`worker.embed`."""
-    return np.zeros((len(lengths), _widths[model]), np.float32), 0.0
+def embed(recipe: Recipe, tokens: np.ndarray, lengths: np.ndarray, digests: bytes, path: Path) -> float:
+    """Write zeros, in place of :func:`worker.embed`."""
+    known = _known[recipe.weights_sha256]
+    residues = lengths.astype(np.int64) - known.around
+    zeros = np.zeros((len(lengths), known.width), np.float32)
+    write_block(path, digests, residues, {output.name: zeros for output in recipe.outputs})
+    return 0.0
 
 
 if __name__ == "__main__":

@@ -5,17 +5,18 @@ Only to see what it would buy and what it costs in accuracy; the workflow has no
 """
 
 import torch
-from holdfast.models.esm import Esm2
+from holdfast.models.esm import Esm
+from holdfast.models.registry import Prepared
 from torch import Tensor
 
 LARGEST = 448.0  # of float8_e4m3fn
 
 
-class Fp8(Esm2):
+class Fp8(Esm):
     """ESM-2 whose four matrix products a layer take fp8 operands and give fp16."""
 
-    def __init__(self, weights: dict[str, Tensor], architecture: dict[str, int | float | str | bool]) -> None:
-        super().__init__(weights, architecture)
+    def __init__(self, weights: dict[str, Tensor], prepared: Prepared) -> None:
+        super().__init__(weights, prepared)
         self._small = {
             name.removesuffix(".weight"): quantised(tensor)
             for name, tensor in weights.items()

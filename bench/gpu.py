@@ -19,8 +19,11 @@ import models
 import numpy as np
 import torch
 import workload
-from holdfast.models.esm import Esm2
+from holdfast.models.encoder import Encoder
+from holdfast.models.esm import Esm
 from holdfast.models.registry import open_model
+from holdfast.pool.batches import Recipe
+from holdfast.pool.blocks import write_block
 from holdfast.pool.settings import pool_settings
 from holdfast.pool.worker import Worker, WorkerSettings
 from report import Report
@@ -45,10 +48,10 @@ def main() -> None:
     for name, value in ceilings.items():
         report.add("ceilings", name, value / 1e12, "TFLOP/s" if "matmul" in name else "TB/s")
     architecture = models.esm2_architecture(NAME)
-    weights = models.make("esm2", architecture, "cuda", torch.float16)
+    weights = models.make("esm", architecture, "cuda", torch.float16)
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
         directory = Path(name)
-        prepared = models.write_prepared("esm2", architecture, weights, directory / "esm2")
+        prepared = models.write_prepared("esm", architecture, weights, directory / "esm2")
         if "speed" in arguments.only:
             measure_speed(report, architecture, weights, prepared, ceilings["matmul"])
         if "fp8" in arguments.only:
@@ -56,7 +59,7 @@ def main() -> None:
         if "dnabert" in arguments.only:
             measure_dnabert_s(report, prepared, directory)
         if "idle" in arguments.only:
-            measure_idle(report, prepared)
+            measure_idle(report, prepared, directory)
         if "loading" in arguments.only:
             measure_loading(report, architecture, weights, prepared, directory)
         del weights
@@ -82,10 +85,26 @@ def start_worker(directories: dict[str, Path], precision: str = "fp16") -> Worke
     return Worker(settings)
 
 
-def embed_all(owner: Worker, model: str, batches: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Send every batch, one after the other."""
-    for ids, lengths in batches:
-        owner.embed(model, ids, lengths)
+def embed_all(
+    owner: Worker, recipe: Recipe, batches: list[tuple[np.ndarray, np.ndarray]], blocks: Path | None = None
+) -> None:
+    """Send every batch, one after the other; with ``blocks``, write the block of each to that directory."""
+    for number, (ids, lengths) in enumerate(batches):
+        residues, arrays = owner.embed(recipe, ids, lengths)
+        if blocks is not None:
+            write_block(blocks / f"{number}.safetensors", bytes(32 * len(lengths)), residues, arrays)
+
+
+def enqueue_all(encoder: Encoder, batches: list[tuple[torch.Tensor, list[int]]]) -> None:
+    """Send every batch, which is on the device already, and take nothing back."""
+    for tokens, lengths in batches:
+        models.means(encoder, tokens, lengths)
+
+
+def means(owner: Worker, recipe: Recipe, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The means that a worker gives for one batch, float32 [sequences, width]."""
+    _, arrays = owner.embed(recipe, ids, lengths)
+    return arrays[recipe.outputs[0].name]
 
 
 def cosine(found: np.ndarray, exact: np.ndarray) -> float:
@@ -98,27 +117,27 @@ def measure_speed(
     report: Report, architecture: models.Architecture, weights: dict[str, torch.Tensor], prepared: Path, peak: float
 ) -> None:
     """From host tokens to vectors on the host: ours by budget, the peers, and every path's accuracy."""
-    owner = start_worker({"esm2": prepared})
+    owner, recipe = start_worker({"esm2": prepared}), models.recipe(prepared)
     layers, width = int(architecture["layers"]), int(architecture["width"])
-    exact_model = Esm2({name: tensor.float() for name, tensor in weights.items()}, architecture)
+    exact_model = Esm({name: tensor.float() for name, tensor in weights.items()}, models.describe("esm", architecture))
     peers = load_peers(architecture, weights)
     for label, lengths in (("168 tokens", workload.uniform(2**17)), ("32-1024 tokens", workload.mixed(2**17))):
         ids, flops, total = workload.proteins(lengths), workload.flops(lengths, layers, width), sum(lengths)
         few = 60
         checked = int(np.sum(lengths[:few]))
-        exact = exact_model.embed(torch.from_numpy(ids[:checked]), lengths[:few]).cpu().numpy()
-        close = cosine(owner.embed("esm2", ids[:checked], np.array(lengths[:few], np.int32)), exact)
+        exact = models.means(exact_model, torch.from_numpy(ids[:checked]), lengths[:few]).cpu().numpy()
+        close = cosine(means(owner, recipe, ids[:checked], np.array(lengths[:few], np.int32)), exact)
         report.add("speed", f"{label}: holdfast, smallest cosine to fp32", close)
         ours = float("inf")
         for budget in BUDGETS:
             batches = workload.batches(ids, lengths, budget)
-            taken = seconds(partial(embed_all, owner, "esm2", batches), 3, 1)
+            taken = seconds(partial(embed_all, owner, recipe, batches), 3, 1)
             report.add("speed", f"{label}: holdfast, {budget} a batch, tokens/s", total / taken)
             report.add("speed", f"{label}: holdfast, {budget} a batch, share of matmul", flops / taken / peak)
             ours = min(ours, taken)
         if label == "168 tokens":
             batches = 8 * workload.batches(ids, lengths, PEER_BUDGET_TOKENS)
-            taken = seconds(partial(embed_all, owner, "esm2", batches), 1, 0)
+            taken = seconds(partial(embed_all, owner, recipe, batches), 1, 0)
             report.add("speed", f"{label}: holdfast, a million tokens without a pause, tokens/s", 8 * total / taken)
         for name, (embed, forward) in peers.items():
             order = np.argsort(lengths, kind="stable")
@@ -142,17 +161,17 @@ def measure_fp8(
 
     lengths = workload.uniform(PEER_BUDGET_TOKENS)
     tokens = torch.from_numpy(workload.proteins(lengths)).cuda()
-    exact = Esm2({name: tensor.float() for name, tensor in weights.items()}, architecture)
-    wanted = exact.embed(tokens, lengths).cpu().numpy()
+    known = models.describe("esm", architecture)
+    exact = Esm({name: tensor.float() for name, tensor in weights.items()}, known)
+    wanted = models.means(exact, tokens, lengths).cpu().numpy()
     del exact
     torch.cuda.empty_cache()
     times = {}
-    for name, model in (("fp16", open_model(prepared, "cuda")), ("fp8", fp8.Fp8(weights, architecture))):
-        times[name] = seconds(partial(model.embed, tokens, lengths), 8, 3)
+    for name, model in (("fp16", open_model(prepared, "cuda")), ("fp8", fp8.Fp8(weights, known))):
+        times[name] = seconds(partial(models.means, model, tokens, lengths), 8, 3)
         report.add("fp8", f"{name}, tokens/s", len(tokens) / times[name])
-        report.add(
-            "fp8", f"{name}, smallest cosine to fp32", cosine(model.embed(tokens, lengths).cpu().numpy(), wanted)
-        )
+        found = models.means(model, tokens, lengths).cpu().numpy()
+        report.add("fp8", f"{name}, smallest cosine to fp32", cosine(found, wanted))
     report.add("fp8", "fp8 faster than fp16, times", times["fp16"] / times["fp8"])
 
 
@@ -172,8 +191,9 @@ def load_peers(architecture: models.Architecture, weights: dict[str, torch.Tenso
 def measure_dnabert_s(report: Report, esm2_directory: Path, directory: Path) -> None:
     """DNABERT-S on the nucleotides of the frames whose proteins ESM-2 embeds: 500 bp are 100-119 tokens."""
     architecture = models.dnabert_s_architecture()
-    weights = models.make("dnabert_s", architecture, "cuda", torch.float32)
-    prepared = models.write_prepared("dnabert_s", architecture, weights, directory / "dnabert_s")
+    weights = models.make("mosaic_bert", architecture, "cuda", torch.float32)
+    prepared = models.write_prepared("mosaic_bert", architecture, weights, directory / "dnabert_s")
+    recipe = models.recipe(prepared)
     owner = start_worker({"esm2": esm2_directory, "dnabert_s": prepared})
     frames = 1536
     lengths = workload.mixed(frames * 110, 100, 119)[:frames]
@@ -181,27 +201,33 @@ def measure_dnabert_s(report: Report, esm2_directory: Path, directory: Path) -> 
     budget = 16384
     proteins = workload.uniform(frames * 168)
     protein_batches = workload.batches(workload.proteins(proteins), proteins, budget)
-    protein_s = seconds(partial(embed_all, owner, "esm2", protein_batches), 2, 1)
+    protein_s = seconds(partial(embed_all, owner, models.recipe(esm2_directory), protein_batches), 2, 1)
     batches = workload.batches(ids, lengths, budget)
-    taken = seconds(partial(embed_all, owner, "dnabert_s", batches), 5, 2)
+    taken = seconds(partial(embed_all, owner, recipe, batches), 5, 2)
     report.add("dnabert", "frames/s", frames / taken)
     report.add("dnabert", "time beside ESM-2 3B, share", taken / protein_s)
     exact = start_worker({"dnabert_s": prepared}, "fp32")
-    found, wanted = (w.embed("dnabert_s", *batches[0]) for w in (owner, exact))
+    found, wanted = (means(w, recipe, *batches[0]) for w in (owner, exact))
     report.add("dnabert", "smallest cosine to fp32", cosine(found, wanted))
 
 
-def measure_idle(report: Report, prepared: Path) -> None:
-    """Share of time the device waits between batches: through a worker against batches enqueued without a pause."""
-    owner = start_worker({"esm2": prepared})
-    model = owner.models["esm2"]
+def measure_idle(report: Report, prepared: Path, directory: Path) -> None:
+    """Share of time the device waits between batches: through a worker against batches enqueued without a pause.
+
+    Through a worker as in the pool, :func:`holdfast.pool.worker.embed`: the time includes the writing of each block, to
+    a directory beside the weights.
+    """
+    owner, recipe = start_worker({"esm2": prepared}), models.recipe(prepared)
+    _, encoder = owner.models[recipe.weights_sha256]
+    blocks = directory / "blocks"
+    blocks.mkdir()
     lengths = workload.uniform(2**18)
     ids = workload.proteins(lengths)
     for budget in (16384, 65536):
         batches = workload.batches(ids, lengths, budget)
         on_device = [(torch.from_numpy(tokens).cuda(), counts.tolist()) for tokens, counts in batches]
-        through = seconds(partial(embed_all, owner, "esm2", batches), 3, 1)
-        without = seconds(lambda ahead=on_device: [model.embed(*batch) for batch in ahead], 3, 1)  # type: ignore[misc]
+        through = seconds(partial(embed_all, owner, recipe, batches, blocks), 3, 1)
+        without = seconds(partial(enqueue_all, encoder, on_device), 3, 1)
         report.add("idle", f"{budget} a batch, share of time", 1 - without / through)
 
 

@@ -13,6 +13,7 @@ import time
 from importlib import import_module
 from pathlib import Path
 
+import models
 import torch
 
 LOADERS = ("holdfast", "fair-esm")
@@ -61,7 +62,7 @@ def main() -> None:
     found["host_memory_gb"] = (max(highest, anonymous_bytes()) - before) / 1e9
     if loader == "holdfast":
         began = time.perf_counter()
-        model.embed(torch.tensor([0, *range(4, 24), 2]), [22]).cpu()  # type: ignore[attr-defined]
+        models.means(model, torch.tensor([0, *range(4, 24), 2]), [22]).cpu()  # type: ignore[arg-type]
         found["first_batch_s"] = time.perf_counter() - began
     print(json.dumps(found))
 

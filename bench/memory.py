@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import models
 import torch
 import workload
 from holdfast.models.registry import open_model
@@ -26,7 +27,7 @@ def main() -> None:
     for number in range(count):
         low = generator.choice((32, 160, 500))
         lengths = workload.mixed(generator.randint(budget // 8, budget - workload.LONGEST_TOKENS), low)
-        model.embed(torch.from_numpy(workload.proteins(lengths)).to("cuda"), lengths).cpu()
+        models.means(model, torch.from_numpy(workload.proteins(lengths)).to("cuda"), lengths).cpu()
         if interval and (number + 1) % interval == 0:
             torch.cuda.empty_cache()
         reserved.append(torch.cuda.memory_reserved() - weights_bytes)

@@ -1,16 +1,20 @@
 """Synthetic models of the true shapes and sizes, made on the device: for the encoders, and as files for the loaders."""
 
 import argparse
+import hashlib
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from holdfast.models.checkpoint import Layout
-from holdfast.models.encoder import HEADER_KEY
-from holdfast.models.esm import FAIR_ESM
-from holdfast.models.registry import WEIGHTS_FILE, Prepared, family_of
+from holdfast.models.encoder import HEADER_KEY, Encoder
+from holdfast.models.esm import FAIR_ESM, VOCABULARY, letters_of
+from holdfast.models.mosaic_bert import MAX_DNA_BP
+from holdfast.models.registry import WEIGHTS_FILE, Output, Prepared, family_module, read_prepared
 from holdfast.models.synthetic import DNABERT_S_SIZES, ESM2_SIZES, SEED
+from holdfast.pool.batches import Recipe
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,7 +25,8 @@ def esm2_architecture(name: str) -> Architecture:
     """Sizes of a published ESM-2."""
     layers, width, heads, _ = ESM2_SIZES[name]
     sizes: Architecture = {"layers": layers, "width": width, "heads": heads, "mlp_width": 4 * width}
-    return sizes | {"vocabulary": 33, "layer_norm_epsilon": 1e-5, "token_dropout": True}
+    sizes |= {"vocabulary": 33, "layer_norm_epsilon": 1e-5, "token_dropout": True}
+    return sizes | {"positions": 0, "embed_norm": False}
 
 
 def dnabert_s_architecture() -> Architecture:
@@ -31,11 +36,35 @@ def dnabert_s_architecture() -> Architecture:
     return sizes | {"vocabulary": vocabulary, "token_types": 2, "layer_norm_epsilon": 1e-12}
 
 
-def make(model: str, architecture: Architecture, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def describe(family: str, architecture: Architecture) -> Prepared:
+    """What ``model.json`` says of an ESM-2 or a DNABERT-S; the digest, by which pools know a model, is of its sizes."""
+    is_protein = family == "esm"
+    return Prepared(
+        family=family,
+        alphabet="protein" if is_protein else "nucleotide",
+        architecture=architecture,
+        layers=int(architecture["layers"]),
+        width=int(architecture["width"]),
+        letters=letters_of(VOCABULARY) if is_protein else None,
+        start_tokens=1,
+        end_tokens=1,
+        start_is_cls=True,
+        mean_of="residues" if is_protein else "tokens",
+        max_length=None if is_protein else MAX_DNA_BP,
+        long="whole" if is_protein else "refuse",
+        source="synthetic:bench",
+        source_sha256="",
+        weights_sha256=hashlib.sha256(json.dumps([family, architecture]).encode()).hexdigest(),
+        synthetic=True,
+        verification={},
+    )
+
+
+def make(family: str, architecture: Architecture, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """Seeded random weights by the encoder's own names, ``inv_freq`` as released files have it."""
     generator = torch.Generator(device).manual_seed(SEED)
     weights = {}
-    for name, shape in family_of(model).tensor_shapes(architecture).items():
+    for name, shape in family_module(family).tensor_shapes(architecture).items():
         values = torch.randn(shape, generator=generator, device=device)
         if name == "inv_freq":
             exponents = torch.arange(0, 2 * shape[0], 2, device=device) / (2 * shape[0])
@@ -49,14 +78,25 @@ def make(model: str, architecture: Architecture, device: str, dtype: torch.dtype
     return weights
 
 
-def write_prepared(model: str, architecture: Architecture, weights: dict[str, Tensor], directory: Path) -> Path:
+def write_prepared(family: str, architecture: Architecture, weights: dict[str, Tensor], directory: Path) -> Path:
     """Write a prepared model as preparation does, but for the tokenizer and the comparison with a reference."""
     directory.mkdir()
     header = {HEADER_KEY: json.dumps({"architecture": architecture})}
     save_file({name: tensor.cpu() for name, tensor in weights.items()}, directory / WEIGHTS_FILE, header)
-    description = Prepared(model, architecture, int(architecture["width"]), "synthetic:bench", "", "0" * 64, True, {})
-    description.write(directory)
+    describe(family, architecture).write(directory)
     return directory
+
+
+def recipe(directory: Path) -> Recipe:
+    """What the pool asks of a prepared model by default: the means after its last layer."""
+    known = read_prepared(directory)
+    return Recipe(known.weights_sha256, (Output(known.layers, "mean"),), None, "")
+
+
+def means(encoder: Encoder, tokens: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The means after the last layer, float32 [sequences, width] on the device."""
+    output = Output(encoder.layers, "mean")
+    return encoder.embed(tokens, lengths, [output])[output]
 
 
 def published(weights: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from esm.model.esm2 import ESM2
-from holdfast.models.esm import FAIR_ESM, HUGGING_FACE_ESM
+from holdfast.models.esm import FAIR_ESM, HUGGING_FACE
 from models import Architecture, published
 from torch import Tensor
 from transformers import EsmConfig, EsmModel
@@ -56,7 +56,7 @@ def transformers_sdpa(architecture: Architecture, weights: dict[str, Tensor]) ->
     config._attn_implementation = "sdpa"
     with torch.device("meta"):
         model = EsmModel(config, add_pooling_layer=False)
-    state = {name.removeprefix("esm."): tensor for name, tensor in published(weights, HUGGING_FACE_ESM).items()}
+    state = published(weights, HUGGING_FACE)
     frequencies = [name for name, _ in model.named_buffers() if name.endswith("inv_freq")]
     model.load_state_dict(state, strict=False, assign=True)
     device = weights["embed.weight"].device

@@ -13,7 +13,7 @@ from typing import Any
 
 from holdfast.models.registry import read_prepared
 from holdfast.pool.settings import pool_settings
-from holdfast.spool.job import Receipt, make_manifest
+from holdfast.spool.job import Receipt, make_manifest, make_request
 from holdfast.spool.spool import Spool
 from holdfast.spool.state import PoolState, read_state, state_path
 
@@ -23,6 +23,7 @@ RESIDUES = "LAGVSERTIDPKQNFYMHWC"
 SENSE_CODONS = [codon for codon in map("".join, product("ACGT", repeat=3)) if codon not in ("TAA", "TAG", "TGA")]
 RESIDUES_AA = 166
 CHUNK_BP = 500
+ASKED = {"layers": ["last"], "pooling": ["mean"], "long": None, "max_length": None}
 
 
 class Client:
@@ -38,7 +39,7 @@ class Client:
         self, directory: Path, models: dict[str, Path], pool: PoolState, server: "subprocess.Popen[bytes]"
     ) -> None:
         self.directory = directory
-        self.digests = {model: read_prepared(path).weights_sha256 for model, path in models.items()}
+        self.known = {model: read_prepared(path) for model, path in models.items()}
         self.spool = Spool(pool.spool)
         self.load_s = float(pool.progress.load_s)
         self.start_s = 0.0
@@ -55,13 +56,15 @@ class Client:
         """
         letters, lengths = (SENSE_CODONS, [CHUNK_BP // 3]) if kind == "contigs" else (RESIDUES, residues_aa)
         choices, choice = self._letters.choices, self._letters.choice
+        fitting = {model: known for model, known in self.known.items() if known.fits(kind)}
+        requests = {model: make_request(model, known, ASKED) for model, known in fitting.items()}
         jobs = []
         for _ in range(samples):
             self._number += 1
             path = self.directory / f"sample{self._number}.fasta"
             sequences = ("".join(choices(letters, k=choice(lengths))) for _ in range(records))
             path.write_text("".join(f">r{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
-            jobs.append(make_manifest(path.stem, kind, str(path), CHUNK_BP, self.digests, "auto", "float32"))
+            jobs.append(make_manifest(path.stem, kind, str(path), CHUNK_BP, requests, "auto", "float32"))
         began = time.perf_counter()
         for job in jobs:
             self.spool.submit(job)

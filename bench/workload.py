@@ -3,7 +3,7 @@
 import random
 
 import numpy as np
-from holdfast.pool.batches import Batch, Queue
+from holdfast.pool.batches import Batch, Queue, Recipe
 
 LONGEST_TOKENS = 1024
 UNIFORM_TOKENS = 168
@@ -44,7 +44,7 @@ def dna(lengths: list[int]) -> np.ndarray:
 
 def batches(ids: np.ndarray, lengths: list[int], budget_tokens: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Tokens and lengths of each batch, filled as the pool fills them."""
-    queue = Queue("", budget_tokens)
+    queue = Queue(Recipe("", (), None, ""), budget_tokens)
     queue.add(0, np.arange(len(lengths)), np.array(lengths, np.int32))
     begins = np.concatenate(([0], np.cumsum(lengths)))
     found: list[Batch] = []

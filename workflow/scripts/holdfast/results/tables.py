@@ -1,7 +1,7 @@
 """Embeddings of one file in the forms that are written by hand: HDF5 as it is, numpy, Parquet and AnnData.
 
-All but ``.npz`` are written block by block; that one holds every array at once. HDF5 takes every pooling, ``.npz`` too;
-the others have no place for a matrix a row and refuse ``residues``.
+``.h5`` and ``.parquet`` are written block by block; the others hold every array at once. HDF5 and ``.npz`` take every
+pooling; the others have no place for a matrix a row and refuse ``residues``.
 """
 
 import importlib.util
@@ -63,10 +63,12 @@ def write_h5ad(source: Path, output: Path) -> None:
 
     file = read_embeddings(source)
     (_, first), *others = file.matrices.items()
-    table = pandas.DataFrame({"length": file.length}, index=pandas.Index(file.ids, dtype="str"))
+    table = pandas.DataFrame({"length": file.length}, index=pandas.Index(file.ids, dtype=object))
     data = anndata.AnnData(X=first.astype(np.float32), obs=table)
     for name, matrix in others:
         data.obsm[_key(name).replace("/", "_")] = matrix.astype(np.float32)
+    for names in (data.obs, data.var):  # anndata 0.12 makes strings of pandas 3 of them, which it cannot write
+        names.index = names.index.astype(object)
     with temporary_path(output) as temporary:
         data.write_h5ad(temporary)
 

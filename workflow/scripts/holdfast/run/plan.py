@@ -262,7 +262,8 @@ def make_plan(
     check_prepared(config)
     known = known_models(config, place)
     in_use = models_in_use(config["models"], samples.values(), known)
-    settings = job_settings(config, samples.values())
+    held = {**config, "models": {name: config["models"][name] for name in in_use}}
+    settings = job_settings(held, samples.values())
     classifier = config["classifier"] or ""
     called = any(sample.kind == "contigs" for sample in samples.values())
     if called and classifier.endswith(".safetensors") and known.keys() >= set(in_use):
