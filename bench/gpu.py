@@ -19,12 +19,12 @@ import models
 import numpy as np
 import torch
 import workload
+from holdfast.documents import own_schema
 from holdfast.models.encoder import Encoder
 from holdfast.models.esm import Esm
 from holdfast.models.registry import open_model
 from holdfast.pool.batches import Recipe
 from holdfast.pool.blocks import write_block
-from holdfast.pool.settings import pool_settings
 from holdfast.pool.worker import Worker, WorkerSettings
 from report import Report
 from timing import seconds
@@ -72,15 +72,15 @@ def main() -> None:
 
 def start_worker(directories: dict[str, Path], precision: str = "fp16") -> Worker:
     """A worker in this process, as the pool starts it in its own."""
-    defaults = pool_settings({"models": {model: str(path) for model, path in directories.items()}}, "bench")
+    pool = own_schema("config.schema.yaml")["properties"]["pool"]["properties"]
     settings = WorkerSettings(
         name="cuda:0",
         models=directories,
         precision=precision,
-        threads=defaults.threads,
-        allocator=defaults.allocator,
-        memory_fraction=defaults.memory_fraction,
-        cache_clear_interval=defaults.cache_clear_interval,
+        threads=pool["threads"]["default"],
+        allocator=pool["allocator"]["default"],
+        memory_fraction=pool["memory_fraction"]["default"],
+        cache_clear_interval=pool["cache_clear_interval"]["default"],
     )
     return Worker(settings)
 

@@ -1,10 +1,17 @@
 """How errors read, leave a process, and travel between processes."""
 
+import os
 import pickle
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from holdfast.errors import ConfigError, HoldfastError, InputError, ResourceError, WeightsError, guarded
 from holdfast.spool.job import ManifestError
+
+SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 
 
 def ending(error: BaseException) -> int:
@@ -48,6 +55,16 @@ def test_an_interrupt_and_a_closed_pipe_end_silently(
 ) -> None:
     assert ending(error) == code
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_line_is_written_at_once_since_jobs_share_a_terminal(tmp_path: Path) -> None:
+    """PYTHONUNBUFFERED, which images of containers often set, lets `print` write its end of line by itself."""
+    reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)  # which keeps each write apart
+    with reading, writing:
+        command = [sys.executable, str(SCRIPTS / "entry.py"), "collect", "r.json", "--fasta", "a", "--output", "o.h5", "--records", "r.tsv"]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        assert subprocess.run(command, cwd=tmp_path, env=environment, stderr=writing.fileno()).returncode == 1
+        assert reading.recv(1000) == b"holdfast: error: r.json: is missing; run again\n"
 
 
 def test_success_returns_and_a_bug_shows_its_traceback() -> None:

@@ -73,9 +73,7 @@ class Supervisor:
             signal.signal(number, self._signalled)
         if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # under nohup it is to be ignored
             signal.signal(signal.SIGHUP, self._signalled)
-        self.launcher = Launcher()
-        self.observer = Observer()
-        self.errors = LastErrors()
+        self.launcher, self.observer, self.errors = Launcher(), Observer(), LastErrors()
         self.history = History(self.spool.root / "pools" / f"{self.name}.tsv")
         names, self.precision = name_devices(settings)
         log.info("loading %s on %s", ", ".join(self.models), ", ".join(names))
@@ -86,11 +84,10 @@ class Supervisor:
         self.jobs: dict[int, Job] = {}
         self.number = 0
         self.outcomes = {"done": 0, "failed": 0}
-        self.ready_s = 0.0
         self.read_bytes: Counter[str] = Counter()
         self.read_tokens: Counter[str] = Counter()
         self.last_work = self.counted = time.monotonic()
-        self.beaten = self.looked = 0.0
+        self.beaten = self.looked = self.ready_s = 0.0
 
     def run(self) -> None:
         """Serve until asked to end; claims that are not finished by then go back to ``incoming/``."""
@@ -106,6 +103,9 @@ class Supervisor:
                 self._poll()
                 self._beat()
             self._drain()
+        except FileNotFoundError:  # a directory of its own, in the middle of a write, when it wakes up too late
+            self.spool.check_claims(self.name)
+            raise
         finally:
             self._leave()
 
