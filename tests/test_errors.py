@@ -61,7 +61,18 @@ def test_the_line_is_written_at_once_since_jobs_share_a_terminal(tmp_path: Path)
     """PYTHONUNBUFFERED, which images of containers often set, lets `print` write its end of line by itself."""
     reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)  # which keeps each write apart
     with reading, writing:
-        command = [sys.executable, str(SCRIPTS / "entry.py"), "collect", "r.json", "--fasta", "a", "--output", "o.h5", "--records", "r.tsv"]
+        command = [
+            sys.executable,
+            str(SCRIPTS / "entry.py"),
+            "collect",
+            "r.json",
+            "--fasta",
+            "a",
+            "--output",
+            "o.h5",
+            "--records",
+            "r.tsv",
+        ]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         assert subprocess.run(command, cwd=tmp_path, env=environment, stderr=writing.fileno()).returncode == 1
         assert reading.recv(1000) == b"holdfast: error: r.json: is missing; run again\n"

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
-from holdfast.models.registry import DESCRIPTION_FILE, WEIGHTS_FILE, read_prepared
+from holdfast.models.registry import DESCRIPTION_FILE, WEIGHTS_FILE, Output, read_prepared
 from holdfast.results.embeddings import read_embeddings
 from holdfast.run import client
-from holdfast.spool.job import Manifest, Receipt
+from holdfast.spool.job import Manifest, Receipt, Request
 from holdfast.spool.spool import Spool
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -248,7 +248,17 @@ def test_what_a_killed_snakemake_started_ends_be_it_a_pool_by_hand_or_a_waiting_
 def test_a_waiting_consumer_hands_in_anew_what_was_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "HAND_IN_AGAIN_S", 0.1)
     spool = Spool(tmp_path / "spool")
-    job = Manifest("s", "proteins", "/s.faa", 0, 0, 0, {"esm2": "a" * 64}, "auto", "float32")
+    job = Manifest(
+        "s",
+        "proteins",
+        "/s.faa",
+        0,
+        0,
+        0,
+        {"esm2": Request("a" * 64, [Output(6, "mean")], "whole", 0)},
+        "auto",
+        "float32",
+    )
     outcome = Receipt(job.job, "s", "done")
     with ThreadPoolExecutor() as threads:
         waiting = threads.submit(client.submit_jobs, [job], spool, None, [tmp_path / "s.json"])

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+from holdfast.models.registry import Output
 from holdfast.results.embeddings import read_embeddings
 from holdfast.run.client import submit_jobs
-from holdfast.spool.job import Manifest
+from holdfast.spool.job import Manifest, Request
 from holdfast.spool.spool import Spool
 from holdfast.spool.state import read_state
 
@@ -118,7 +119,17 @@ for number in range(int(sys.argv[3])):
 @needs_another_host
 def test_hosts_whose_processes_have_the_same_ids_hand_in_whole_jobs(tmp_path: Path) -> None:
     count = 300
-    first = Manifest("s", "proteins", "/s.faa", 0, 0, 0, {"esm2": "a" * 64}, "auto", "float32")
+    first = Manifest(
+        "s",
+        "proteins",
+        "/s.faa",
+        0,
+        0,
+        0,
+        {"esm2": Request("a" * 64, [Output(6, "mean")], "whole", 0)},
+        "auto",
+        "float32",
+    )
     command = [*NAMESPACES, sys.executable, "-c", SUBMITTER, str(tmp_path / "spool")]
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
 

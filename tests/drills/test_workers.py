@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
@@ -18,6 +19,7 @@ from holdfast.sequences.frames import find_frames, frame_id
 from holdfast.spool.job import Receipt
 
 from tests.drills.conftest import RunningPool, Serve, check_equal, proteins
+from tests.drills.drill import ASKED
 from tests.drills.faults import Fault, Injection, token_marker
 from tests.drills.processes import LONG_S, eventually
 from tests.workflow.conftest import DEMO, HOLDFAST
@@ -65,15 +67,15 @@ def kind(name: str) -> str:
     return name if name in ("contigs", "dna") else "proteins"
 
 
-def check(outcome: Receipt, expected: Embeddings, given_up: dict[str, str]) -> None:
-    """A sample is done, its rows are those of an undisturbed run, but for those given up, whose records have failed."""
+def check(outcome: Receipt, expected: Embeddings, given_up: dict[str, str], status: str = "failed") -> None:
+    """A sample is done, its rows are those of an undisturbed run, but for those given up, whose records say so."""
     assert (outcome.state, outcome.error) == ("done", "")
     assert outcome.failures == given_up
-    assert outcome.counts["failed"] == len(given_up)
+    assert outcome.counts[status] == len(given_up)
     found = read_embeddings(outcome.embeddings)
     check_equal(found, expected, without=set(given_up))
     suffering = {expected.records.ids[expected.record[expected.ids.index(row)]] for row in given_up}
-    assert found.records.status == ["failed" if record in suffering else "ok" for record in found.records.ids]
+    assert found.records.status == [status if record in suffering else "ok" for record in found.records.ids]
 
 
 def check_replacements(pool: RunningPool) -> int:
@@ -223,10 +225,18 @@ def test_with_no_device_left_pool_and_consumers_end_with_the_reason(
     waiting = pool.hand_in(pool.job("one", files["one"]))
     names = [pool.models / model / "model.json" for model in ("esm2", "dnabert_s")]
     plan = pool.directory / "plan.json"
-    sample = {"sample": "two", "fasta": str(files["two"]), "kind": "proteins", "label": ""}
-    config = {"chunk_length": 500, "precision": "auto", "store_dtype": "float32"}
+    sample = {"sample": "two", "fasta": str(files["two"]), "kind": "proteins", "label": "", "models": ""}
+    config: dict[str, Any] = {
+        "chunk_length": 500,
+        "precision": "auto",
+        "store_dtype": "float32",
+        "method": {},
+        "classified": False,
+    }
+    config["models"] = {"esm2": ASKED, "dnabert_s": ASKED}
     consumers = [{"replica": 0, "samples": ["two"]}]
-    plan.write_text(json.dumps({"plan": {"consumers": consumers}, "samples": {"two": sample}, "config": config}))
+    held = {"consumers": consumers, "models": ["esm2", "dnabert_s"]}
+    plan.write_text(json.dumps({"plan": held, "samples": {"two": sample}, "settings": config}))
     begin_record(plan.parent, plan.parent / "results", config, {}, ["two"], {})
     command = [*HOLDFAST, "submit", plan, "--consumer", "0", "--models", *names, "--spool", pool.spool.root]
     command += ["--endpoint", pool.endpoint, "--receipts", pool.directory / "two.json"]
@@ -271,7 +281,7 @@ def test_a_sequence_for_which_memory_really_lacks_is_given_up(
     outcomes = pool.embed(*(pool.job(name, files[name], kind(name)) for name in ("one", "dna")))
     (reason,) = outcomes["dna"].failures.values()
     assert re.fullmatch(r"dnabert_s: cpu:0 has no memory for its \d+ tokens, even alone", reason)
-    check(outcomes["dna"], expected["dna"], {"long": reason})
+    check(outcomes["dna"], expected["dna"], {"long": reason}, "too_long")
     check(outcomes["one"], expected["one"], {})
     assert "cpu:0: no memory for" in pool.log.read_text()
     assert check_replacements(pool) == 0

@@ -134,14 +134,19 @@ def _keep(outcome: Receipt, output: Path) -> None:
         fetched.unlink(missing_ok=True)
         if outcome.state == "done":
             with suppress(FileNotFoundError):  # gone from the spool: `collect` will say so
-                _fetch(Path(outcome.embeddings).with_name(RECORDS), records)
-                _fetch(Path(outcome.embeddings), fetched)
+                _fetch(_records_of(outcome), records)
+                _fetch(outcome.embeddings, fetched)
         outcome.write(output)
     except OSError as error:
         raise ResourceError(f"{output}: cannot be written: {error.strerror}; mend that and run again") from None
 
 
-def _fetch(made: Path, output: Path) -> None:
+def _records_of(outcome: Receipt) -> str:
+    """Where the table of records is: beside the embeddings."""
+    return os.path.join(os.path.dirname(outcome.embeddings), RECORDS)
+
+
+def _fetch(made: str, output: Path) -> None:
     """Put a file of the spool at ``output``: a hard link, or a copy from another file system."""
     with temporary_path(output) as temporary:
         try:
@@ -227,8 +232,8 @@ def collect_embeddings(receipt_path: Path, fasta: Path, output: Path, records: P
             "what to embed; run the same command again"
         )
     try:
-        _fetch(Path(outcome.embeddings).with_name(RECORDS), records)
-        _fetch(Path(outcome.embeddings), output)
+        _fetch(_records_of(outcome), records)
+        _fetch(outcome.embeddings, output)
     except FileNotFoundError:
         receipt_path.unlink()
         raise ResourceError(
