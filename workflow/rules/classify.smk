@@ -2,15 +2,11 @@ CLASSIFIER = "results/classifier"
 PUBLISHED_NAMES = ("prediction_results.txt", "prediction_results_highestscore.csv")
 
 
-def embeddings_of(label):
-    return [f"results/{name}/embeddings.h5" for name, known in LABELLED.items() if known == label]
-
-
 rule train:
     input:
         holdfast=ENTRY,
-        virus=embeddings_of("virus"),
-        non_viral=embeddings_of("non-viral"),
+        virus=[f"results/{name}/embeddings.h5" for name, label in LABELLED.items() if label == "virus"],
+        non_viral=[f"results/{name}/embeddings.h5" for name, label in LABELLED.items() if label == "non-viral"],
     output:
         classifier=f"{CLASSIFIER}/classifier.safetensors",
         metrics=f"{CLASSIFIER}/metrics.json",

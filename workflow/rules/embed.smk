@@ -1,11 +1,6 @@
 PATIENCE = "" if config["pool"]["patience_s"] is None else f"--patience-s {config['pool']['patience_s']}"
 
 
-def file_made_outside(wildcards):
-    """In a module the sample's file, so that Snakemake notices a rule around that makes it anew; otherwise nothing."""
-    return local(SAMPLES[wildcards.sample].fasta) if IS_MODULE else []
-
-
 # A replica is a pool and its consumers. They form one group, in which one failure ends all: consumers are light and never
 # fail because of a sample; `collect`, outside the group, raises a sample's error. Consumers of external pools are jobs
 # like any other; what they say is on the terminal, too, since they may have to wait for somebody.
@@ -71,7 +66,8 @@ rule collect:
     input:
         holdfast=ENTRY,
         receipt="results/{sample}/receipt.json",
-        made=file_made_outside,
+        # In a module the sample's file, so that Snakemake notices a rule around that makes it anew.
+        made=lambda wildcards: local(SAMPLES[wildcards.sample].fasta) if IS_MODULE else [],
     output:
         embeddings="results/{sample}/embeddings.h5",
         records="results/{sample}/records.tsv",

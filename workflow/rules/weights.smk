@@ -1,9 +1,3 @@
-def local_source(wildcards):
-    """The checkpoint as an input, so that a newer file is prepared again; a hub id or a synthetic model is none."""
-    weights = MODELS[wildcards.model]["weights"]
-    return local(weights) if os.path.exists(weights) else []
-
-
 rule prepare:
     input:
         prepared_models,
@@ -14,7 +8,8 @@ rule prepare:
 rule prepare_weights:
     input:
         holdfast=ENTRY,
-        source=local_source,
+        # The checkpoint, so that a newer file is prepared again; a hub id or a synthetic model is none.
+        source=lambda wildcards: [local(path) for path in [MODELS[wildcards.model]["weights"]] if os.path.exists(path)],
     output:
         description="resources/{model}/model.json",
         weights="resources/{model}/model.safetensors",
