@@ -174,7 +174,7 @@ def test_the_python_of_the_readme_does_what_it_says(checkout: Path, tmp_path: Pa
     (code,) = re.findall(r"(?ms)^```python\n(.*?)^```", (REPOSITORY / "README.md").read_text())
     (said,) = re.findall(r"# (\(.*?) ?:", code)
     code = code.replace("facebook/esm2_t33_650M_UR50D", "synthetic:esm2_t6_8M_UR50D")
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(tmp_path)}
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=checkout, env=environment, capture_output=True, text=True, timeout=600
     )

@@ -13,7 +13,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from holdfast.pool.devices import BATCHES_AHEAD
 from holdfast.results.embeddings import read_embeddings
-from holdfast.spool.state import read_state, state_path
+from holdfast.spool.state import read_state
 
 from tests.drills.conftest import Launch, RunningSnakemake, Serve, check_equal, proteins, results_of
 from tests.drills.faults import Fault, Injection, token_marker
@@ -109,16 +109,6 @@ def test_a_pool_whose_snakemake_dies_before_it_has_begun_ends_too(
     eventually(some.path("activating").exists)
     kill(run)
     eventually(lambda: not some.processes(), PROCESSES_END_S)
-
-
-def test_a_pool_that_starts_is_never_without_a_state_for_which_another_would_take_it_for_dead(serve: Serve) -> None:
-    pool = serve()
-    looks = 0
-    while pool.state.state == "starting":
-        left = [path.name for place in ("claimed", "work", "blocks") for path in (pool.root / place).glob("*")]
-        assert [name for name in left if not state_path(pool.root, name).exists()] == []
-        looks += bool(left)
-    assert looks > 10
 
 
 def test_sigterm_lets_the_pool_finish_its_batches_and_hand_back_the_rest(serve: Serve, tmp_path: Path) -> None:
