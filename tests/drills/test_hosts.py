@@ -112,7 +112,8 @@ from holdfast.spool.job import parse_manifest
 from holdfast.spool.spool import Spool
 first = parse_manifest(sys.stdin.read(), "first")
 for number in range(int(sys.argv[3])):
-    Spool(sys.argv[1]).submit(dataclasses.replace(first, sample=sys.argv[2], size_bytes=number))
+    changed = {"sample": sys.argv[2], "size_bytes": number, "input_sha256": f"{number:064x}"}
+    Spool(sys.argv[1]).submit(dataclasses.replace(first, **changed))
 """
 
 
@@ -123,7 +124,7 @@ def test_hosts_whose_processes_have_the_same_ids_hand_in_whole_jobs(tmp_path: Pa
         "s",
         "proteins",
         "/s.faa",
-        0,
+        "",
         0,
         0,
         {"esm2": Request("a" * 64, [Output(6, "mean")], "whole", 0)},

@@ -166,7 +166,7 @@ def beside(name: str) -> dict[str, bytes]:
 def _manifest() -> bytes:
     outputs = [Output(0, "mean"), Output(33, "residues")]
     models = {"esm2": Request("a" * 64, outputs, "whole", 0), "dnabert_s": Request("b" * 64, outputs, "refuse", 1000)}
-    return Manifest("s1", "contigs", "/data/s1.fna", 100, 1700000000, 500, models, "auto", "float16").dump().encode()
+    return Manifest("s1", "contigs", "/data/s1.fna", "c" * 64, 100, 500, models, "auto", "float16").dump().encode()
 
 
 def _receipt(directory: Path) -> bytes:

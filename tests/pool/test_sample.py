@@ -301,12 +301,10 @@ def test_a_file_that_was_changed_since_is_refused(models: dict[str, Path], direc
     path = directory.parent / "s.fna"
     path.write_text(">a\nACGT\n")
     submitted = job(models, path, "contigs")
-    os.utime(path, ns=(1, submitted.mtime_ns + 1))
+    before = path.stat().st_mtime_ns
+    path.write_text(">a\nACGA\n")
+    os.utime(path, ns=(before, before))
     with pytest.raises(InputError, match=r"s\.fna: was changed after the job was submitted; run again"):
-        read(submitted, directory, models)
-    path.write_text(">a\nACGTA\n")
-    os.utime(path, ns=(1, submitted.mtime_ns))
-    with pytest.raises(InputError, match="was changed"):
         read(submitted, directory, models)
     path.unlink()
     with pytest.raises(InputError, match=r"s\.fna: cannot be read: No such file"):

@@ -7,9 +7,9 @@ from typing import Any
 
 from holdfast.models.registry import read_prepared
 from holdfast.run.config import Sample, check_config
-from holdfast.run.plan import directory_of
+from holdfast.run.pending import directory_of
 from holdfast.run.requests import job_settings, make_job
-from holdfast.spool.job import Receipt, read_receipt
+from holdfast.spool.job import Receipt, fingerprint, read_receipt
 
 from tests.results.samples import DNA, PROTEIN, describe_model
 
@@ -29,10 +29,10 @@ CONFIG = check_config(
 )
 
 
-def prepare(directory: str, model: str, source: str, digest: str) -> None:
+def prepare(directory: str, model: str, source: str, digest: str, source_sha256: str = "0" * 64) -> None:
     """Leave the description of a prepared model, all that the plan reads of it."""
     Path(directory).mkdir(parents=True, exist_ok=True)
-    known = {"source": source, "source_sha256": "0" * 64, "weights_sha256": digest}
+    known = {"source": source, "source_sha256": source_sha256, "weights_sha256": digest}
     described = describe_model(8, 1, **DNA if model == "dnabert_s" else PROTEIN, **known)
     described.write(Path(directory))
 
@@ -45,7 +45,9 @@ def finish(sample: Sample, config: dict[str, Any], state: str = "done") -> None:
     results.mkdir(parents=True, exist_ok=True)
     (results / "embeddings.h5").touch()
     embeddings = f"{os.getcwd()}/spool/{job.job}.h5"
-    outcome = Receipt(job.job, sample.sample, state, "", embeddings, size_bytes=job.size_bytes, mtime_ns=job.mtime_ns)
+    size_bytes, mtime_ns = fingerprint(sample.fasta)
+    known_by = {"input_sha256": job.input_sha256, "size_bytes": size_bytes, "mtime_ns": mtime_ns}
+    outcome = Receipt(job.job, sample.sample, state, "", embeddings, **known_by)
     outcome.write(results / "receipt.json")
 
 

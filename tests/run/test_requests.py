@@ -218,7 +218,7 @@ def test_a_run_with_a_classifier_of_other_models_does_not_begin(project: Path) -
     assert "a" in [name for share in made.consumers for name in share.samples]
     prepare("resources/esm2", "esm2", "x", "a" * 64)
     directories = [project / "resources" / name for name in made.models]
-    assert len(jobs_of(Path(made.path), 0, directories)) == 1
+    assert len(list(jobs_of(Path(made.path), 0, directories))) == 1
     with pytest.raises(WeightsError, match=r"was trained with mosaic_bert of x .* for dna, but the config has"):
         jobs_of(Path(made.path), 0, directories, classifier)
 

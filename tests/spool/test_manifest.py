@@ -39,8 +39,8 @@ EXAMPLE = Manifest(
     sample="s1",
     kind="contigs",
     fasta="/data/s1.fna",
+    input_sha256="c" * 64,
     size_bytes=100,
-    mtime_ns=1_700_000_000_123_456_789,
     chunk_length=500,
     models={"esm2": PROTEIN, "dnabert_s": DNA},
     precision="auto",
@@ -50,8 +50,8 @@ OTHERS: dict[str, Any] = {
     "sample": "s2",
     "kind": "dna",
     "fasta": "/data/s2.fna",
+    "input_sha256": "d" * 64,
     "size_bytes": 101,
-    "mtime_ns": 1_700_000_000_123_456_790,
     "chunk_length": 300,
     "models": {"esm2": PROTEIN, "dnabert_s": dataclasses.replace(DNA, max_length=99_999)},
     "precision": "fp32",
@@ -102,8 +102,8 @@ def manifests(draw: st.DrawFn) -> Manifest:
         sample=draw(st.from_regex(SAMPLE_PATTERN, fullmatch=True)),
         kind=kind,
         fasta="/" + draw(path),
+        input_sha256=draw(st.just("") | st.from_regex(DIGEST_PATTERN, fullmatch=True)),
         size_bytes=draw(st.integers(-1, 2**62)),
-        mtime_ns=draw(st.integers(-(2**62), 2**63 - 1)),
         chunk_length=draw(st.integers(3, 100_000)) if kind == "contigs" else 0,
         models=draw(st.dictionaries(names, requests(), min_size=1, max_size=3)),
         precision=draw(st.sampled_from(PRECISIONS)),
@@ -131,9 +131,10 @@ def test_a_manifest_is_read_back_as_it_was_written(written: Manifest) -> None:
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Manifest)])
-def test_the_name_of_a_job_changes_with_every_field(name: str) -> None:
+def test_the_digest_of_a_job_changes_with_all_but_name_and_place(name: str) -> None:
     changed = dataclasses.replace(EXAMPLE, **{name: OTHERS[name]})
-    assert changed.job.rpartition("-")[2] != EXAMPLE.job.rpartition("-")[2]
+    assert (changed.digest == EXAMPLE.digest) == (name in ("sample", "fasta", "size_bytes"))
+    assert (changed.job == EXAMPLE.job) == (name in ("fasta", "size_bytes"))
 
 
 def test_the_name_of_a_job_is_the_same_on_every_machine_and_day() -> None:
@@ -144,13 +145,13 @@ def test_the_name_of_a_job_is_the_same_on_every_machine_and_day() -> None:
 
 def _digest_by_hand() -> str:
     text = (
-        '{"chunk_length": 500, "fasta": "/data/s1.fna", "format_version": 3, "kind": "contigs", '
+        '{"chunk_length": 500, "format_version": 4, '
+        f'"input_sha256": "{"c" * 64}", "kind": "contigs", '
         '"models": {"dnabert_s": {"long": "refuse", "max_length": 100000, '
         f'"outputs": [{{"layer": 12, "pooling": "mean"}}], "weights_sha256": "{"b" * 64}"}}, '
         '"esm2": {"long": "whole", "max_length": 0, "outputs": [{"layer": 20, "pooling": "mean"}, '
         '{"layer": 33, "pooling": "max"}, {"layer": 33, "pooling": "residues"}], '
-        f'"weights_sha256": "{"a" * 64}"}}}}, "mtime_ns": 1700000000123456789, '
-        '"precision": "auto", "sample": "s1", "size_bytes": 100, "store_dtype": "float16"}'
+        f'"weights_sha256": "{"a" * 64}"}}}}, "precision": "auto", "store_dtype": "float16"}}'
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -193,6 +194,7 @@ def test_foreign_text_gives_a_manifest_error(text: str) -> None:
         ("kind", "dna", "chunk_length: not a value"),
         ("fasta", "data/s1.fna", "fasta: not a value"),
         ("fasta", "/a\0b", "fasta: not a value"),
+        ("input_sha256", "C" * 64, "input_sha256: not a value"),
         ("size_bytes", 1.5, "size_bytes must be a whole number"),
         ("size_bytes", True, "size_bytes must be a whole number"),
         ("size_bytes", 2**64, "size_bytes: a whole number of more than 64 bits"),
@@ -289,7 +291,7 @@ BOMBS = {
     "brackets": "[" * 60_000,
     "braces": '{"a":' * 12_000,
     "many keys": "{" + ",".join(f'"k{i}":1' for i in range(6000)) + "}",
-    "a long number": EXAMPLE.dump().replace('"mtime_ns": 17', f'"mtime_ns": {"1" * 50_000}'),
+    "a long number": EXAMPLE.dump().replace('"size_bytes": 1', f'"size_bytes": {"1" * 50_000}'),
     "too large": "#" * 10_000_000,
 }
 
@@ -315,15 +317,16 @@ def test_a_bomb_is_refused_in_bounded_time_and_memory(name: str, tmp_path: Path)
     assert int(characters) < 2 * MANIFEST_LIMIT_BYTES
 
 
-def test_a_job_is_made_from_size_and_time_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_is_made_from_the_content_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.fna").write_text(">a\nACGT\n")
-    os.utime("a.fna", ns=(5, 1_234_567_890_123_456_789))
     models = {"esm2": PROTEIN, "dnabert_s": DNA}
     job = make_manifest("s", "contigs", "a.fna", 300, models, "fp32", "float32")
-    assert job == Manifest(
-        "s", "contigs", f"{tmp_path}/a.fna", 8, 1_234_567_890_123_456_789, 300, models, "fp32", "float32"
-    )
+    digest = hashlib.sha256(b">a\nACGT\n").hexdigest()
+    assert job == Manifest("s", "contigs", f"{tmp_path}/a.fna", digest, 8, 300, models, "fp32", "float32")
+    (tmp_path / "elsewhere.fna").write_text(">a\nACGT\n")
+    other = make_manifest("t", "contigs", "elsewhere.fna", 300, models, "fp32", "float32")
+    assert (other.digest, other.job) == (job.digest, f"t-{job.digest}")
     assert job.weights == {"a" * 64, "b" * 64}
     (tmp_path / "a.fna").write_text(">a\nACGTA\n")
     assert make_manifest("s", "contigs", "a.fna", 300, models, "fp32", "float32").job != job.job
@@ -333,7 +336,7 @@ def test_a_job_is_made_from_size_and_time_of_the_file(tmp_path: Path, monkeypatc
 def test_only_contigs_have_a_chunk_length(kind: str, models: dict[str, Request]) -> None:
     job = make_manifest("s", kind, "/none", 500, models, "auto", "float16")
     assert (job.models, job.chunk_length) == (models, 0)
-    assert (job.size_bytes, job.mtime_ns) == (-1, -1)
+    assert (job.size_bytes, job.input_sha256) == (-1, "")
     assert make_manifest("s", kind, "/none", 300, models, "auto", "float16").job == job.job
 
 

@@ -60,6 +60,7 @@ GOOD = {
     "embeddings": "/a.h5",
     "run": "",
     "input_sha256": "",
+    "same_as": "",
     "counts": {},
     "pool": {},
     "software": {},

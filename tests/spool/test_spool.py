@@ -1,6 +1,7 @@
 """The spool under several processes and against what others may put into it."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import resource
@@ -39,8 +40,8 @@ def job(sample: str = "s", **changed: Any) -> Manifest:
     fields: dict[str, Any] = {
         "kind": "dna",
         "fasta": "/data/s.fna",
+        "input_sha256": hashlib.sha256(sample.encode()).hexdigest(),
         "size_bytes": 1,
-        "mtime_ns": 2,
         "chunk_length": 0,
         "models": {"dnabert_s": Request("a" * 64, [Output(12, "mean")], "refuse", 100_000)},
         "precision": "auto",
@@ -154,7 +155,7 @@ from holdfast.spool.spool import Spool
 spool, first = Spool(sys.argv[1]), parse_manifest(sys.stdin.readline(), "first")
 print("begin", flush=True)
 for number in range(10**9):
-    spool.submit(dataclasses.replace(first, size_bytes=number))
+    spool.submit(dataclasses.replace(first, size_bytes=number, input_sha256=f"{number:064x}"))
 """
     text = job().dump() + "\n"
     claimed: list[str] = []
@@ -396,7 +397,7 @@ def test_a_spool_of_another_format_is_refused(tmp_path: Path) -> None:
     Spool(tmp_path)
     (tmp_path / "format").write_text("1\n")
     with pytest.raises(
-        ResourceError, match=r"a spool of format 1, made by another version of Holdfast; this one uses .* 3"
+        ResourceError, match=r"a spool of format 1, made by another version of Holdfast; this one uses .* 4"
     ):
         Spool(tmp_path)
 
@@ -426,7 +427,7 @@ def test_a_work_directory_is_new_and_empty(tmp_path: Path) -> None:
 
 def test_earlier_results_of_a_sample_are_forgotten_and_no_others(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    names = {"old": job("a", size_bytes=5), "new": job("a"), "longer": job("a-b"), "other": job("b")}
+    names = {"old": job("a", precision="fp32"), "new": job("a"), "longer": job("a-b"), "other": job("b")}
     for state in ("done", "failed"):
         for manifest in names.values():
             directory = tmp_path / state / manifest.job

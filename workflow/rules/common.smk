@@ -17,7 +17,15 @@ for imported in [name for name in sys.modules if name.partition(".")[0] == "hold
 sys.path.insert(0, str(next(path for path in FILES if path.name == "entry.py").parent))
 
 from holdfast.errors import HoldfastError  # noqa: E402
-from holdfast.run import client, config as configuration, failures, plan as planning, provenance, watch  # noqa: E402
+from holdfast.run import (
+    client,
+    config as configuration,
+    failures,
+    pending,
+    plan as planning,
+    provenance,
+    watch,
+)  # noqa: E402
 
 if not workflow.deployment_settings.deployment_method:
     planning.use_this_python()
@@ -66,6 +74,7 @@ ENTRY = source("scripts/entry.py")  # the command line, as the input of rules; t
 SERVICE = config["pool"]["lifecycle"] == "service"
 SPOOL = config["pool"]["spool"] or place(planning.DEFAULT_SPOOL)
 MODELS = {model: config["models"][model] for model in PLAN.models}
+PENDING = {name for share in PLAN.consumers for name in share.samples}
 CONTIG_SAMPLES = [entry.sample for entry in SAMPLES.values() if entry.kind == "contigs"]
 LABELLED = {entry.sample: entry.label for entry in SAMPLES.values() if entry.label}
 TRAINS = bool(LABELLED) and config["classifier"] is None
@@ -87,7 +96,7 @@ wildcard_constraints:
 
 def prepared_models(wildcards):
     """model.json of every model in use: prepared by a rule, or where the config names a prepared directory."""
-    directories = (planning.directory_of(entry["weights"], model, place) for model, entry in MODELS.items())
+    directories = (pending.directory_of(entry["weights"], model, place) for model, entry in MODELS.items())
     return [local(f"{directory}/model.json") for directory in directories]
 
 

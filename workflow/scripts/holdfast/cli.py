@@ -167,7 +167,7 @@ def serve(parser: Parser) -> Callable[[Arguments], None]:
         state = PoolState(Identity.own(), str(given.spool.absolute()))
         state.announce(given.endpoint)  # at once: a service that is late with its output holds Snakemake up
 
-        from .pool.supervisor import serve_pool
+        from .pool.service import serve_pool
 
         serve_pool(given.config, state, given.endpoint)
 
@@ -193,6 +193,24 @@ def status(parser: Parser) -> Callable[[Arguments], None]:
         from .run.screen import print_spool, watch_spool
 
         watch_spool(watch) if given.live else print_spool(watch.look())
+
+    return do
+
+
+@command("forget", "holdfast forget soil_1 soil_2 -d project")
+def forget(parser: Parser) -> Callable[[Arguments], None]:
+    """Have samples embedded again by the next run: remove their receipts and embeddings, and what the spool keeps."""
+    parser.add_argument("samples", nargs="*", metavar="SAMPLE", help="names in the sample sheet")
+    parser.add_argument("--all", action="store_true", help="all samples with results")
+    parser.add_argument("-d", "--directory", type=Path, default=Path(), metavar="DIR", help="where the workflow ran")
+
+    def do(given: Arguments) -> None:
+        from .run.forget import forget_samples
+
+        if bool(given.samples) == given.all:
+            raise ConfigError("name the samples to forget, or give --all")
+        for name in forget_samples(given.directory, given.samples):
+            print(f"{name}: forgotten; the next run embeds it")
 
     return do
 

@@ -5,7 +5,6 @@
 family's files name their tensors and state their sizes stands in the family's module.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..documents import DocumentError, read_json
 from ..errors import WeightsError
 from ..sequences import Alphabet
+from .published import CONFIGURATION_FILE, digest_files, read_json_object, weights_files
 from .registry import FAMILIES, Letters, family_module
 from .torch_file import first_line, load_torch, only_tensors, require_unwrapped
 
-SHARD = r"[A-Za-z0-9_.-]{1,200}\.(safetensors|bin)"
 ADAPTER_FILE = "adapter_config.json"
 NAMESPACE = "argparse.Namespace"  # in fair-esm's files, the configuration
 
@@ -176,25 +174,6 @@ class Checkpoint:
         return found
 
 
-def weights_files(directory: Path) -> list[Path] | None:
-    """The weights of a Hugging Face directory in the order of their names, safetensors before .bin, None without.
-
-    Raises:
-        WeightsError: an index that cannot be read or that names files elsewhere.
-    """
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        index = directory / f"{name}.index.json"
-        if (directory / name).is_file():
-            return [directory / name]
-        if index.is_file():
-            weight_map = _read_json(index).get("weight_map")
-            shards = list(weight_map.values()) if isinstance(weight_map, dict) else []
-            if not shards or not all(isinstance(shard, str) and re.fullmatch(SHARD, shard) for shard in shards):
-                raise WeightsError(f"{index}: 'weight_map' must name weights files beside it; download it again")
-            return [directory / shard for shard in sorted(set(shards))]
-    return None
-
-
 def read_checkpoint(path: Path, sha256: str | None) -> Checkpoint:
     """Recognise the family, compare the digest, then map the tensors.
 
@@ -207,7 +186,7 @@ def read_checkpoint(path: Path, sha256: str | None) -> Checkpoint:
     """
     if path.is_file():
         return _read_file(path, digest_files([path], sha256))
-    files, configuration = weights_files(path), path / "config.json"
+    files, configuration = weights_files(path), path / CONFIGURATION_FILE
     if files is None and (path / ADAPTER_FILE).is_file():
         raise WeightsError(
             f"{path}: a LoRA adapter; merge it into its model (merge_and_unload) and give what that saves"
@@ -217,7 +196,7 @@ def read_checkpoint(path: Path, sha256: str | None) -> Checkpoint:
             f"{path}: not a Hugging Face model directory; it needs config.json and model.safetensors or "
             "pytorch_model.bin (or their index and parts)"
         )
-    config = _read_json(configuration)
+    config = read_json_object(configuration)
     found = config.get("model_type")
     family = next((family for family, model_type in FAMILIES.items() if model_type == found), None)
     if family is None:
@@ -258,35 +237,6 @@ def stated_sizes(config: Mapping[str, Any]) -> dict[str, int | float | str | boo
         "vocabulary": int(config["vocab_size"]),
         "layer_norm_epsilon": float(config["layer_norm_eps"]),
     }
-
-
-def digest_files(files: Sequence[Path], expected: str | None) -> str:
-    """sha256 (hex) over the files one after the other, compared with the expected one if there is one."""
-    hashed = hashlib.sha256()
-    for file in files:
-        try:
-            with open(file, "rb") as opened:
-                while chunk := opened.read(2**22):
-                    hashed.update(chunk)
-        except FileNotFoundError:
-            raise WeightsError(f"{file}: the index names it, but it is missing; download it again") from None
-    found = hashed.hexdigest()
-    if expected is not None and expected.strip().lower() != found:
-        raise WeightsError(
-            f"{files[0] if len(files) == 1 else files[0].parent}: sha256 is {found}, expected {expected}; "
-            "download it again or correct the digest"
-        )
-    return found
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path)
-    except DocumentError as error:
-        raise WeightsError(f"{path}: {error}; download it again") from None
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: not a JSON object; download it again")
-    return content
 
 
 def _map_safetensors(path: Path) -> dict[str, Tensor]:

@@ -22,8 +22,9 @@ from ..documents import read_json
 from ..errors import WeightsError
 from ..files import sync_directory
 from ..sequences.tokens import BytePairTokenizer
-from .checkpoint import ADAPTER_FILE, Checkpoint, digest_files, read_checkpoint, weights_files
+from .checkpoint import ADAPTER_FILE, Checkpoint, read_checkpoint
 from .encoder import HEADER_KEY
+from .published import configuration_sha256, digest_files, weights_files
 from .registry import (
     DESCRIPTION_FILE,
     FORMAT_VERSION,
@@ -79,7 +80,7 @@ def prepare(source: str, output: Path, sha256: str | None = None) -> Prepared:
         published = read_checkpoint(path, sha256)
         directory = scratch / "prepared"
         directory.mkdir()
-        prepared = _write(published, source, directory)
+        prepared = replace(_write(published, source, directory), configuration_sha256=configuration_sha256(path))
         prepared = replace(prepared, verification=_verify(published, prepared, directory))
         prepared.write(directory)
         _sync(directory)

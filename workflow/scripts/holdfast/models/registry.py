@@ -104,6 +104,7 @@ class Prepared:
         weights_sha256: Digest of ``model.safetensors`` (hex): the identity of this model in receipts.
         synthetic: True for seeded random weights.
         verification: The reference it was compared with and the largest difference found.
+        configuration_sha256: Digest of the published configuration (hex); empty where the file has none beside it.
         format_version: Of this directory's layout.
     """
 
@@ -124,6 +125,7 @@ class Prepared:
     weights_sha256: str
     synthetic: bool
     verification: dict[str, str | float | int | None]
+    configuration_sha256: str = ""
     format_version: int = FORMAT_VERSION
 
     @property

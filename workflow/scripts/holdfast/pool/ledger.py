@@ -38,6 +38,7 @@ class Job:
         missing_tokens: Their tokens.
         failures: By model, sequences that were given up, with the status of their records and the reason.
         input_sha256: Digest of its file (hex), once it is read.
+        same_as: Job of a file of the same content, if its result was taken.
         inherited: Vectors that it needed and found in blocks that a dead pool had left.
         read_s: Seconds to read it.
         device_s: Its share of the seconds of its batches, by tokens.
@@ -56,6 +57,7 @@ class Job:
     missing_tokens: int = 0
     failures: dict[str, dict[int, tuple[str, str]]] = field(default_factory=dict)
     input_sha256: str = ""
+    same_as: str = ""
     inherited: int = 0
     read_s: float = 0.0
     device_s: float = 0.0
@@ -77,6 +79,11 @@ class Job:
             tokens=self.counts.get("tokens", 0),
         )
 
+    def take_over(self, twin: Receipt) -> None:
+        """Be done as another job was whose file has the same content."""
+        self.counts = dict(twin.counts)
+        self.input_sha256, self.warnings, self.same_as = twin.input_sha256, twin.warnings, twin.job
+
     def receipt(self, error: str, embeddings: Path, failures: dict[str, str], **made_by: Any) -> Receipt:
         """What became of the job, now that it has ended.
 
@@ -95,13 +102,12 @@ class Job:
             error=error,
             embeddings="" if error else str(embeddings),
             input_sha256=self.input_sha256,
+            same_as=self.same_as,
             counts=self.counts | {"computed_tokens": self.computed_tokens, "inherited": self.inherited},
             seconds={name: round(value, 3) for name, value in seconds.items()},
             failures=failures,
             warnings=self.warnings,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
-            size_bytes=manifest.size_bytes,
-            mtime_ns=manifest.mtime_ns,
             **made_by,
         )
 

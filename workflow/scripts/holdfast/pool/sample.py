@@ -22,11 +22,11 @@ from ..errors import InputError, ResourceError
 from ..files import atomic_text
 from ..models.registry import KINDS, Prepared, load_tokenizer
 from ..results.embeddings import EmbeddingsFile
-from ..results.writer import EmbeddingsWriter
+from ..results.writer import EmbeddingsWriter, copy_embeddings
 from ..sequences import Alphabet
 from ..sequences.fasta import Record, read_records
 from ..sequences.frames import find_frames, frame_id
-from ..spool.job import Manifest
+from ..spool.job import Manifest, Receipt, read_receipt
 from .blocks import gather, gather_residues
 from .distinct import DistinctSequences, DistinctWriter
 
@@ -81,7 +81,7 @@ def read_sample(manifest: Manifest, directory: Path, models: dict[str, tuple[Pre
         InputError: the file cannot be read, is not the one that was submitted, or is not for these models.
         ResourceError: the disk has no room for what would come of it.
     """
-    _check_unchanged(manifest)
+    _check_there(manifest)
     _check_models(manifest, {name: prepared for name, (prepared, _) in models.items()})
     digest = hashlib.sha256()
     counts = {"records": 0, "rows": 0}
@@ -129,8 +129,9 @@ def read_sample(manifest: Manifest, directory: Path, models: dict[str, tuple[Pre
         if manifest.kind == "contigs":
             file.mark_empty("no_stop_free_frame")
         counts |= file.count_statuses()
+        if digest.hexdigest() != manifest.input_sha256:
+            raise InputError("was changed after the job was submitted; run again", manifest.fasta)
         file.name_input(digest.hexdigest())
-    _check_unchanged(manifest)
     _check_room(manifest, directory, {name: prepared for name, (prepared, _) in models.items()})
     warnings = []
     unusual = {status: counts[status] for status in UNUSUAL if counts[status] and manifest.kind != "contigs"}
@@ -141,6 +142,22 @@ def read_sample(manifest: Manifest, directory: Path, models: dict[str, tuple[Pre
         share = f"{nucleotides / letters:.0%} of its letters are A, C, G, T, U or N"
         warnings.append(f"{share}: are these really proteins? for nucleotides set kind to dna or contigs")
     return Contents(counts, digest.hexdigest(), warnings)
+
+
+def copy_sample(manifest: Manifest, directory: Path, twin: Path) -> Receipt:
+    """Make the embeddings of a sample from those of another with the same content; the receipt of that one.
+
+    Args:
+        manifest: The job.
+        directory: Its work directory.
+        twin: Where the finished job of the other is, see :meth:`.Spool.twin`.
+    """
+    outcome = read_receipt(twin / "receipt.json")
+    if outcome is None:
+        raise ResourceError(f"{twin}: was removed in the middle of its copying; run again")
+    copy_embeddings(twin / EMBEDDINGS_FILE, directory / EMBEDDINGS_FILE, manifest.sample, manifest.job)
+    shutil.copyfile(twin / RECORDS_FILE, directory / RECORDS_FILE)
+    return outcome
 
 
 def _strip(record: Record) -> Record:
@@ -238,17 +255,13 @@ def _check_room(manifest: Manifest, directory: Path, models: dict[str, Prepared]
         )
 
 
-def _check_unchanged(manifest: Manifest) -> None:
-    """Refuse a file that is not the one the job was made for: its result would carry the wrong name."""
+def _check_there(manifest: Manifest) -> None:
+    """Refuse a file that cannot be opened, saying by whom."""
     try:  # opened, not looked at: NFS would answer from memory, which may be of the file before it was mended
-        handle = os.open(manifest.fasta, os.O_RDONLY | os.O_NONBLOCK)
-        status = os.fstat(handle)
-        os.close(handle)
+        os.close(os.open(manifest.fasta, os.O_RDONLY | os.O_NONBLOCK))
     except OSError as error:
         where = f"(by the pool on {socket.gethostname()})"
         raise InputError(f"cannot be read: {error.strerror} {where}", manifest.fasta) from None
-    if (status.st_size, status.st_mtime_ns) != (manifest.size_bytes, manifest.mtime_ns):
-        raise InputError("was changed after the job was submitted; run again", manifest.fasta)
 
 
 def _rows(manifest: Manifest, number: int, record: Record) -> Iterator[Row]:

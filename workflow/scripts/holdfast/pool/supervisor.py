@@ -17,7 +17,7 @@ from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ..errors import HoldfastError, ResourceError
 from ..models.registry import Prepared, read_prepared
@@ -32,8 +32,8 @@ from .events import Embedded, GivenUp, TooLarge
 from .hardware import name_devices, torch_versions
 from .ledger import Job, Ledger
 from .readers import Done, Readers
-from .sample import EMBEDDINGS_FILE, Contents, finish_sample, read_sample
-from .settings import PoolSettings, read_settings
+from .sample import EMBEDDINGS_FILE, Contents, copy_sample, finish_sample, read_sample
+from .settings import PoolSettings
 
 SHORTEST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 0.25
@@ -191,7 +191,10 @@ class Supervisor:
             job = self.jobs[self.number] = Job(self.number, manifest, directory, time.monotonic())
             self.number += 1
             self.last_work = time.monotonic()
-            self.readers.send(read_sample, (manifest, directory, self._models_of(manifest)), job)
+            if twin := self.spool.twin(manifest):
+                self.readers.send(copy_sample, (manifest, directory, twin), job)
+            else:
+                self.readers.send(read_sample, (manifest, directory, self._models_of(manifest)), job)
             if not self.readers.room:
                 return
 
@@ -240,6 +243,9 @@ class Supervisor:
             self._failed(job, done.error)
         elif done.function is read_sample:
             self._admit(job, done.result, done.seconds)
+        elif done.function is copy_sample:
+            job.take_over(done.result)
+            self._receipt(job, "", {})
         else:
             given_up, statuses = done.result
             job.counts |= statuses
@@ -358,43 +364,3 @@ class Supervisor:
             "device_s": round(self.devices.totals["device_s"], 3),
             "ready_s": round(self.ready_s, 3),
         }
-
-
-def serve_pool(config: Path, state: PoolState, endpoint: Path) -> None:
-    """Run a pool to its end and publish how it ended.
-
-    Args:
-        config: Settings of the pool, see :mod:`.settings`.
-        state: Its state so far.
-        endpoint: The pool ends when this file goes.
-
-    Raises:
-        SystemExit: the pool could not start or go on; the reason is in its log and published, for clients to read.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
-    log.info("pool %s, spool %s", state.identity.pool, state.spool)
-    state.state, state.reason = "failed", "unexpected error; see the pool's log"
-    try:
-        pool = Supervisor(read_settings(config), state, endpoint)
-        state.state, state.reason = "starting", ""
-        pool.run()
-        state.state, state.reason = "ended", pool.stop_reason
-    except HoldfastError as error:
-        state.state, state.reason = "failed", str(error)
-        _give_up(error)
-    except OSError as error:
-        where = error.filename or state.spool
-        state.reason = f"{where}: {error.strerror or error}; mend that and run again, finished work is kept"
-        state.state = "failed"
-        _give_up(ResourceError(state.reason))
-    finally:
-        if state.state in ("starting", "ready"):
-            state.state, state.reason = "failed", "unexpected error; see the pool's log"
-        with suppress(OSError):
-            state.write()
-
-
-def _give_up(error: HoldfastError) -> NoReturn:
-    """End like every entry point, but with a line that has the form of the log's others."""
-    log.critical("holdfast: error: %s", error)
-    raise SystemExit(error.exit_code) from None

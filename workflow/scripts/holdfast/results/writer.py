@@ -319,6 +319,18 @@ class EmbeddingsWriter:
         return stored
 
 
+def copy_embeddings(source: Path, target: Path, sample: str, job: str) -> None:
+    """Copy a complete file for another sample of the same content.
+
+    Raises:
+        OSError: a file that is not there, or a disk that is full or fails.
+    """
+    with temporary_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+        with open_hdf5(temporary, "r+") as (file, _):
+            file.attrs.update({"sample": sample, "job": job})
+
+
 def _create_column(file: h5py.File, name: str, dtype: np.dtype) -> None:
     """Create an empty column that grows by rows; a dtype with a shape makes it two-dimensional."""
     shape = dtype.shape

@@ -10,14 +10,14 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import HoldfastError, ResourceError
 from ..files import temporary_path
-from ..spool.job import Manifest, Receipt, fingerprint, read_receipt
+from ..spool.job import Manifest, Receipt, digest_of, fingerprint, read_receipt
 from ..spool.spool import Spool
 from ..spool.state import Launcher, Observer, PoolState, read_state
 from .plan import jobs_of
@@ -36,7 +36,7 @@ ENDING_S = 10.0
 
 
 def submit_jobs(
-    jobs: Sequence[Manifest],
+    jobs: Iterable[Manifest],
     spool: Spool,
     endpoint: Path | None,
     outputs: Sequence[Path],
@@ -46,7 +46,7 @@ def submit_jobs(
     """Submit jobs, wait, and write each receipt as it comes.
 
     Args:
-        jobs: The jobs.
+        jobs: The jobs, each handed in before the next is asked for.
         spool: Where to hand them in.
         endpoint: The endpoint file of the pool that was started for them; None where pools come and go by themselves.
         outputs: Where the receipts go, one for each job.
@@ -65,32 +65,34 @@ def submit_jobs(
         time.sleep(ENDING_S)  # the group is being ended; were this consumer to fail now, Snakemake would kill the pool
         raise ResourceError(f"{endpoint}: there is no such pool (any more); run again, finished work is kept")
     found: dict[str, Receipt] = {}
-    waiting = {job.job: (job, output) for job, output in zip(jobs, outputs, strict=True)}
-    if endpoint:  # a spool that others share may hold their results of a sample of the same name
-        spool.forget({job.sample: job.job for job in jobs})
+    waiting: dict[str, _Submission] = {}
     submitted = set()
-    for job, _ in waiting.values():
+    for job, output in zip(jobs, outputs, strict=True):
+        waiting[job.job] = _Submission(job, output, fingerprint(job.fasta))
         outcome = spool.receipt(job.job)
         if outcome is None or outcome.state == "failed" or outcome.failures or not Path(outcome.embeddings).exists():
             shutil.rmtree(spool.root / "done" / job.job, ignore_errors=True)
             spool.submit(job)
             submitted.add(job.job)
+    order = list(waiting)
+    if endpoint:  # a spool that others share may hold their results of a sample of the same name
+        spool.forget({entry.job.sample: name for name, entry in waiting.items()})
     watch = _Watch(spool, pool, patience_s)
     pause_s, looked, handed_in = FIRST_POLL_S, 0.0, time.monotonic()
     while waiting:
         trouble = ""
         if time.monotonic() - looked > LOOK_AT_POOL_S:
             looked = time.monotonic()
-            trouble = watch.trouble([job for job, _ in waiting.values()])
+            trouble = watch.trouble([entry.job for entry in waiting.values()])
         if time.monotonic() - handed_in > HAND_IN_AGAIN_S:  # whoever lost it, say by cleaning the spool
             handed_in = time.monotonic()
-            for job, _ in waiting.values():
-                if spool.receipt(job.job) is None:
-                    spool.submit(job)
-        for name, (_, output) in list(waiting.items()):
+            for name, entry in waiting.items():
+                if spool.receipt(name) is None:
+                    spool.submit(entry.job)
+        for name, entry in list(waiting.items()):
             outcome = spool.receipt(name)
             if outcome is not None:
-                _keep(replace(outcome, run=run) if name in submitted else outcome, output)
+                _keep(replace(outcome, run=run) if name in submitted else outcome, entry)
                 found[name] = outcome
                 del waiting[name]
         if waiting and trouble:
@@ -98,7 +100,16 @@ def submit_jobs(
         if waiting:
             time.sleep(pause_s)
             pause_s = min(LAST_POLL_S, pause_s * 1.2)
-    return [found[job.job] for job in jobs]
+    return [found[name] for name in order]
+
+
+@dataclass(frozen=True)
+class _Submission:
+    """A job, where its receipt goes, and what its file was like when its digest had just been taken."""
+
+    job: Manifest
+    output: Path
+    fingerprint: tuple[int, int]
 
 
 def submit_planned(
@@ -127,8 +138,9 @@ def submit_planned(
     return submit_jobs(jobs, Spool(spool), endpoint, outputs, patience_s, run_of(plan.parent))
 
 
-def _keep(outcome: Receipt, output: Path) -> None:
+def _keep(outcome: Receipt, entry: _Submission) -> None:
     """Write a receipt, and before it fetch the embeddings and the table of records to its side, for ``collect``."""
+    output = entry.output
     fetched, records = output.with_name(FETCHED), output.with_name(FETCHED_RECORDS)
     try:
         fetched.unlink(missing_ok=True)
@@ -136,9 +148,17 @@ def _keep(outcome: Receipt, output: Path) -> None:
             with suppress(FileNotFoundError):  # gone from the spool: `collect` will say so
                 _fetch(_records_of(outcome), records)
                 _fetch(outcome.embeddings, fetched)
-        outcome.write(output)
+        size_bytes, mtime_ns = entry.fingerprint
+        here = _relative(outcome.embeddings)
+        replace(outcome, embeddings=here, size_bytes=size_bytes, mtime_ns=mtime_ns).write(output)
     except OSError as error:
         raise ResourceError(f"{output}: cannot be written: {error.strerror}; mend that and run again") from None
+
+
+def _relative(path: str) -> str:
+    """A path as seen from the working directory, if it lies below that, so that both can be moved together."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if path and Path(path).is_relative_to(here) else path
 
 
 def _records_of(outcome: Receipt) -> str:
@@ -217,7 +237,7 @@ def collect_embeddings(receipt_path: Path, fasta: Path, output: Path, records: P
     """Put what a receipt names at ``output`` (embeddings) and ``records`` (a table), or say why there is nothing.
 
     Raises:
-        HoldfastError: the job failed, and the message is the sample's; or ``fasta`` has changed since it was embedded.
+        HoldfastError: the job failed, and the message is the sample's; or ``fasta`` holds something else by now.
         ResourceError: the receipt or the embeddings are gone.
     """
     outcome = read_receipt(receipt_path)
@@ -225,7 +245,8 @@ def collect_embeddings(receipt_path: Path, fasta: Path, output: Path, records: P
         raise ResourceError(f"{receipt_path}: is missing; run again")
     if outcome.state == "failed":
         raise HoldfastError(f"sample '{outcome.sample}': {outcome.error}")
-    if fasta.exists() and fingerprint(fasta) != (outcome.size_bytes, outcome.mtime_ns):
+    same = not fasta.exists() or fingerprint(fasta) == (outcome.size_bytes, outcome.mtime_ns)
+    if not same and digest_of(fasta) != outcome.input_sha256:
         receipt_path.unlink()  # or a temporary file that is gone by then would pass for unchanged
         raise HoldfastError(
             f"sample '{outcome.sample}': {fasta} was made anew or changed during this run, after the run had decided "

@@ -7,7 +7,8 @@ from pathlib import Path
 from ..errors import HoldfastError
 from ..files import atomic_text
 from ..spool.job import read_receipt
-from .plan import Place, Plan
+from .pending import Place
+from .plan import Plan
 
 SHOWN = 20
 

@@ -19,22 +19,23 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, HoldfastError, ResourceError
+from ..errors import ConfigError, ResourceError
 from ..files import atomic_text
-from ..models.registry import DESCRIPTION_FILE, Prepared, read_prepared
+from ..models.registry import read_prepared
 from ..pool.settings import OF_THE_RUN, PoolSettings
-from ..spool.job import Manifest, Receipt, fingerprint, read_receipt
+from ..spool.job import Manifest
 from ..spool.spool import Spool
 from ..spool.state import LAUNCHER_VARIABLE, Identity, Observer
 from .config import Sample, write_samples
+from .pending import Place, check_prepared, directory_of, find_pending, known_models
 from .provenance import begin_record, finish_record
-from .requests import check_classifier, check_room, job_settings, make_job, models_in_use, models_of
+from .requests import check_classifier, check_room, job_settings, make_job, models_in_use
 
 CONSUMERS_A_REPLICA = 16
 """With more of them samples take longer: each is a Python to start, and scheduling a group is quadratic in its members
@@ -44,8 +45,6 @@ SAMPLES_A_CONSUMER = 100
 DEFAULT_SPOOL = ".holdfast/spool"
 PLAN_FILE = "plan.json"
 PYTHON_VARIABLE = "HOLDFAST_PYTHON"
-
-Place = Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -132,95 +131,6 @@ def use_this_python() -> None:
     os.environ.setdefault(PYTHON_VARIABLE, sys.executable)
 
 
-def directory_of(source: str, model: str, place: Place = str) -> str:
-    """Where the prepared weights of a model are: ``source`` itself if it is prepared, otherwise below ``resources``."""
-    return source if os.path.exists(os.path.join(source, DESCRIPTION_FILE)) else place(f"resources/{model}")
-
-
-def find_pending(
-    config: Mapping[str, Any], samples: Sequence[Sample], known: Mapping[str, Prepared], place: Place = str
-) -> dict[str, int]:
-    """Samples whose receipt is absent, failed or made from something else, or whose embeddings are gone.
-
-    A sequence file that is gone has not changed: it may be a temporary file of the workflow around.
-
-    Args:
-        config: The checked config.
-        samples: The samples.
-        known: The models that are prepared, as far as they are what the config says.
-        place: Where a path of the workflow is.
-
-    Returns:
-        Size of the file of each, in bytes; 0 if it is not there yet.
-
-    Raises:
-        ConfigError: no model for a sample, or more asked of one than it can give.
-    """
-    settings = job_settings(config, samples)
-    found = {}
-    for sample in samples:
-        outcome = _done(sample.sample, place)
-        if not known.keys() >= set(models_of(sample, config["models"], known)):
-            found[sample.sample] = max(0, fingerprint(sample.fasta)[0])
-            continue
-        job = make_job(settings, sample, known)
-        if outcome and job.mtime_ns < 0:
-            job = replace(job, size_bytes=outcome.size_bytes, mtime_ns=outcome.mtime_ns)
-        if outcome is None or outcome.job != job.job:
-            found[sample.sample] = max(0, job.size_bytes)
-    return found
-
-
-def known_models(config: Mapping[str, Any], place: Place = str) -> dict[str, Prepared]:
-    """The models that are prepared already, and will not be prepared anew."""
-    found = {model: _known(entry, model, place) for model, entry in config["models"].items()}
-    return {model: prepared for model, prepared in found.items() if prepared is not None}
-
-
-def _known(entry: Mapping[str, Any], model: str, place: Place) -> Prepared | None:
-    """The prepared model that will be used; None if it is still to be prepared."""
-    source = entry["weights"]
-    directory = directory_of(source, model, place)
-    try:
-        description = read_prepared(directory)
-    except HoldfastError:
-        return None
-    made = os.path.getmtime(os.path.join(directory, DESCRIPTION_FILE))
-    changed = directory != source and os.path.exists(source) and os.path.getmtime(source) > made
-    other = directory != source and description.source != source
-    wrong = (entry["sha256"] or description.source_sha256) != description.source_sha256
-    return None if changed or other or wrong else description
-
-
-def _done(sample: str, place: Place) -> Receipt | None:
-    """The receipt of a sample that was done and whose embeddings are still there."""
-    try:
-        outcome = read_receipt(place(f"results/{sample}/receipt.json"))
-    except HoldfastError:
-        return None
-    if outcome is None or outcome.state != "done":
-        return None
-    kept = (place(f"results/{sample}/embeddings.h5"), outcome.embeddings)
-    return outcome if any(map(os.path.exists, kept)) else None
-
-
-def check_prepared(config: Mapping[str, Any]) -> None:
-    """Check those models that the config names as prepared directories, which no rule will look at.
-
-    Raises:
-        ConfigError: a directory that was made from another checkpoint than ``sha256`` says.
-        WeightsError: a directory that this version cannot read.
-    """
-    for model, entry in config["models"].items():
-        if directory_of(entry["weights"], model) == entry["weights"]:
-            description = read_prepared(entry["weights"])
-            if (entry["sha256"] or description.source_sha256) != description.source_sha256:
-                raise ConfigError(
-                    f"models.{model}.sha256: {entry['weights']} was made from a checkpoint with digest "
-                    f"{description.source_sha256}, not {entry['sha256']}; prepare the right one, or correct the digest"
-                )
-
-
 def check_places(samples: Iterable[str], spool: Path, place: Place = str) -> None:
     """Check that what is there of spool and results can be written: Snakemake would find out when all is under way.
 
@@ -303,8 +213,9 @@ def make_plan(
         warn_without_pool(Path(spool))
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     atexit.register(_remove, directory)
+    living = living_runs(directory.parents[1])
     for other in directory.parent.glob(f"{launcher.host}-*"):
-        if not os.path.exists(f"/proc/{other.name.rpartition('-')[2]}"):
+        if other.name not in living:
             finish_record(other, ended=False)  # of a run that was killed
             shutil.rmtree(other, ignore_errors=True)
     sources = {model: config["models"][model]["weights"] for model in in_use}
@@ -318,6 +229,12 @@ def make_plan(
         json.dump({"plan": asdict(plan), "samples": jobs, "settings": settings}, file)
     os.environ[LAUNCHER_VARIABLE] = json.dumps(asdict(launcher))
     return plan
+
+
+def living_runs(directory: Path) -> list[str]:
+    """Names of the runs on this host, ``HOST-PID``, whose plans are below a directory and whose processes live."""
+    found = [path.name for path in (directory / "runs").glob(f"{Identity.own().host}-*")]
+    return [name for name in found if os.path.exists(f"/proc/{name.rpartition('-')[2]}")]
 
 
 def _directory(launcher: Identity, place: Place) -> Path:
@@ -350,8 +267,10 @@ def read_plan(place: Place = str) -> Plan:
     return Plan(**{**content, "consumers": [Share(**share) for share in content["consumers"]]})
 
 
-def jobs_of(path: Path, consumer: int, directories: Sequence[Path], classifier: Path | None = None) -> list[Manifest]:
-    """The jobs of one consumer of a plan.
+def jobs_of(
+    path: Path, consumer: int, directories: Sequence[Path], classifier: Path | None = None
+) -> Iterator[Manifest]:
+    """The jobs of one consumer of a plan; the file of each is read for its digest when its turn comes.
 
     Args:
         path: The plan.
@@ -369,4 +288,4 @@ def jobs_of(path: Path, consumer: int, directories: Sequence[Path], classifier: 
     if classifier is not None:
         check_classifier(classifier, content["settings"], known)
     samples = [Sample(**content["samples"][name]) for name in content["plan"]["consumers"][consumer]["samples"]]
-    return [make_job(content["settings"], sample, known) for sample in samples]
+    return (make_job(content["settings"], sample, known) for sample in samples)

@@ -22,20 +22,23 @@ def job_settings(config: Mapping[str, Any], samples: Iterable[Sample]) -> dict[s
     return {key: config[key] for key in SETTINGS} | {"classified": classified}
 
 
-def make_job(settings: Mapping[str, Any], sample: Sample, known: Mapping[str, Prepared]) -> Manifest:
+def make_job(
+    settings: Mapping[str, Any], sample: Sample, known: Mapping[str, Prepared], input_sha256: str | None = None
+) -> Manifest:
     """The job of a sample.
 
     Args:
         settings: As :func:`job_settings` gives them.
         sample: The sample.
         known: The prepared models that it uses, or more.
+        input_sha256: Digest of its file (hex); None to read the file.
 
     Raises:
         ConfigError: what is asked of a model it cannot give, or no model fits.
     """
     requests = _requests(settings, sample, known)
     settled = (settings["chunk_length"], requests, settings["precision"], settings["store_dtype"])
-    return make_manifest(sample.sample, sample.kind, sample.fasta, *settled)
+    return make_manifest(sample.sample, sample.kind, sample.fasta, *settled, input_sha256)
 
 
 def models_of(sample: Sample, models: Iterable[str], known: Mapping[str, Prepared]) -> list[str]:

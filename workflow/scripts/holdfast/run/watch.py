@@ -28,7 +28,8 @@ from ..spool.job import MANIFEST_LIMIT_BYTES, parse_manifest, read_receipt
 from ..spool.progress import Progress, WorkLeft, in_words, work_left
 from ..spool.state import Observer, PoolState, published_states
 from .config import Sample
-from .plan import DEFAULT_SPOOL, Place, Plan, directory_of
+from .pending import Place, directory_of
+from .plan import DEFAULT_SPOOL, Plan
 
 LOOKED_AT = 200
 """Receipts looked for at once: thousands of samples on a network file system must not cost thousands of calls."""

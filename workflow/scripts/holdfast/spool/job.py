@@ -1,9 +1,9 @@
 """A job: its manifest, what one sample asks of the pool, and its receipt, what became of it; both JSON.
 
 The Snakefile computes a manifest to know whether a receipt is still valid, the client submits it, the pool reads it
-back as untrusted input. A job's name carries the digest of everything its result depends on, so equal work has an equal
-name and a changed input, model or setting has another. The pool writes the receipt, and the workflow keeps it as
-``results/SAMPLE/receipt.json``.
+back as untrusted input. A job's name carries the digest of everything its result depends on: the content of its file,
+models and settings, no path and no time. So equal work has an equal name, wherever it lies, and a changed input, model
+or setting has another. The pool writes the receipt, and the workflow keeps it as ``results/SAMPLE/receipt.json``.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import metadata
@@ -24,7 +24,7 @@ from ..errors import ConfigError, HoldfastError, ResourceError
 from ..files import atomic_text
 from ..models.registry import KINDS, POLICIES, POOLINGS, WINDOW, Output, Prepared
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST_LIMIT_BYTES = 2**16
 SAMPLE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 MODEL_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
@@ -66,8 +66,8 @@ class Manifest:
         sample: Name of the sample; also the name of its directory under ``results/``.
         kind: ``contigs``, ``proteins`` or ``dna``.
         fasta: Absolute path of its FASTA or FASTQ file.
-        size_bytes: Size of that file when the job was made; -1 if it was not there.
-        mtime_ns: Its modification time (ns since the epoch); -1 if it was not there.
+        input_sha256: Digest of that file's bytes (hex); empty if it was not there.
+        size_bytes: Its size; -1 if it was not there.
         chunk_length: Chunk length in bp (kind ``contigs``), otherwise 0.
         models: What is asked of each model, by the user's name for it.
         precision: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
@@ -77,8 +77,8 @@ class Manifest:
     sample: str
     kind: str
     fasta: str
+    input_sha256: str
     size_bytes: int
-    mtime_ns: int
     chunk_length: int
     models: dict[str, Request]
     precision: str
@@ -91,10 +91,15 @@ class Manifest:
         return {request.weights_sha256 for request in self.models.values()}
 
     @cached_property
+    def digest(self) -> str:
+        """16 hex digits of the SHA-256 of what its result depends on: all fields but the sample's name and place."""
+        content = {name: value for name, value in asdict(self).items() if name not in ("sample", "fasta", "size_bytes")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
     def job(self) -> str:
-        """``SAMPLE-DIGEST``: 16 hex digits of the SHA-256 of all fields."""
-        canonical = json.dumps(asdict(self), sort_keys=True)
-        return f"{self.sample}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
+        """``SAMPLE-DIGEST``."""
+        return f"{self.sample}-{self.digest}"
 
     def dump(self) -> str:
         """The manifest as JSON text."""
@@ -109,13 +114,17 @@ def make_manifest(
     models: Mapping[str, Request],
     precision: str,
     store_dtype: str,
+    input_sha256: str | None = None,
 ) -> Manifest:
-    """Make the manifest of a sample, looking at its file's size and time but not into it."""
-    path = Path(fasta).absolute()
-    size_bytes, mtime_ns = fingerprint(path)
+    """Make the manifest of a sample; ``input_sha256`` is that of its file, where it is known, or the file is read."""
+    path = str(Path(fasta).absolute())
+    size_bytes, _ = fingerprint(path)
+    if input_sha256 is None:
+        input_sha256 = digest_of(path)
     if kind != "contigs":
         chunk_length = 0
-    return Manifest(sample, kind, str(path), size_bytes, mtime_ns, chunk_length, dict(models), precision, store_dtype)
+    models = dict(models)
+    return Manifest(sample, kind, path, input_sha256, size_bytes, chunk_length, models, precision, store_dtype)
 
 
 def make_request(name: str, prepared: Prepared, options: Mapping[str, Any]) -> Request:
@@ -159,12 +168,30 @@ def make_request(name: str, prepared: Prepared, options: Mapping[str, Any]) -> R
 
 
 def fingerprint(path: str | Path) -> tuple[int, int]:
-    """Size in bytes and modification time in ns of a file, by which it is known; -1 and -1 if it is not there."""
+    """Size in bytes and modification time in ns of a file, a hint that it has not changed; -1 and -1 without one."""
     try:
         status = os.stat(path)
     except OSError:
         return -1, -1
     return status.st_size, status.st_mtime_ns
+
+
+def digest_of(path: str | Path, count: Callable[[int], object] = int) -> str:
+    """SHA-256 of a file's bytes (hex), by which a job knows its input; empty if it cannot be read.
+
+    Args:
+        path: The file.
+        count: Is told how many bytes have been read since the last time.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+                count(len(block))
+    except OSError:
+        return ""
+    return digest.hexdigest()
 
 
 def parse_manifest(text: str, name: str) -> Manifest:
@@ -197,6 +224,7 @@ def _checks(manifest: Manifest) -> dict[str, bool]:
         "sample": SAMPLE_PATTERN.fullmatch(manifest.sample) is not None,
         "kind": kind is not None,
         "fasta": manifest.fasta.startswith("/") and "\0" not in manifest.fasta,
+        "input_sha256": DIGEST_PATTERN.fullmatch(manifest.input_sha256 or "0" * 64) is not None,
         "chunk_length": manifest.chunk_length in (range(3, 100_001) if manifest.kind == "contigs" else (0,)),
         "precision": manifest.precision in PRECISIONS,
         "store_dtype": manifest.store_dtype in STORE_DTYPES,
@@ -231,9 +259,11 @@ class Receipt:
         sample: Name of the sample.
         state: ``done`` or ``failed``.
         error: Why it failed, in one message; empty when done.
-        embeddings: Absolute path of the embeddings in the spool; empty when failed.
+        embeddings: Path of the embeddings in the spool, empty when failed. In the spool it is absolute; in the
+            results it is relative to the working directory where the spool lies below that.
         run: Run of the workflow that submitted the job; empty in the spool, and where the result was there already.
         input_sha256: Digest of the sample's file as the pool read it (hex); empty if it could not be read to its end.
+        same_as: Job of another sample with the same content, if its result was taken; empty otherwise.
         counts: Records, rows, distinct sequences and tokens of the sample; ``computed_tokens``, those in its share of
             batches; ``inherited``, vectors found in blocks that a dead pool had left.
         pool: Pool that did the work: id, host, devices, precision, ``load_s`` to load its models and, until this
@@ -243,8 +273,9 @@ class Receipt:
         failures: Rows that were given up while the sample went on: id and reason.
         warnings: What is doubtful in the sample, for people to look at.
         finished: Time of writing, ISO 8601 in UTC.
-        size_bytes: Size of the sequence file when the job was made; -1 if it was not there.
-        mtime_ns: Its modification time (ns since the epoch); -1 if it was not there.
+        size_bytes: Size of the sequence file when its digest was compared last; -1 in the spool.
+        mtime_ns: Its modification time then (ns since the epoch); -1 in the spool. As long as both are what the file
+            has, it is taken for the one with ``input_sha256``.
     """
 
     job: str
@@ -254,6 +285,7 @@ class Receipt:
     embeddings: str = ""
     run: str = ""
     input_sha256: str = ""
+    same_as: str = ""
     counts: dict[str, int] = field(default_factory=dict)
     pool: dict[str, str | float] = field(default_factory=dict)
     software: dict[str, str] = field(default_factory=dict)

@@ -46,6 +46,7 @@ class Spool:
             raise ResourceError(f"{self.root}: {reason}") from None
         self._foreign: set[str] = set()
         self._listed: deque[str] = deque()
+        self._finished: dict[str, str] | None = None
 
     def _check_format(self) -> None:
         path = self.root / FORMAT_FILE
@@ -103,7 +104,8 @@ class Spool:
     def claim(self, pool: str, accepts: Callable[[Manifest], bool]) -> Iterator[Manifest]:
         """Take what waits, oldest first.
 
-        A manifest that cannot be read is failed with a receipt, and one that is not accepted goes back for others.
+        A manifest that cannot be read is failed with a receipt, and one that is not accepted goes back for others. What
+        is in work for another sample waits for its result, see :meth:`twin`.
 
         Args:
             pool: Who claims; enrolled.
@@ -113,8 +115,12 @@ class Spool:
             waiting = self.waiting()
             self._foreign.intersection_update(waiting)
             self._listed = deque(name for name in waiting if name not in self._foreign)
+        at_work = self._at_work() if self._listed else set()
         while self._listed:
             name = self._listed.popleft()
+            if _digest(name) in at_work:
+                self._finished = None  # it may be finished by another pool
+                continue
             mine = self.root / "claimed" / pool / name
             try:
                 os.rename(self.root / "incoming" / name, mine)
@@ -127,10 +133,24 @@ class Spool:
                 self._refuse(mine, job, str(error))
                 continue
             if accepts(parsed):
+                at_work.add(_digest(name))
                 yield parsed
             else:
                 self._foreign.add(name)
                 os.rename(mine, self.root / "incoming" / name)
+
+    def _at_work(self) -> set[str]:
+        """Digests of the jobs that pools have claimed."""
+        return {_digest(path.name) for path in self.root.glob("claimed/*/*.json")}
+
+    def twin(self, job: Manifest) -> Path | None:
+        """Directory of a finished job that was the same work for a file of the same content; None without one."""
+        if self._finished is None:
+            self._finished = {_digest(path.name): path.name for path in (self.root / "done").iterdir()}
+        name = self._finished.get(job.digest, "")
+        outcome = self.receipt(name) if name else None
+        whole = outcome is not None and outcome.state == "done" and not outcome.failures
+        return self.root / "done" / name if whole and outcome and Path(outcome.embeddings).exists() else None
 
     def _parse(self, path: Path, job: str) -> Manifest:
         if path.is_symlink() or not path.is_file():
@@ -166,6 +186,8 @@ class Spool:
         shutil.rmtree(target, ignore_errors=True)
         os.rename(work, target)
         sync_directory(target.parent)
+        if outcome.state == "done" and self._finished is not None:
+            self._finished[_digest(outcome.job)] = outcome.job
         (self.root / "claimed" / pool / f"{outcome.job}.json").unlink(missing_ok=True)
 
     def give_back(self, pool: str) -> int:
@@ -227,6 +249,11 @@ class Spool:
                 keep = jobs.get(directory.name.rpartition("-")[0])
                 if keep is not None and directory.name != keep:
                     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _digest(job: str) -> str:
+    """The digest in a job's name or in that of its file, which says what work it is, whatever the sample's name."""
+    return job.removesuffix(".json").rpartition("-")[2]
 
 
 def _make_own(directory: Path) -> None:
