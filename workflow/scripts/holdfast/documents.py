@@ -27,6 +27,21 @@ YAML_LIMIT_BYTES = 2**16  # PyYAML reads about 100 kB a second
 VALUES = 2**20
 DEPTH = 32
 _INTEGER_LIMIT = 2**63
+_FORMATS = {  # by how a file of theirs begins
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16 text; save it as UTF-8: iconv -f utf-16 -t utf-8"),
+    **dict.fromkeys((b"PK\3\4", b"PK\5\6"), "a zip archive or an Excel workbook; unpack it, or save it as text"),
+    b"\xd0\xcf\x11\xe0": "an Office document; save it as text",
+    **dict.fromkeys((b"7z\xbc\xaf", b"Rar!"), "an archive; unpack it"),
+    **dict.fromkeys((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), "compressed data; decompress it once"),
+    b"\x1f\x9d": "compressed by compress; decompress it: gunzip",
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file itself: git lfs pull",
+    **dict.fromkeys((b"<!DOCTYPE", b"<!doctype", b"<html"), "a web page; download the file itself"),
+    b"BAM\1": "a BAM file; convert it: samtools fasta",
+    b"CRAM": "a CRAM file; convert it: samtools fasta",
+    b"\x89HDF": "an HDF5 file",
+    b"%PDF": "a PDF file",
+}
+_TAR = slice(257, 262)
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
 
 Kind = TypeVar("Kind")
@@ -36,21 +51,43 @@ class DocumentError(ValueError):
     """Text that is no such document, or a document that is not what is wanted."""
 
 
+def name_format(content: bytes) -> str:
+    """What a file is, and what to do with it, where it is of a format that is often given in place of text.
+
+    Args:
+        content: How it begins, 262 bytes or more.
+
+    Returns:
+        Words to follow "is"; empty where it may be text in UTF-8.
+    """
+    named = next((name for mark, name in _FORMATS.items() if content.startswith(mark)), "")
+    if not named and content[_TAR] == b"ustar":
+        named = "a tar archive; unpack it"
+    if not named and len(content) >= 4 and b"\0\0" in (content[0:4:2], content[1:4:2]):
+        named = _FORMATS[b"\xff\xfe"]
+    return named
+
+
 def read_text(path: str | PathLike[str], limit_bytes: int) -> str:
     """Read a file of UTF-8 text.
 
     Raises:
         OSError: it cannot be read.
-        DocumentError: it is larger than ``limit_bytes`` or not UTF-8.
+        DocumentError: it is larger than ``limit_bytes``, of another format or not UTF-8.
     """
     with open(path, "rb") as file:
         content = file.read(limit_bytes + 1)
+    if named := name_format(content):
+        raise DocumentError(f"it is {named}")
     if len(content) > limit_bytes:
         raise DocumentError(f"larger than {limit_bytes} bytes")
     try:
         return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DocumentError("not UTF-8 text") from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DocumentError(
+            f"line {line} is not UTF-8 text; perhaps it is Latin-1: iconv -f latin1 -t utf-8, or save it as UTF-8"
+        ) from None
 
 
 def read_json(path: str | PathLike[str]) -> Any:
