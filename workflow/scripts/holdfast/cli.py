@@ -26,6 +26,7 @@ Command = Callable[[Parser], Callable[[Arguments], None]]
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
+
 def _path(text: str) -> Path:
     """A path of the command line; ``~`` is the home directory where the shell has not seen it, as in ``--output=~/x``."""
     if not text or "\0" in text:
@@ -83,7 +84,9 @@ def embed(parser: Parser) -> Callable[[Arguments], None]:
     Weights that are not prepared yet are fetched and prepared once, in the user's cache directory. The output's suffix
     says what is written: .h5 (as the workflow's), .npz (all in memory), .parquet (pyarrow) or .h5ad (anndata).
     """
-    parser.add_argument("fasta", type=_path, metavar="FASTA", help="FASTA or FASTQ, of the letters that the model knows")
+    parser.add_argument(
+        "fasta", type=_path, metavar="FASTA", help="FASTA or FASTQ, of the letters that the model knows"
+    )
     parser.add_argument("--model", required=True, metavar="SOURCE", help="a prepared model, or what `prepare` takes")
     parser.add_argument("--output", type=_path, required=True, metavar="OUT", help=".h5, .npz, .parquet or .h5ad")
     parser.add_argument("--layers", default="last", metavar="N,N", help="from 0 (embedding of tokens) on, or last")
@@ -248,6 +251,11 @@ def crate(parser: Parser) -> Callable[[Arguments], None]:
     return do
 
 
+def _add_results(parser: Parser) -> None:
+    parser.add_argument("samples", type=_path, help="sample sheet")
+    parser.add_argument("--results", type=_path, required=True, help="directory of the results")
+
+
 @command("submit")
 def submit(parser: Parser) -> Callable[[Arguments], None]:
     """Hand in the jobs of one consumer, wait, and write a receipt for every sample, done or failed."""
@@ -258,7 +266,7 @@ def submit(parser: Parser) -> Callable[[Arguments], None]:
     parser.add_argument("--endpoint", type=_path, help="endpoint file of the pool that was started for them")
     parser.add_argument("--classifier", type=_path, help="that frames will be classified with; checked before all else")
     parser.add_argument("--patience-s", type=float, metavar="S", help="give up when no pool could do them for S")
-    parser.add_argument("--receipts", nargs="+", type=_path, required=True, help="where to write them, in order")
+    parser.add_argument("--results", type=_path, required=True, help="directory of the results, where receipts go")
 
     def do(given: Arguments) -> None:
         from .run.client import submit_planned
@@ -266,7 +274,7 @@ def submit(parser: Parser) -> Callable[[Arguments], None]:
         if given.endpoint:  # a scheduler signals all of a job; the pool then needs its time, and says when it has ended
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         directories = [path.parent for path in given.models]
-        waiting = (given.spool, given.endpoint, given.receipts, given.patience_s, given.classifier)
+        waiting = (given.spool, given.endpoint, given.results, given.patience_s, given.classifier)
         for outcome in submit_planned(given.plan, given.consumer, directories, *waiting):
             print(f"{outcome.sample}: {outcome.state}{': ' if outcome.error else ''}{outcome.error}")
 
@@ -314,8 +322,7 @@ def classify(parser: Parser) -> Callable[[Arguments], None]:
 @command("train")
 def train(parser: Parser) -> Callable[[Arguments], None]:
     """Train the classifier on the embeddings of labelled samples."""
-    parser.add_argument("--virus", nargs="+", default=[], metavar="H5", help="embeddings of samples labelled virus")
-    parser.add_argument("--non-viral", nargs="+", default=[], metavar="H5", help="of samples labelled non-viral")
+    _add_results(parser)
     parser.add_argument("--seed", type=int, required=True, help="of split, weights, order and dropout")
     parser.add_argument("--threshold", type=float, required=True, help="mean score from which a contig is a virus")
     parser.add_argument("--output", type=_path, required=True, metavar="DIR", help="for the classifier and its figures")
@@ -323,8 +330,9 @@ def train(parser: Parser) -> Callable[[Arguments], None]:
 
     def do(given: Arguments) -> None:
         from .results.training import train
+        from .run.config import labelled_files
 
-        files = [(path, "virus") for path in given.virus] + [(path, "non-viral") for path in given.non_viral]
+        files = labelled_files(given.samples, given.results)
         method = {"protein": given.protein, "dna": given.dna}
         trained = train(files, given.seed, threshold=given.threshold, method=method)
         trained.write(given.output)
@@ -349,11 +357,6 @@ def _words(option: str, text: str, pattern: str, wanted: str) -> list[str]:
 def _add_method(parser: Parser) -> None:
     parser.add_argument("--protein", metavar="NAME", help="the protein model; the only one without")
     parser.add_argument("--dna", metavar="NAME", help="the DNA model; the only one without")
-
-
-def _add_results(parser: Parser) -> None:
-    parser.add_argument("samples", type=_path, help="sample sheet")
-    parser.add_argument("--results", type=_path, required=True, help="directory of the results")
 
 
 @command("summarize")

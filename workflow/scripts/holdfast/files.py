@@ -83,6 +83,22 @@ def put(source: Path, path: Path) -> None:
         shutil.move(source, temporary)
 
 
+def expanded(path: str) -> str:
+    """A path that a person wrote into a file, with ``~`` and ``$NAME`` as a shell expands them.
+
+    A file that is there under the name as it is written is that one.
+
+    Raises:
+        ConfigError: a user or a variable that is not known here.
+    """
+    if not re.search(r"^~|\$", path) or os.path.lexists(path):
+        return path
+    found = os.path.expandvars(os.path.expanduser(path))
+    if found.startswith("~") or re.search(r"\$(\w|\{)", found):
+        raise ConfigError(f"{path}: names a user or a variable that is not known here; write the path out")
+    return found
+
+
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path] = ()) -> None:
     """Refuse outputs that cannot be written, or that would destroy an input or each other.
 

@@ -107,12 +107,11 @@ class _DigestedFile(FileIO):
 class _ZstandardFile:
     """The content of a file that zstd compressed, in one frame or several; read from the beginning to the end."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        from zstandard import ZstdDecompressor  # which nobody else needs
-
+    def __init__(self, file: BinaryIO, new_frame: Callable[[], Any], error: type[Exception]) -> None:
+        """Read a file; ``new_frame`` makes what decompresses a frame, which raises ``error`` where it is damaged."""
         self._file = file
-        self._decompressor = ZstdDecompressor()
-        self._frame = self._decompressor.decompressobj()
+        self._new_frame, self._frame = new_frame, new_frame()
+        self._error = error
         self._content = bytearray()
 
     def read(self, size: int) -> bytes:
@@ -122,8 +121,6 @@ class _ZstandardFile:
             EOFError: the file ends within a frame, or is damaged.
             OSError: it needs too much memory.
         """
-        from zstandard import ZstdError
-
         while len(self._content) < size:
             compressed = self._frame.unused_data if self._frame.eof else b""
             compressed = compressed or self._file.read(_ZSTANDARD_BYTES)
@@ -132,10 +129,10 @@ class _ZstandardFile:
                     raise EOFError("it ends within a frame")
                 break
             if self._frame.eof:
-                self._frame = self._decompressor.decompressobj()
+                self._frame = self._new_frame()
             try:
                 self._content += self._frame.decompress(compressed)
-            except ZstdError as error:
+            except self._error as error:
                 if "memory" in str(error):
                     raise OSError("its window is above 128 MiB; compress it again without --long") from None
                 raise EOFError(error) from None
@@ -144,12 +141,19 @@ class _ZstandardFile:
         return found
 
 
+def _open_zstandard(file: BinaryIO) -> _ZstandardFile:
+    """Open what zstd compressed; its package is imported here since no other file needs it."""
+    from zstandard import ZstdDecompressor, ZstdError
+
+    return _ZstandardFile(file, ZstdDecompressor().decompressobj, ZstdError)
+
+
 _DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
     b"\x5d\x00\x00": lzma.open,  # the older .lzma
-    b"\x28\xb5\x2f\xfd": _ZstandardFile,
+    b"\x28\xb5\x2f\xfd": _open_zstandard,
 }
 
 
