@@ -70,7 +70,8 @@ def name_format(content: bytes) -> str:
     named = next((name for mark, name in _FORMATS.items() if content.startswith(mark)), "")
     if not named and content[_TAR] == b"ustar":
         named = "a tar archive; unpack it"
-    if not named and len(content) >= 4 and b"\0\0" in (content[0:4:2], content[1:4:2]):
+    halves = content[0:8:2], content[1:8:2]
+    if not named and bytes(4) in halves and any(0 not in half for half in halves):
         named = _FORMATS[b"\xff\xfe"]
     return named
 
