@@ -93,7 +93,9 @@ def test_all_mistakes_are_named_and_models_are_required(tmp_path: Path) -> None:
 def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "pool.yaml"
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"pool\.yaml: (not YAML|it is UTF-16 text|line 1 is not UTF-8|needs keys and values)"):
+    with pytest.raises(
+        ConfigError, match=r"pool\.yaml: (not YAML|it is UTF-16 text|line 1 is not UTF-8|needs keys and values)"
+    ):
         read_settings(path)
 
 

@@ -92,7 +92,9 @@ def test_a_record_with_other_letters_has_a_status_and_its_sample_goes_on(
     some.write("data/c.fna", fasta({**CONTIGS, **other, "last": CONTIGS["good"]}))
     some.write("data/p.faa", fasta({**PROTEINS, "digit": "MK1"}))
     some.write("data/none.fna", fasta(other))
-    some.write_sheet(("c", "data/c.fna"), ("p", "data/p.faa", "proteins"), ("d", "data/c.fna", "dna"), ("n", "data/none.fna"))
+    some.write_sheet(
+        ("c", "data/c.fna"), ("p", "data/p.faa", "proteins"), ("d", "data/c.fna", "dna"), ("n", "data/none.fna")
+    )
     some.configure(classifier=f"{classifiers}/500_model.safetensors")
     run = some.run()
     assert run.returncode == 0, run.text
@@ -103,14 +105,24 @@ def test_a_record_with_other_letters_has_a_status_and_its_sample_goes_on(
     }
     for sample in ("c", "d"):
         records = some.table(f"{sample}/records.tsv").set_index("record")
-        assert records["status"].to_dict() == {"good": "ok", "gaps": "ok", **dict.fromkeys(other, "bad_letters"), "last": "ok"}
+        assert records["status"].to_dict() == {
+            "good": "ok",
+            "gaps": "ok",
+            **dict.fromkeys(other, "bad_letters"),
+            "last": "ok",
+        }
         assert records["reason"][[*other]].to_dict() == reasons
         assert records["length"][[*other]].tolist() == ["8", "5", "5"]
         assert records["residues_used"][[*other]].tolist() == ["0", "0", "0"]
     assert some.table("p/records.tsv")["status"].tolist() == ["ok", "ok", "bad_letters"]
     assert read_embeddings(some.path("results/p/embeddings.h5")).ids == list(PROTEINS)
     assert some.table("c/contigs.tsv")["contig"].tolist() == ["good", "gaps", *other, "last"]
-    assert some.table("summary.tsv").set_index("sample")["bad_letters"].to_dict() == {"c": "3", "p": "1", "d": "3", "n": "3"}
+    assert some.table("summary.tsv").set_index("sample")["bad_letters"].to_dict() == {
+        "c": "3",
+        "p": "1",
+        "d": "3",
+        "n": "3",
+    }
     assert read_embeddings(some.path("results/n/embeddings.h5")).ids == []
     warnings = json.loads(some.read("results/c/receipt.json"))["warnings"]
     assert warnings == ["not all records were embedded as they are (3 bad_letters); the table of records says which"]
