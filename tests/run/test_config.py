@@ -362,7 +362,8 @@ def test_every_wrong_entry_of_a_list_is_named() -> None:
         "entry 6: unknown key 'group'; known are sample, fasta, kind, label, models",
         "entry 6: 'sample' must be of type string (write it in quotes), is 5.5",
         "entry 7: 'sample' must be of type string (write it in quotes), is True",
-        "entry 8: 'fasta': $NOT_SET_ANYWHERE/g.fna: names a user or a variable that is not known here; write the path out",
+        "entry 8: 'fasta': $NOT_SET_ANYWHERE/g.fna: names a user or a variable that is not known here; write the path "
+        "out",
         "entry 9: 'fasta' is missing: path of its FASTA or FASTQ file, plain or compressed (gzip, bzip2, xz, zstd), "
         "relative to the working directory",
     ]

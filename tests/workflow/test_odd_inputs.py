@@ -1,15 +1,13 @@
 """What people type and hand over, as they do: odd paths, odd sheets, odd values, odd letters; a run, or one line."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
-import pytest
 import zstandard
 from holdfast.results.embeddings import read_embeddings
 
-from tests.workflow.conftest import HOLDFAST, TIMEOUT_S, NewProject, Project, fasta, stop_free_sequence
+from tests.workflow.conftest import HOLDFAST, TIMEOUT_S, NewProject, fasta, stop_free_sequence
 
 PROTEINS = {"p1": "MKVLAAGIVGLLLAQWERTY", "p2": "MKKLLPTAAAGLLLLAAQPAMA"}
 CONTIGS = {"good": stop_free_sequence(600, 1), "gaps": f"{stop_free_sequence(300, 2)}-.-{stop_free_sequence(300, 3)}"}
@@ -52,7 +50,8 @@ def test_a_sheet_from_a_spreadsheet_and_values_from_the_command_line(project: Ne
     some.write("b.faa.zst", zstandard.compress(fasta(PROTEINS).encode()))
     some.write(
         "config/samples.csv",
-        '\ufeff# from a spreadsheet;;\r\n"Sample";"FASTA";"Kind";;\r\n"1";"~/a.faa";"Proteins";;\r\n"2";$B/b.faa.zst;proteins\r\n',
+        '\ufeff# from a spreadsheet;;\r\n"Sample";"FASTA";"Kind";;\r\n"1";"~/a.faa";"Proteins";;\r\n'
+        '"2";$B/b.faa.zst;proteins\r\n',
     )
     some.configure(samples="config/samples.csv", models={"esm2": some.models["esm2"]}, pool=None, method=None)
     given = ["--config", "pool={threads: 1, cpu_workers: 1, max_tasks_per_worker: null}", "classifier=None"]

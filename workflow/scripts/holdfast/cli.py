@@ -12,12 +12,13 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from . import __version__
 from .errors import ConfigError, guarded
-from .files import check_outputs, is_standard_output
+from .files import check_outputs, say
 from .models.registry import POLICIES, POOLINGS
 
 Arguments = argparse.Namespace
@@ -28,15 +29,10 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 
 def _path(text: str) -> Path:
-    """A path of the command line; ``~`` is the home directory where the shell has not seen it, as in ``--output=~/x``."""
+    """A path of the command line; ``~`` is the home directory, which shells overlook in ``--output=~/x``."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is no path")
     return Path(os.path.expanduser(text))
-
-
-def _say(text: str, *outputs: Path) -> None:
-    """Print what was done, unless that would go into one of the outputs."""
-    print(text, file=sys.stderr if any(map(is_standard_output, outputs)) else sys.stdout)
 
 
 COMMANDS: dict[str, tuple[Command, str]] = {}
@@ -74,6 +70,8 @@ def main(words: list[str] | None = None) -> None:
         added = parsers.add_parser(name, **described)
         added.set_defaults(do=function(added))
     arguments = parser.parse_args(words)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be any bytes
     guarded(lambda: arguments.do(arguments))
 
 
@@ -145,7 +143,7 @@ def frames(parser: Parser) -> Callable[[Arguments], None]:
             left_out = f"{written.left_out} record(s) left out, the first: {written.problem}"
             print(f"holdfast: warning: {given.fasta}: {left_out}", file=sys.stderr)
         counts = f"{written.records} records, {written.chunks} chunks, {written.frames} stop-free frames"
-        _say(counts, given.nucleotides, given.proteins)
+        say(counts, given.nucleotides, given.proteins)
 
     return do
 
@@ -170,7 +168,7 @@ def export(parser: Parser) -> Callable[[Arguments], None]:
                 print(path)
             return
         count = export_embeddings(given.embeddings, given.model, given.output, given.per, given.layer)
-        _say(f"{given.output}: {count} embeddings of {given.model}", given.output)
+        say(f"{given.output}: {count} embeddings of {given.model}", given.output)
 
     return do
 
@@ -229,7 +227,7 @@ def convert_classifier(parser: Parser) -> Callable[[Arguments], None]:
         from .results.classifier import convert_published
 
         converted = convert_published(given.classifier, given.output)
-        _say(f"{given.output}: {converted.feature_width} values a frame, from {converted.source}", given.output)
+        say(f"{given.output}: {converted.feature_width} values a frame, from {converted.source}", given.output)
 
     return do
 

@@ -127,11 +127,16 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path] = ()) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
 
 
-def is_standard_output(path: Path) -> bool:
+def say(text: str, *outputs: Path) -> None:
+    """Print what was done, on stderr where stdout is one of the outputs."""
+    print(text, file=sys.stderr if any(map(_is_standard_output, outputs)) else sys.stdout)
+
+
+def _is_standard_output(path: Path) -> bool:
     """Whether a file is where this process prints to."""
     try:
-        return os.path.samestat(os.stat(path), os.fstat(sys.__stdout__.fileno()))  # type: ignore[union-attr]
-    except (OSError, AttributeError, ValueError):
+        return os.path.samestat(os.stat(path), os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError):  # none is there, or what is in its place is no file
         return False
 
 

@@ -78,8 +78,8 @@ def _read_pickle(path: Path) -> bytes:
             )
         if start.startswith(PICKLE):
             raise WeightsError(
-                f"{path}: a pickle that torch.save has not written, and reading it could run code; save the state_dict() "
-                "of the model by torch.save"
+                f"{path}: a pickle that torch.save has not written, and reading it could run code; save the "
+                "state_dict() of the model by torch.save"
             )
         if not start.startswith(ZIP) and (named := name_format(start)):
             raise WeightsError(f"{path}: is {named}")

@@ -38,8 +38,8 @@ def name_devices(settings: PoolSettings) -> tuple[list[str], str]:
             raise ResourceError(
                 f"{wanted} GPU(s) asked for, but torch sees {visible} CUDA device(s)"
                 + ("" if mask is None else f" with CUDA_VISIBLE_DEVICES={mask}")
-                + "; ask for fewer (a run by --resources gpu=N, a pool by hand by gpu: N in its settings), or for a CPU "
-                "(device: cpu, and no gpu)"
+                + "; ask for fewer (a run by --resources gpu=N, a pool by hand by gpu: N in its settings), or for a "
+                "CPU (device: cpu, and no gpu)"
             )
         if visible:
             names = [f"cuda:{number}" for number in range(wanted)]

@@ -179,8 +179,9 @@ def _lines(sheet: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, dict[st
     missing = [name for name in schema["required"] if name not in header]
     if unknown or missing or len(set(header)) < len(header):
         raise ConfigError(
-            f"{sheet}, line {first}: the columns must be {', '.join(known)} (with tabs, commas or semicolons between, each "
-            f"once; {' and '.join(schema['required'])} are required); found {', '.join(header)[:LONGEST_LINE] or 'nothing'}"
+            f"{sheet}, line {first}: the columns must be {', '.join(known)} (with tabs, commas or semicolons between, "
+            f"each once; {' and '.join(schema['required'])} are required); "
+            f"found {', '.join(header)[:LONGEST_LINE] or 'nothing'}"
         )
     for number, line in enumerate(lines[first:], first + 1):
         if _says_nothing(line):
