@@ -68,7 +68,7 @@ def test_another_form_is_refused_by_the_name_of_the_field(changes: dict[str, obj
         ("[" * 100_000, "not JSON: nested too deeply"),
         ("[" * 40 + "]" * 40, "nested more than 32 times"),
         ('{"a": 1e999}', "a: a number that is not finite"),
-        ('{"a": {"b": [NaN]}}', "a: a number that is not finite"),
+        ('{"a": {"b": [NaN]}}', "a.b.0: a number that is not finite"),
         ('{"a": 9223372036854775808}', "a: a whole number of more than 64 bits"),
         ("1" * 5000, "not JSON: "),
         ('{"a": "\\ud800"}', "a: text that is not Unicode"),
@@ -109,6 +109,9 @@ def test_a_file_is_read_up_to_its_limit_and_as_utf_8(tmp_path: Path) -> None:
     assert read_text(tmp_path / "a", 5) == "{}"
     with pytest.raises(DocumentError, match="larger than 4 bytes"):
         read_text(tmp_path / "a", 4)
-    (tmp_path / "a").write_bytes(b"\xff")
-    with pytest.raises(DocumentError, match="not UTF-8 text"):
+    (tmp_path / "a").write_bytes("a\né".encode("latin-1"))
+    with pytest.raises(DocumentError, match="line 2 is not UTF-8 text; perhaps it is Latin-1: iconv -f latin1"):
+        read_text(tmp_path / "a", 5)
+    (tmp_path / "a").write_bytes("a\n".encode("utf-16"))
+    with pytest.raises(DocumentError, match="it is UTF-16 text; save it as UTF-8"):
         read_text(tmp_path / "a", 5)

@@ -27,9 +27,9 @@ IMPORT_NAMES = {
 ON_REQUEST = {"umap-learn"}  # not in the lock: wheels of numba come late for a new Python
 NOT_CALLED = {  # in an environment, functions that import more and that none of its commands calls
     "pool": {"encode_fair_esm", "encode_transformers", "_quiet_transformers", "locate_checkpoint", "_letters"},
-    "models": {"schema_problems"},
+    "models": {"_open_zstandard"},
     **{
-        name: {"open_model", "load_tokenizer", "family_module", "load_published"}
+        name: {"open_model", "load_tokenizer", "family_module", "load_published", "_open_zstandard"}
         for name in ("tables", "report", "umap")
     },
 }

@@ -239,7 +239,7 @@ def test_with_no_device_left_pool_and_consumers_end_with_the_reason(
     plan.write_text(json.dumps({"plan": held, "samples": {"two": sample}, "settings": config}))
     begin_record(plan.parent, plan.parent / "results", config, {}, ["two"], {})
     command = [*HOLDFAST, "submit", plan, "--consumer", "0", "--models", *names, "--spool", pool.spool.root]
-    command += ["--endpoint", pool.endpoint, "--receipts", pool.directory / "two.json"]
+    command += ["--endpoint", pool.endpoint, "--results", pool.directory / "results"]
     submitted = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=LONG_S)
     assert pool.process.wait(LONG_S) == 1
     assert pool.state.state == "failed"

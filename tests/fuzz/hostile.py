@@ -66,6 +66,17 @@ def contents(canary: Path) -> dict[str, list[tuple[str, bytes]]]:
         found[name] += _safetensors(seeds.seeds()[name][0])
     found["fasta"] += _bombs()
     found["samples"] += [("a long line", b"sample\tfasta\n" + b"x" * 20_000_000), ("NUL", b"sample\tfasta\na\t/a\0b\n")]
+    found["samples"] += [
+        ("quotes", b'sample\tfasta\n"' + b'""' * 5_000_000),
+        ("tabs", b"sample\tfasta" + b"\t" * 10_000_000),
+    ]
+    found["fastq"] += [("an at without end", b"@" * 3_000_000), ("lines", b"@a\n" + b"\n" * 5_000_000)]
+    found["command"] += [
+        ("many words", b"frames\n" + b"--proteins\n" * 5000),
+        ("digits", b"frames\na.fna\n--nucleotides\nn\n--proteins\np\n--chunk-length\n" + b"9" * 5000),
+        ("no spool", b"status\nspool\n--json"),
+        ("no letters", b"export\ne.h5\n--output\n\xff\xfe.h5\n--model\nesm2"),
+    ]
     found["embeddings"] += _hdf5()
     return found
 

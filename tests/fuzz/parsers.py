@@ -5,14 +5,18 @@ used as the workflow would. A function returns the user's message, or nothing wh
 exception than a HoldfastError passes, and is a finding.
 """
 
+import contextlib
+import io
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import yaml
+from holdfast import cli
 from holdfast.errors import HoldfastError
 from holdfast.models.checkpoint import read_checkpoint
 from holdfast.models.esm import VOCABULARY, letters_of
@@ -23,7 +27,7 @@ from holdfast.report.tally import write_summary
 from holdfast.results.calls import CONTIG_STATUSES, read_contigs
 from holdfast.results.classifier import load_classifier, load_published
 from holdfast.results.embeddings import EmbeddingsFile, read_embeddings
-from holdfast.run.config import check_config, check_files, check_fit, read_samples
+from holdfast.run.config import check_config, check_files, check_fit, read_samples, write_samples
 from holdfast.sequences import Alphabet
 from holdfast.sequences.fasta import read_records
 from holdfast.sequences.frames import find_frames, frame_id
@@ -34,6 +38,8 @@ from holdfast.spool.state import Observer, read_state, state_path
 from tests.fuzz import seeds
 
 Parser = Callable[[bytes], str]
+ENDLESS = ("serve", "submit", "embed", "prepare", "train", "draw")
+LONGEST_REFUSAL = 10_000
 tokenize_proteins = LetterTokenizer(**asdict(letters_of(VOCABULARY)))
 
 
@@ -80,12 +86,50 @@ def try_config(path: Path) -> None:
             return
     if isinstance(content, dict):
         filled = check_config(content)
-        check_fit(filled, {})
+        listed = not isinstance(filled["samples"], str)
+        check_fit(filled, read_samples(filled["samples"]) if listed else {})
 
 
 def try_samples(path: Path) -> None:
+    """As a run does; what it writes in place of a sheet gives the same samples."""
     samples = read_samples(path)
     check_files(str(path), samples)
+    write_samples(samples.values(), path.with_name("written.tsv"))
+    assert read_samples(path.with_name("written.tsv")) == samples
+
+
+def try_command(path: Path) -> None:
+    """A command line, a word a line, among a few files, in a directory that nothing leads out of.
+
+    Commands that wait for others, or that fetch something, are left out.
+    """
+    words = path.read_bytes().replace(b"\0", b"").decode("utf-8", "surrogateescape").split("\n")
+    if words[0] in ENDLESS or any(word.startswith("~") or "/" in word or ".." in word for word in words):
+        return
+    directory, before = path.with_name("work"), Path.cwd()
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    for name in seeds.beside("command"):
+        shutil.copyfile(path.with_name(name), directory / name)
+    os.chdir(directory)
+    said = [
+        io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=errors) for errors in ("strict", "backslashreplace")
+    ]
+    code: object = 0
+    try:
+        with contextlib.redirect_stdout(said[0]), contextlib.redirect_stderr(said[1]):
+            cli.main(words)
+            said[0].flush()
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        os.chdir(before)
+    said[1].flush()
+    text = said[1].buffer.getvalue().decode()  # type: ignore[attr-defined]
+    assert code in (0, 1, 2)
+    if code:
+        assert text
+        raise HoldfastError(text[-LONGEST_REFUSAL:])
 
 
 def try_state(path: Path) -> None:
@@ -158,7 +202,9 @@ def try_for_summary(path: Path) -> None:
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "fasta": ("a.fna", try_nucleotides),
+    "fastq": ("a.fastq", try_nucleotides),
     "proteins": ("a.faa", try_proteins),
+    "command": ("words.txt", try_command),
     "manifest": ("job.json", try_manifest),
     "receipt": ("receipt.json", try_receipt),
     "settings": ("pool.yaml", try_settings),

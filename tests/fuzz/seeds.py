@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import zstandard
 from holdfast.models import esmc
 from holdfast.models.checkpoint import Layout
 from holdfast.models.encoder import HEADER_KEY, Architecture
@@ -94,6 +95,24 @@ CONFIG = (
 SETTINGS = b"models:\n  esm2: /models/esm2\ngpu: 2\nidle_timeout_s: null\nmax_tasks_per_worker: 5\n"
 FASTQ = b"\n@a\nACGT\n+\nIIII\n\r\n@b\nAC\n+b\nII\n\n"
 
+BLANK_LINES = [
+    b"@r\nACGT\n+\nIIII\n\n\n\n",
+    b"@r\r\nAC-N\r\n+\r\nIIII\r\n\r\n",
+    b"\n \n@r\nAX*T\n+r\nIIII\n \n@q\nA\n+\n@",
+]
+SHEETS = [
+    b"sample\tfasta\tkind\tlabel\tmodels\na\t/etc/passwd\tcontigs\tvirus\t\nb\t/etc/passwd\tdna\t\tx,y\n",
+    b'\xef\xbb\xbf# mine;;\r\n\r\n"Sample";"FASTA";Kind;;\r\n1;"/etc/passwd";Proteins;;\r\n',
+    b'#sample,fasta,models\ra,$HOME/../etc/passwd,"x, y"\rb,~/../etc/passwd,\r',
+]
+COMMANDS = [  # of those that end by themselves
+    "frames a.fna --chunk-length 300 --nucleotides n.fna --proteins p.faa",
+    "export e.h5 --model esm2 --layer 1 --per residue --output out.h5",
+    "export e.h5 --output out",
+    "convert-classifier c.pth out.safetensors",
+    "classify e.h5 --classifier c.safetensors --threshold 0.5 --frames f.tsv --chunks k.tsv --contigs g.tsv",
+]
+
 # As VirNucPro's training script saves a module: whole, its class under __main__.
 PUBLISHED = """
 import sys, torch
@@ -115,15 +134,15 @@ def seeds() -> dict[str, list[bytes]]:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         return {
-            "fasta": [FASTA, FASTQ, gzip.compress(FASTA, mtime=0), bz2.compress(FASTA), lzma.compress(FASTQ)],
+            "fasta": [FASTA, gzip.compress(FASTA, mtime=0), bz2.compress(FASTA), zstandard.compress(FASTA)],
+            "fastq": [FASTQ, lzma.compress(FASTQ), lzma.compress(FASTQ, lzma.FORMAT_ALONE), *BLANK_LINES],
             "proteins": [b">p\nMKV*\n>q\nMX-.\n"],
             "manifest": [_manifest()],
             "receipt": [_receipt(directory)],
             "settings": [SETTINGS, _settings(directory)],
             "config": [CONFIG, json.dumps({"samples": "s.tsv", "models": {"esm2": {"weights": "/w"}}}).encode()],
-            "samples": [
-                b"sample\tfasta\tkind\tlabel\tmodels\na\t/dev/null\tcontigs\tvirus\t\nb\t/dev/null\tdna\t\tx,y\n"
-            ],
+            "samples": SHEETS,
+            "command": ["\n".join(words.split()).encode() for words in COMMANDS],
             "prepared": [_prepared(directory, prepared) for prepared in (MODELS["dnabert_s"], PREPARED)],
             "tokenizer": [_tokenizer(directory)],
             "published_tokenizer": [_tokenizer(directory)],
@@ -154,7 +173,15 @@ def beside(name: str) -> dict[str, bytes]:
         "safetensors": {"config.json": config},
         "hugging_face_config": {"model.safetensors": seeds()["safetensors"][0]},
         "weights_index": {"config.json": config, "part.safetensors": seeds()["safetensors"][0]},
-        "summary": {"embeddings.h5": seeds()["embeddings"][0], "samples.tsv": b"sample\tfasta\nsummary\t/dev/null\n"},
+        "summary": {"embeddings.h5": seeds()["embeddings"][0], "samples.tsv": b"sample\tfasta\nsummary\t/etc/passwd\n"},
+        "command": {
+            "a.fna": FASTA,
+            "e.h5": seeds()["embeddings"][0],
+            "c.pth": seeds()["pth"][0],
+            "c.safetensors": seeds()["classifier"][0],
+            "s.tsv": SHEETS[0],
+            "pool.yaml": SETTINGS,
+        },
         "prepared_weights": {"model.json": seeds()["prepared"][1]},
         "esmc_config": {name: content for name, content in _esmc().items() if name != "config.json"},
         "t5_config": {name: content for name, content in _t5().items() if name != "config.json"},

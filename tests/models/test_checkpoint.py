@@ -121,7 +121,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(dnabert: Path, tmp_path: Pa
         torch.save(content["model"], path)
         assert f"{path}: refused, it holds posix.mkdir, not only tensors, and reading it could run" in refusal(source)
         path.write_bytes(pickle.dumps(content))
-        assert f"{path}: truncated or not a torch checkpoint" in refusal(source)
+        assert f"{path}: a pickle that torch.save has not written, and reading it could run code" in refusal(source)
     assert not marker.exists()
 
 
@@ -130,11 +130,25 @@ def test_what_torch_saves_but_no_table_of_tensors_is_refused_with_what_to_do(tmp
     torch.save(torch.nn.Linear(2, 2), path)
     assert "it holds torch.nn.modules.linear.Linear" in refusal(path)
     assert "save the state_dict() of a model alone" in refusal(path)
-    torch.save({"model": {}}, path, _use_new_zipfile_serialization=False)
-    assert "saved by torch before 1.6" in refusal(path)
-    assert refusal(path).endswith("save it again with a newer torch: torch.save(torch.load(FILE), FILE)")
+    for protocol in (2, 3, 4):
+        torch.save({"model": {}}, path, _use_new_zipfile_serialization=False, pickle_protocol=protocol)
+        assert "saved by torch before 1.6" in refusal(path)
+        assert refusal(path).endswith("save it again with a newer torch: torch.save(torch.load(FILE), FILE)")
     torch.save({"cfg": {"model": argparse.Namespace(layers=1)}, "model": {}}, path)
     assert "not an ESM-2, ESM-1b or ESM-1v of fair-esm (KeyError: 'embed_dim')" in refusal(path)
+
+
+def test_what_is_no_weights_is_told_by_its_name(dnabert: Path, tmp_path: Path) -> None:
+    pointer, page = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"<!DOCTYPE html>\n<html>"
+    for path, source in ((dnabert / "model.safetensors", dnabert), (tmp_path / "esm2.pt", tmp_path / "esm2.pt")):
+        path.write_bytes(pointer)
+        assert refusal(source) == f"{path}: is a pointer of Git LFS; fetch the file itself: git lfs pull"
+        path.write_bytes(page)
+        assert refusal(source) == f"{path}: is a web page; download the file itself"
+    alone = dnabert / "model.safetensors"
+    assert refusal(alone) == f"{alone}: says nothing of its model; give its directory, with config.json in it"
+    (dnabert / "model.json").write_text("{}")
+    assert refusal(dnabert).startswith(f"{dnabert}: is prepared already; use it as it is")
 
 
 def nested(depth: int) -> bytes:

@@ -313,9 +313,9 @@ def test_a_file_that_was_changed_since_is_refused(models: dict[str, Path], direc
 
 def test_a_broken_record_is_named_and_no_file_stays_open(models: dict[str, Path], directory: Path) -> None:
     path = directory.parent / "s.fna"
-    path.write_text(">a\nACGT\n>b\nAC!GT\n")
+    path.write_text(">a\nACGT\n>a\nACGT\n")
     before = os.listdir("/proc/self/fd")
-    with pytest.raises(InputError, match=r"s\.fna, line 4, record 'b'"):
+    with pytest.raises(InputError, match=r"s\.fna, line 3, record 'a'"):
         read(job(models, path, "contigs"), directory, models)
     assert os.listdir("/proc/self/fd") == before
 
@@ -557,3 +557,22 @@ def test_residues_for_which_the_disk_has_no_room_are_refused_before_they_are_com
     assert read(half, place, models).counts["rows"] == 10
     means = job(models, path, "proteins", esm2={"layers": list(range(7))})
     assert read(means, place, models).counts["rows"] == 10
+
+
+def test_reasons_of_bad_letters_are_those_of_their_records(models: dict[str, Path], directory: Path) -> None:
+    """Also where other records are given up, and next to a record that is too short."""
+    path = directory.parent / "s.faa"
+    path.write_text(">a\nMKV\n>b\nM1V\n>c\n*\n>d\nMKL\n>e\nMKV*?\n")
+    submitted = job(models, path, "proteins")
+    contents = read(submitted, directory, models)
+    assert (contents.counts["records"], contents.counts["rows"], contents.counts["bad_letters"]) == (5, 2, 2)
+    assert "2 bad_letters" in contents.warnings[0]
+    finish(submitted, directory, models, {"esm2": {1: ("failed", "lost")}})
+    rows = [line.split("\t") for line in (directory / "records.tsv").read_text().splitlines()[1:]]
+    assert rows == [
+        ["a", "3", "3", "ok", ""],
+        ["b", "3", "0", "bad_letters", "'1' in column 2 of line 4 is no IUPAC protein letter"],
+        ["c", "0", "0", "too_short", "0 letters"],
+        ["d", "3", "0", "failed", "esm2: lost"],
+        ["e", "5", "0", "bad_letters", "'?' in column 5 of line 10 is no IUPAC protein letter"],
+    ]

@@ -247,7 +247,7 @@ def run_consumer(pool: ServedPool, models: dict[str, Path]) -> "subprocess.Compl
     plan.write_text(json.dumps(content))
     begin_record(plan.parent, plan.parent / "results", config, {}, ["s"], {})
     arguments: list[Any] = [plan, "--consumer", "0", "--models", *names, "--spool", pool.spool_path]
-    arguments += ["--endpoint", pool.endpoint, "--receipts", pool.spool_path.parent / "s.json"]
+    arguments += ["--endpoint", pool.endpoint, "--results", pool.spool_path.parent / "results"]
     command = [sys.executable, SCRIPTS / "entry.py", "submit", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=LONG_S)
 

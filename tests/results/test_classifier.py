@@ -176,7 +176,7 @@ NO_CLASSIFIER = "not a classifier of VirNucPro"
     [
         (lambda path: path.write_bytes(b""), NO_TORCH_FILE),
         (lambda path: path.write_bytes(b"\x89PNG\r\n" * 100), NO_TORCH_FILE),
-        (lambda path: path.write_bytes(pickle.dumps({"a": 1}, 2)), NO_TORCH_FILE),
+        (lambda path: path.write_bytes(pickle.dumps({"a": 1}, 2)), "a pickle that torch.save has not written"),
         (lambda path: path.write_bytes(bytes(2**25 + 1)), "larger than 33554432 bytes, so not a classifier"),
         (lambda path: zipped(path, pickle.dumps([1, 2], 2)), NO_CLASSIFIER),
         (lambda path: zipped(path, b"\x80\x02ccollections\nOrderedDict\n}b."), NO_TORCH_FILE),

@@ -288,7 +288,7 @@ def truncated(path: Path) -> None:
     [
         (lambda path: None, "no such file"),
         (Path.mkdir, "no such file"),
-        (lambda path: path.write_text("id\tx\n"), "not a readable HDF5 file"),
+        (lambda path: path.write_text("id\tx\n"), "no HDF5 file, or one cut short; give an embeddings file"),
         (foreign, "not an embeddings file"),
         (newer, "format 3, this version reads 2"),
         (truncated, "not a readable HDF5 file"),

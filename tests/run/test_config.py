@@ -1,14 +1,28 @@
 """Config and sample sheet: what is filled in, and messages that a biologist understands."""
 
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy
+import pandas  # type: ignore[import-untyped]
 import pytest
 from holdfast.errors import ConfigError
-from holdfast.run.config import Sample, check_config, check_files, check_fit, read_samples, write_samples
+from holdfast.run.config import (
+    Sample,
+    check_config,
+    check_files,
+    check_fit,
+    labelled_files,
+    read_samples,
+    write_samples,
+)
 from holdfast.spool.job import RESERVED
 
 GOOD: dict[str, Any] = {"samples": "samples.tsv", "models": {"esm2": {"weights": "a"}, "dnabert_s": {"weights": "b"}}}
+UTF_16 = "it is UTF-16 text; save it as UTF-8: iconv -f utf-16 -t utf-8"
+LATIN_1 = "line 2 is not UTF-8 text; perhaps it is Latin-1: iconv -f latin1 -t utf-8, or save it as UTF-8"
+LABELLED = (("c", "virus"), ("a", "non-viral"), ("d", "non-viral"))
 ASKED = {"sha256": None, "layers": ["last"], "pooling": ["mean"], "long": None, "max_length": None}
 
 
@@ -28,6 +42,11 @@ def problems(config: dict[str, Any]) -> list[str]:
 def sheet(tmp_path: Path, text: str | bytes) -> Path:
     path = tmp_path / "samples.tsv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
     return path
 
 
@@ -121,12 +140,14 @@ def test_one_layer_or_pooling_is_a_list_of_one(layers: Any, wanted: list[Any]) -
             {"pool": {"zzz": 1}},
             "unknown key 'pool.zzz'; known are lifecycle, spool, replicas, device, threads, cpu_workers",
         ),
-        ({"chunk_length": "500"}, "'chunk_length' must be of type integer, is '500'"),
+        ({"chunk_length": "five"}, "'chunk_length' must be of type integer, is 'five'"),
+        ({"chunk_length": 500.5}, "'chunk_length' must be of type integer, is 500.5"),
+        ({"pool": {"lease_s": "inf"}}, "'pool.lease_s' must be of type number, is 'inf'"),
         ({"chunk_length": 2}, "'chunk_length' must be at least 3, is 2"),
         ({"chunk_length": 100_001}, "'chunk_length' must be at most 100000, is 100001"),
-        ({"output_virnucpro": "yes"}, "'output_virnucpro' must be of type boolean, is 'yes'"),
+        ({"output_virnucpro": "maybe"}, "'output_virnucpro' must be of type boolean, is 'maybe'"),
         ({"threshold": 1.5}, "'threshold' must be at most 1, is 1.5"),
-        ({"classifier": 3}, "'classifier' must be of type string or null, is 3"),
+        ({"classifier": 3}, "'classifier' must be of type string or null (write it in quotes), is 3"),
         ({"precision": "tf32"}, "'precision' must be one of auto, fp32, fp16, bf16, is 'tf32'"),
         ({"store_dtype": "double"}, "'store_dtype' must be one of float16, float32, is 'double'"),
         ({"models": {}}, "'models' needs keys, at least 1, is {}"),
@@ -134,12 +155,32 @@ def test_one_layer_or_pooling_is_a_list_of_one(layers: Any, wanted: list[Any]) -
         ({"models": {"esm2": {"weights": ""}}}, "'models.esm2.weights' must be a path, a hub id or synthetic:"),
         ({"models": {"esm2": {"weights": None}}}, "'models.esm2.weights' must be of type string, is None"),
         ({"models": {"esm2": {"weights": "a", "sha256": "AB"}}}, "'models.esm2.sha256' must be a SHA-256 digest"),
-        ({"models": {"esm2": "a"}}, "'models.esm2' must be of type object, is 'a'"),
+        ({"models": {"esm2": "a"}}, "'models.esm2' must hold keys, such as {weights: facebook/esm2_t33_650M_UR50D}, i"),
+        (
+            {"models": {"esm2": None}},
+            "'models.esm2' must hold keys, such as {weights: facebook/esm2_t33_650M_UR50D}, is N",
+        ),
+        (
+            {"models": {"a": {"weights": "a{b}"}}},
+            "'models.a.weights': a{b} holds braces, which Snakemake takes for a pat",
+        ),
+        (
+            {"classifier": "{a}.pth"},
+            "'classifier': {a}.pth holds braces, which Snakemake takes for a pattern; name a lin",
+        ),
+        (
+            {"samples": "~nobody_is_called_so/a"},
+            "'samples': ~nobody_is_called_so/a: names a user or a variable that is",
+        ),
         ({"pool": {"memory_fraction": 0}}, "'pool.memory_fraction' must be above 0, is 0"),
         ({"pool": {"device": "gpu"}}, "'pool.device' must be one of auto, cuda, cpu, is 'gpu'"),
         ({"pool": {"gpu": 1}}, "unknown key 'pool.gpu'"),
         ({"pool": []}, "'pool' must be of type object, is []"),
-        ({"samples": None}, "'samples' must be of type string or array, is None"),
+        ({"samples": None}, "'samples' must be the path of a sample sheet, or a list of entries such as {sample: a"),
+        (
+            {"samples": {"a": "a.fna"}},
+            "'samples' must be the path of a sample sheet, or a list of entries such as {sam",
+        ),
     ],
 )
 def test_a_mistake_in_the_config_is_one_line_that_names_the_key(changed: dict[str, Any], message: str) -> None:
@@ -158,7 +199,7 @@ def test_all_mistakes_are_told_at_once_and_each_once() -> None:
     ]
     assert sorted(problems({})) == sorted(
         [
-            "'samples' is missing: path of the sample sheet, a TSV file, relative to the working directory; "
+            "'samples' is missing: path of the sample sheet, a TSV or CSV file, relative to the working directory; "
             "or a list of its lines",
             "'models' is missing: the language models, by names of your choice, which are those of the results",
         ]
@@ -183,8 +224,22 @@ def test_the_sheet_is_read_with_defaults_in_its_order(tmp_path: Path) -> None:
         "fasta\tsample\na.fna\ta\nb.fna\tb\n",
         "sample\tfasta\tlabel\tkind\na\ta.fna\nb\tb.fna\t\t\n",
         "sample\tfasta\n a \t a.fna \nb\tb.fna\n",
+        "sample\tfasta\ra\ta.fna\rb\tb.fna\r",
+        "sample,fasta,kind\na,a.fna,\nb,b.fna,contigs\n",
+        "sample;fasta;kind\na;a.fna\n#c;c.fna\nb;b.fna\n;;\n",
+        '"sample"\t"fasta"\t"models"\n"a"\t"a.fna"\t""\nb\tb.fna\n',
+        "sample\tfasta\t\t\na\ta.fna\t\t\nb\tb.fna\n",
+        "sample\tfasta\na\ta.fna\t\t\nb\tb.fna\t\n",
+        " Sample\tFASTA\u00a0\tKind\na\ta.fna\tContigs\nb\u00a0\tb.fna\n",
+        "# mine\n\n\t\nsample\tfasta\na\ta.fna\nb\tb.fna\n",
+        "# mine\n#sample\tfasta\n\na\ta.fna\nb\tb.fna\n",
+        '"# mine, and only mine",\n#sample,kind\nsample,fasta\na,a.fna\nb,"b.fna"\n',
     ],
-    ids=["byte order mark and CRLF", "comments and blank lines", "other order", "short lines", "spaces"],
+    ids=[
+        *("byte order mark and CRLF", "comments and blank lines", "other order", "short lines", "spaces", "CR"),
+        *("commas", "semicolons", "quotes", "empty columns", "empty cells", "case and spaces", "comments above"),
+        *("a header that is a comment", "a comment that is no header"),
+    ],
 )
 def test_the_same_samples_in_other_clothes(tmp_path: Path, text: str) -> None:
     wanted = {name: Sample(name, f"{name}.fna", "contigs", "", "") for name in "ab"}
@@ -206,7 +261,7 @@ def test_every_wrong_line_is_named(tmp_path: Path) -> None:
     assert lines == [
         "line 5: 'kind' must be one of contigs, proteins, dna, is 'genes'",
         "line 6: sample 'a' stands already in line 4",
-        "line 7: 'fasta' is missing: path of its FASTA or FASTQ file, plain or compressed (gzip, bzip2, xz), "
+        "line 7: 'fasta' is missing: path of its FASTA or FASTQ file, plain or compressed (gzip, bzip2, xz, zstd), "
         "relative to the working directory",
         "line 8: 'sample' is missing: name of the sample and of its directory below results/",
         "line 9: 4 cells, but the header has 3 columns",
@@ -216,7 +271,7 @@ def test_every_wrong_line_is_named(tmp_path: Path) -> None:
 def test_labels_are_those_of_the_classes(tmp_path: Path) -> None:
     text = "sample\tfasta\tkind\tlabel\na\ta.fna\tcontigs\tvirus\nb\tb.fna\tcontigs\tnon-viral\nc\tc.fna\t\tphage\n"
     lines = sheet_problems(sheet(tmp_path, text))
-    assert lines == ["line 4: 'label' must be one of , virus, non-viral, is 'phage'"]
+    assert lines == ["line 4: 'label' must be one of virus, non-viral or empty, is 'phage'"]
 
 
 def test_a_line_that_lacks_two_cells_names_each_once(tmp_path: Path) -> None:
@@ -229,7 +284,8 @@ def test_a_line_that_lacks_two_cells_names_each_once(tmp_path: Path) -> None:
     [
         ("sample\tfasta\tgroup", "sample, fasta, group"),
         ("sample\tkind", "sample, kind"),
-        ("sample,fasta", "sample,fasta"),
+        ("sample fasta", "sample fasta"),
+        ("sample,fasta,group", "sample, fasta, group"),
         ("sample\tfasta\tfasta", "sample, fasta, fasta"),
         ("", "nothing"),
     ],
@@ -239,7 +295,7 @@ def test_other_columns_are_refused(tmp_path: Path, header: str, found: str) -> N
     with pytest.raises(ConfigError) as caught:
         read(path)
     message = str(caught.value)
-    assert message.startswith(f"{path}, line 1: the columns must be sample, fasta, kind, label, models (tab-")
+    assert message.startswith(f"{path}, line 1: the columns must be sample, fasta, kind, label, models (with")
     assert message.endswith(f"found {found}")
 
 
@@ -250,13 +306,18 @@ def test_a_sheet_without_samples_is_an_error(tmp_path: Path) -> None:
 
 def test_a_sheet_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for path, reason in (
-        (tmp_path / "none.tsv", "No such file or directory"),
-        (tmp_path, "Is a directory"),
-        (sheet(tmp_path, "sample\tfasta\n".encode("utf-16")), "not UTF-8 text"),
+        (tmp_path / "none.tsv", "No such file or directory; set 'samples' in the config"),
+        (tmp_path, "Is a directory; set 'samples' in the config"),
+        (written(tmp_path / "utf16", "sample\tfasta\n".encode("utf-16")), UTF_16),
+        (written(tmp_path / "latin1", "sample\tfasta\na\té\n".encode("latin-1")), LATIN_1),
+        (
+            written(tmp_path / "a.xlsx", b"PK\3\4" + bytes(300)),
+            "it is a zip archive or an Excel workbook; unpack it, or sa",
+        ),
     ):
         with pytest.raises(ConfigError) as caught:
             read(path)
-        assert str(caught.value) == f"{path}: the sample sheet cannot be read: {reason}; set 'samples' in the config"
+        assert str(caught.value).startswith(f"{path}: the sample sheet cannot be read: {reason}")
 
 
 def test_a_list_in_the_config_is_read_and_written_like_a_sheet(tmp_path: Path) -> None:
@@ -283,8 +344,10 @@ def test_every_wrong_entry_of_a_list_is_named() -> None:
         {"sample": "a", "fasta": "b.fna"},
         {"sample": "c\n", "fasta": "c.fna"},
         {"sample": "d", "fasta": "d\t.fna"},
-        {"sample": 5, "fasta": "e.fna", "group": "x"},
-        {"fasta": Path("f.fna"), "sample": "f"},
+        {"sample": 5.5, "fasta": "e.fna", "group": "x"},
+        {"fasta": Path("f.fna"), "sample": True},
+        {"fasta": "$NOT_SET_ANYWHERE/g.fna", "sample": "g"},
+        {"fasta": float("nan"), "sample": "h"},
     ]
     with pytest.raises(ConfigError) as caught:
         read_samples(entries)
@@ -297,11 +360,87 @@ def test_every_wrong_entry_of_a_list_is_named() -> None:
         "is 'c\\n'",
         "entry 5: 'fasta' must be a path without tabs and line ends, is 'd\\t.fna'",
         "entry 6: unknown key 'group'; known are sample, fasta, kind, label, models",
-        "entry 6: 'sample' must be of type string, is 5",
-        "entry 7: 'fasta' must be of type string, is PosixPath('f.fna')",
+        "entry 6: 'sample' must be of type string (write it in quotes), is 5.5",
+        "entry 7: 'sample' must be of type string (write it in quotes), is True",
+        "entry 8: 'fasta': $NOT_SET_ANYWHERE/g.fna: names a user or a variable that is not known here; write the path "
+        "out",
+        "entry 9: 'fasta' is missing: path of its FASTA or FASTQ file, plain or compressed (gzip, bzip2, xz, zstd), "
+        "relative to the working directory",
     ]
     with pytest.raises(ConfigError, match="the list 'samples' of the config: holds no sample"):
         read_samples([])
+
+
+def test_a_list_is_taken_as_yaml_and_pandas_hand_it_over() -> None:
+    table = pandas.DataFrame(
+        {
+            "sample": [1, 2, 3],
+            "fasta": [Path("1.faa"), Path("2.fna"), Path("3.fna")],
+            "kind": ["Proteins", None, pandas.NA],
+            "label": [None, float("nan"), "Virus"],
+            "models": ["", ["esm2", "dnabert_s"], pandas.NaT],
+        }
+    )
+    config = check_config({**GOOD, "samples": table.to_dict("records")})
+    assert list(read_samples(config["samples"]).values()) == [
+        Sample("1", "1.faa", "proteins", "", ""),
+        Sample("2", "2.fna", "contigs", "", "esm2,dnabert_s"),
+        Sample("3", "3.fna", "contigs", "virus", ""),
+    ]
+    table["sample"] = table["sample"].astype(float)
+    with pytest.raises(ConfigError, match=r"entry 1: 'sample' must be of type string \(write it in quotes\), is 1.0"):
+        read_samples(check_config({**GOOD, "samples": table.to_dict("records")})["samples"])
+
+
+def test_what_can_mean_one_thing_only_is_that() -> None:
+    """Null in place of a section, what Snakemake makes of `--config "pool={threads: 1}"`, and objects for text."""
+    filled = with_defaults(
+        pool={"threads": "3", "lease_s": "1e2", "max_tasks_per_worker": "null", "spool": Path("/s"), "replicas": 2.0},
+        method=None,
+        classifier="None",
+        container="",
+        output_virnucpro="yes",
+        seed=numpy.int64(7),
+        threshold="0.25",
+        export="null",
+        models={"a": {"weights": Path("w"), "layers": ["3", "last"], "long": "null", "sha256": None, "pooling": None}},
+    )
+    pool = filled["pool"]
+    assert (pool["threads"], pool["lease_s"], pool["max_tasks_per_worker"]) == (3, 100.0, None)
+    assert (pool["spool"], pool["replicas"]) == ("/s", 2)
+    assert [type(value) for value in (pool["replicas"], filled["seed"])] == [int, int]
+    assert filled["method"] == {"protein": None, "dna": None}
+    assert (filled["classifier"], filled["container"], filled["export"]) == (None, None, None)
+    assert (filled["output_virnucpro"], filled["seed"], filled["threshold"]) == (True, 7, 0.25)
+    (model,) = filled["models"].values()
+    assert model == {"weights": "w", **ASKED, "layers": [3, "last"]}
+    assert with_defaults(pool=None) == with_defaults()
+
+
+def test_a_home_directory_and_variables_in_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("WHERE", "/there")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "$WHERE").touch()
+    text = "sample\tfasta\na\t~/a.fna\nb\t$WHERE/b.fna\nc\t${WHERE}/c.fna\nd\t$WHERE\ne\te$\nf\tf~\n"
+    found = [entry.fasta for entry in read(sheet(tmp_path, text)).values()]
+    assert found == ["/home/me/a.fna", "/there/b.fna", "/there/c.fna", "$WHERE", "e$", "f~"]
+    models = {"a": {"weights": "~/a"}, "b": {"weights": "hub/name"}}
+    filled = with_defaults(samples="~/s", classifier="$WHERE/c.pth", models=models, pool={"spool": "~/spool"})
+    assert (filled["samples"], filled["classifier"]) == ("/home/me/s", "/there/c.pth")
+    assert [entry["weights"] for entry in filled["models"].values()] == ["/home/me/a", "hub/name"]
+    assert filled["pool"]["spool"] == "/home/me/spool"
+
+
+def test_quotes_that_do_not_match_are_told_with_their_line(tmp_path: Path) -> None:
+    lines = sheet_problems(sheet(tmp_path, 'sample\tfasta\na\t"a.fna\nb\t"b" c.fna\nc\tc"c.fna\n'))
+    assert [line.partition(" (")[0] for line in lines] == [
+        "line 2: quotes that do not match",
+        "line 3: quotes that do not match",
+    ]
+    odd = {"a": Sample("a", '"a".fna', "dna", "", ""), "b": Sample("b", 'b"', "dna", "", "")}
+    write_samples(odd.values(), tmp_path / "odd.tsv")
+    assert read(tmp_path / "odd.tsv") == odd
 
 
 def test_a_config_that_is_none_is_named() -> None:
@@ -382,16 +521,29 @@ def test_the_names_of_the_workflows_own_results_are_taken(name: str) -> None:
 
 def test_every_missing_file_is_named_with_its_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    entries = samples(("a", "contigs", ""), ("b", "contigs", ""), ("c", "dna", ""))
+    paths = ["a.fna", "b.fna", "directory", "pipe", "link.fna", "https://x.org/c.fna", "*.fna", "b.fna,c.fna"]
+    entries = {f"s{number}": Sample(f"s{number}", path, "dna", "", "") for number, path in enumerate(paths)}
     (tmp_path / "b.fna").touch()
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link.fna").symlink_to("gone.fna")
     with pytest.raises(ConfigError) as caught:
         check_files("samples.tsv", entries)
     assert str(caught.value).splitlines() == [
         "samples.tsv: sequence files are missing; correct the path (relative paths start at "
         f"{tmp_path}) or remove the line:",
-        "  sample 'a': a.fna does not exist",
-        "  sample 'c': c.fna does not exist",
+        "  sample 's0': a.fna does not exist",
+        "  sample 's2': directory is a directory; a line has one file",
+        "  sample 's3': pipe is no regular file; a file is read more than once",
+        "  sample 's4': link.fna is a link to gone.fna, which does not exist",
+        "  sample 's5': https://x.org/c.fna does not exist; download what is at a URL",
+        "  sample 's6': *.fna does not exist; a line has one file, without patterns",
+        "  sample 's7': b.fna,c.fna does not exist; a line has one file, without patterns",
     ]
-    for name in "ac":
-        (tmp_path / f"{name}.fna").touch()
-    check_files("samples.tsv", entries)
+    check_files("samples.tsv", {"s1": entries["s1"]})
+
+
+def test_the_labelled_samples_are_those_of_the_sheet(tmp_path: Path) -> None:
+    text = "sample\tfasta\tlabel\na\ta\tnon-viral\nb\tb\t\nc\tc\tvirus\nd\td\tnon-viral\n"
+    found = labelled_files(sheet(tmp_path, text), Path("results"))
+    assert found == [(Path(f"results/{name}/embeddings.h5"), label) for name, label in LABELLED]

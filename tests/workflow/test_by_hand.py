@@ -64,11 +64,11 @@ def test_a_file_is_embedded_record_by_record(
 def test_what_cannot_be_embedded_is_one_line(models: Path, tmp_path: Path) -> None:
     proteins = DEMO / "data/phage_proteins.faa"
     broken = tmp_path / "broken.faa"
-    broken.write_text(">p\nMKV1\n")
+    broken.write_text(">p\nMKV\n>p\nMKV\n")
     nowhere = tmp_path / "nowhere/embeddings.h5"
     for fasta, output, status, words in (
         (proteins, nowhere, 1, f"{nowhere.parent}: no such directory, make it first"),
-        (broken, tmp_path / "e.h5", 2, f"{broken}, line 2, record 'p': '1' in column 4"),
+        (broken, tmp_path / "e.h5", 2, f"{broken}, line 3, record 'p': the id is that of line 1 too"),
     ):
         ended = embed(fasta, models / "esm2", output)
         assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (status, "", 1)

@@ -22,7 +22,7 @@ def test_a_gpu_that_is_not_there_ends_the_run_and_proteins_need_esm2_alone_on_th
     assert run.returncode != 0
     assert run.jobs == []
     assert "Traceback" not in run.text
-    reason = "1 GPU(s) asked for (--resources gpu=N, pool.device), but torch sees 0 CUDA device(s)"
+    reason = "1 GPU(s) asked for, but torch sees 0 CUDA device(s)"
     assert reason in some.read("logs/pool.0.log")
     assert run.text.count(reason) == 1, "the reason belongs on the terminal, once, not only into logs"
     assert some.processes_left() == []

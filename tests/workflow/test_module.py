@@ -158,13 +158,13 @@ def write_two(some: Project, source: str, second_fasta: str = "made/d.fna") -> N
 def test_two_modules_from_github_with_models_of_their_own(two: Project, tmp_path: Path) -> None:
     """A broken record in the first harms the second as little as the first's files are the second's."""
     write_two(two, GITHUB)
-    two.write("data/p.faa", fasta({"p1": "MKVLAAGGIVA", "p2": "MK1"}))
+    two.write("data/p.faa", fasta({"p1": "MKVLAAGGIVA", "p1 ": "MK"}))
     arguments = ("-s", str(two.path("Snakefile")))
     run = two.run(*arguments, "--keep-going")
     assert run.returncode != 0
     second = [f"second_{rule}" for rule in ("collect s", "draw", "embed_0", "pool", "summarize")]
     assert run.jobs == sorted([*second, "first_embed_0", "first_pool", "make d.fna", "make p.faa"])
-    assert "line 4, record 'p2': '1' in column 3" in two.read("first/results/failures.tsv")
+    assert "line 3, record 'p1': the id is that of line 1 too" in two.read("first/results/failures.tsv")
     assert not two.path("second/results/failures.tsv").exists()
 
     # Mended, the first runs alone.

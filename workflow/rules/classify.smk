@@ -19,12 +19,14 @@ rule train:
     conda:
         "../../envs/models.yaml"
     params:
+        sheet=lambda wildcards: PLAN.sheet,  # no input, since a sheet with one more sample to call trains nothing anew
+        results=lambda wildcards, output: os.path.dirname(os.path.dirname(output.classifier)),
         seed=config["seed"],
         threshold=config["threshold"],
         method=named_method(),
         directory=lambda wildcards, output: os.path.dirname(output.classifier),
     shell:
-        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} train --virus {input.virus:q} --non-viral {input.non_viral:q}'
+        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} train {params.sheet:q} --results {params.results:q}'
         " --seed {params.seed} --threshold {params.threshold} {params.method} --output {params.directory:q} 2>&1 | tee {log:q}"
 
 

@@ -39,6 +39,11 @@ def place(path):
     return MODIFIER.path_modifier.replace_prefix(path)
 
 
+def tracked(path):
+    """A file that a person named, as the input of a rule; none where Snakemake would take its braces for a pattern."""
+    return [] if "{" in path else local(path)
+
+
 def source(path):
     """A file of this workflow, as the input of a rule, with a name that is the same wherever the workflow came from."""
     return ancient(sourcecache_entry(workflow.source_path(f"../{path}"), f"holdfast/workflow/{path}"))

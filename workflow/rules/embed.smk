@@ -20,8 +20,8 @@ rule pool:
     resources:
         gpu=PLAN.gpu or 0,
     params:
-        settings=PLAN.pool_settings,
-        spool=SPOOL,
+        settings=lambda wildcards: PLAN.pool_settings,  # from a function, since braces in a text are a pattern
+        spool=lambda wildcards: SPOOL,
     shell:
         'exec "${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} serve --config {params.settings:q} --spool {params.spool:q}'
         " --endpoint {output.endpoint:q} > {log:q} 2>&1"
@@ -35,7 +35,7 @@ for number, share in enumerate(PLAN.consumers):
         input:
             holdfast=ENTRY,
             endpoint=f".holdfast/pool.{share.replica}.json" if SERVICE else [],
-            fasta=[local(SAMPLES[name].fasta) for name in share.samples],
+            fasta=[tracked(SAMPLES[name].fasta) for name in share.samples],
             models=prepared_models,
             classifier=given_classifier,
         output:
@@ -48,9 +48,10 @@ for number, share in enumerate(PLAN.consumers):
         resources:
             mem_mb=0 if SERVICE else 200,
         params:
-            plan=PLAN.path,
+            plan=lambda wildcards: PLAN.path,
             number=number,
-            spool=SPOOL,
+            spool=lambda wildcards: SPOOL,
+            results=lambda wildcards, output: os.path.dirname(os.path.dirname(output.receipts[0])),
             pool=lambda wildcards, input: f"--endpoint {shlex.quote(input.endpoint)}" if input.endpoint else PATIENCE,
             classifier=lambda wildcards, input: (
                 f"--classifier {shlex.quote(input.classifier)}" if input.classifier else ""
@@ -58,7 +59,7 @@ for number, share in enumerate(PLAN.consumers):
         shell:
             ("exec " if SERVICE else "")
             + '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} submit {params.plan:q} --consumer {params.number}'
-            " --models {input.models:q} --spool {params.spool:q} {params.pool} {params.classifier} --receipts {output.receipts:q}"
+            " --models {input.models:q} --spool {params.spool:q} {params.pool} {params.classifier} --results {params.results:q}"
             + (" > {log:q} 2>&1" if SERVICE else " 2>&1 | tee {log:q}")
 
 
@@ -72,7 +73,7 @@ rule collect:
             else ancient(f"results/{wildcards.sample}/receipt.json")
         ),
         # In a module the sample's file, so that Snakemake notices a rule around that makes it anew.
-        made=lambda wildcards: local(SAMPLES[wildcards.sample].fasta) if IS_MODULE else [],
+        made=lambda wildcards: tracked(SAMPLES[wildcards.sample].fasta) if IS_MODULE else [],
     output:
         embeddings="results/{sample}/embeddings.h5",
         records="results/{sample}/records.tsv",

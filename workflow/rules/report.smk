@@ -63,7 +63,7 @@ rule draw:
         "../../envs/umap.yaml" if config["projection"] == "umap" else "../../envs/report.yaml"
     params:
         results=lambda wildcards, output: os.path.dirname(output.page),
-        spool=SPOOL,
+        spool=lambda wildcards: SPOOL,
         threshold=config["threshold"],
         projection=config["projection"],
         seed=config["seed"],

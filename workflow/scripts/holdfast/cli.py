@@ -7,15 +7,18 @@ nowhere.
 """
 
 import argparse
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from . import __version__
 from .errors import ConfigError, guarded
+from .files import check_outputs, say
 from .models.registry import POLICIES, POOLINGS
 
 Arguments = argparse.Namespace
@@ -23,6 +26,14 @@ Parser = argparse.ArgumentParser
 Command = Callable[[Parser], Callable[[Arguments], None]]
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+
+
+def _path(text: str) -> Path:
+    """A path of the command line; ``~`` is the home directory, which shells overlook in ``--output=~/x``."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no path")
+    return Path(os.path.expanduser(text))
+
 
 COMMANDS: dict[str, tuple[Command, str]] = {}
 """By name: the function, and an example for people; empty where only rules call it."""
@@ -59,6 +70,8 @@ def main(words: list[str] | None = None) -> None:
         added = parsers.add_parser(name, **described)
         added.set_defaults(do=function(added))
     arguments = parser.parse_args(words)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be any bytes
     guarded(lambda: arguments.do(arguments))
 
 
@@ -69,9 +82,11 @@ def embed(parser: Parser) -> Callable[[Arguments], None]:
     Weights that are not prepared yet are fetched and prepared once, in the user's cache directory. The output's suffix
     says what is written: .h5 (as the workflow's), .npz (all in memory), .parquet (pyarrow) or .h5ad (anndata).
     """
-    parser.add_argument("fasta", type=Path, metavar="FASTA", help="FASTA or FASTQ, of the letters that the model knows")
+    parser.add_argument(
+        "fasta", type=_path, metavar="FASTA", help="FASTA or FASTQ, of the letters that the model knows"
+    )
     parser.add_argument("--model", required=True, metavar="SOURCE", help="a prepared model, or what `prepare` takes")
-    parser.add_argument("--output", type=Path, required=True, metavar="OUT", help=".h5, .npz, .parquet or .h5ad")
+    parser.add_argument("--output", type=_path, required=True, metavar="OUT", help=".h5, .npz, .parquet or .h5ad")
     parser.add_argument("--layers", default="last", metavar="N,N", help="from 0 (embedding of tokens) on, or last")
     parser.add_argument("--pooling", default="mean", metavar="NAME,NAME", help="of mean, cls, max, residues")
     parser.add_argument("--long", choices=POLICIES, help="for sequences above --max-length; else what suits the model")
@@ -100,7 +115,7 @@ def prepare(parser: Parser) -> Callable[[Arguments], None]:
     """Turn a published checkpoint into a prepared model: safetensors, compared with a reference implementation."""
     source = "fair-esm .pt file, Hugging Face directory or hub id, or synthetic:ARCHITECTURE for random weights"
     parser.add_argument("source", metavar="SOURCE", help=source)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="to write; complete or absent")
+    parser.add_argument("--output", type=_path, required=True, metavar="DIR", help="to write; complete or absent")
     parser.add_argument("--sha256", metavar="HEX", help="expected digest of the weights, checked before they are read")
 
     def do(given: Arguments) -> None:
@@ -114,17 +129,21 @@ def prepare(parser: Parser) -> Callable[[Arguments], None]:
 @command("frames", "holdfast frames contigs.fna --chunk-length 500 --nucleotides frames.fna --proteins frames.faa")
 def frames(parser: Parser) -> Callable[[Arguments], None]:
     """Write the stop-free frames of a file's chunks as two FASTA files, byte-equal to VirNucPro's."""
-    parser.add_argument("fasta", type=Path, metavar="FASTA", help="FASTA or FASTQ of nucleotides, plain or compressed")
+    parser.add_argument("fasta", type=_path, metavar="FASTA", help="FASTA or FASTQ of nucleotides, plain or compressed")
     chunk_length = "bases in a chunk; VirNucPro has classifiers for 300 and 500"
     parser.add_argument("--chunk-length", type=int, required=True, metavar="N", help=chunk_length)
-    parser.add_argument("--nucleotides", type=Path, required=True, metavar="N.fna", help="output: bases of each frame")
-    parser.add_argument("--proteins", type=Path, required=True, metavar="P.faa", help="output: amino acids of each")
+    parser.add_argument("--nucleotides", type=_path, required=True, metavar="N.fna", help="output: bases of each frame")
+    parser.add_argument("--proteins", type=_path, required=True, metavar="P.faa", help="output: amino acids of each")
 
     def do(given: Arguments) -> None:
         from .sequences.frames import write_frames_fasta
 
         written = write_frames_fasta(given.fasta, given.chunk_length, given.nucleotides, given.proteins)
-        print(f"{written.records} records, {written.chunks} chunks, {written.frames} stop-free frames")
+        if written.left_out:
+            left_out = f"{written.left_out} record(s) left out, the first: {written.problem}"
+            print(f"holdfast: warning: {given.fasta}: {left_out}", file=sys.stderr)
+        counts = f"{written.records} records, {written.chunks} chunks, {written.frames} stop-free frames"
+        say(counts, given.nucleotides, given.proteins)
 
     return do
 
@@ -135,11 +154,11 @@ def export(parser: Parser) -> Callable[[Arguments], None]:
 
     Without --model the output is a directory, with a file a protein and a file a residue for every model.
     """
-    parser.add_argument("embeddings", type=Path, metavar="EMBEDDINGS", help="embeddings file of a sample")
+    parser.add_argument("embeddings", type=_path, metavar="EMBEDDINGS", help="embeddings file of a sample")
     parser.add_argument("--model", metavar="NAME", help="whose embeddings; all without")
     parser.add_argument("--layer", type=int, metavar="L", help="of which layer; the last that there is without")
     parser.add_argument("--per", choices=("protein", "residue"), default="protein", help="default: %(default)s")
-    parser.add_argument("--output", type=Path, required=True, metavar="OUT.h5", help="file, or directory, to write")
+    parser.add_argument("--output", type=_path, required=True, metavar="OUT.h5", help="file, or directory, to write")
 
     def do(given: Arguments) -> None:
         from .results.export import export_all, export_embeddings
@@ -149,7 +168,7 @@ def export(parser: Parser) -> Callable[[Arguments], None]:
                 print(path)
             return
         count = export_embeddings(given.embeddings, given.model, given.output, given.per, given.layer)
-        print(f"{given.output}: {count} embeddings of {given.model}")
+        say(f"{given.output}: {count} embeddings of {given.model}", given.output)
 
     return do
 
@@ -157,13 +176,14 @@ def export(parser: Parser) -> Callable[[Arguments], None]:
 @command("serve", "holdfast serve --config POOL.yaml --spool /shared/spool --endpoint pool.json")
 def serve(parser: Parser) -> Callable[[Arguments], None]:
     """Serve a pool: hold the models on the devices and work through the jobs of a spool."""
-    parser.add_argument("--config", type=Path, required=True, metavar="POOL.yaml", help="its settings")
-    parser.add_argument("--spool", type=Path, required=True, metavar="DIR", help="spool to serve; made if missing")
-    parser.add_argument("--endpoint", type=Path, required=True, metavar="FILE", help="the pool ends when this goes")
+    parser.add_argument("--config", type=_path, required=True, metavar="POOL.yaml", help="its settings")
+    parser.add_argument("--spool", type=_path, required=True, metavar="DIR", help="spool to serve; made if missing")
+    parser.add_argument("--endpoint", type=_path, required=True, metavar="FILE", help="the pool ends when this goes")
 
     def do(given: Arguments) -> None:
         from .spool.state import Identity, PoolState
 
+        check_outputs([given.endpoint], [given.config])
         state = PoolState(Identity.own(), str(given.spool.absolute()))
         state.announce(given.endpoint)  # at once: a service that is late with its output holds Snakemake up
 
@@ -177,7 +197,7 @@ def serve(parser: Parser) -> Callable[[Arguments], None]:
 @command("status", "holdfast status .holdfast/spool --live")
 def status(parser: Parser) -> Callable[[Arguments], None]:
     """Say what the pools of a spool do now: devices, jobs, what waits, and how long it will take."""
-    parser.add_argument("spool", type=Path, metavar="SPOOL", help="such as .holdfast/spool")
+    parser.add_argument("spool", type=_path, metavar="SPOOL", help="such as .holdfast/spool")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--live", action="store_true", help="go on until interrupted")
     how.add_argument("--json", action="store_true", help="as JSON, see docs/watching.md")
@@ -218,15 +238,14 @@ def forget(parser: Parser) -> Callable[[Arguments], None]:
 @command("convert-classifier", "holdfast convert-classifier 500_model.pth classifier.safetensors")
 def convert_classifier(parser: Parser) -> Callable[[Arguments], None]:
     """Convert VirNucPro's classifier, a pickled .pth, to safetensors; nothing in it is executed."""
-    parser.add_argument("classifier", metavar="PTH", help="VirNucPro's, such as 500_model.pth")
-    parser.add_argument("output", metavar="OUT.safetensors", help="the same network")
+    parser.add_argument("classifier", type=_path, metavar="PTH", help="VirNucPro's, such as 500_model.pth")
+    parser.add_argument("output", type=_path, metavar="OUT.safetensors", help="the same network")
 
     def do(given: Arguments) -> None:
-        from .results.classifier import load_published
+        from .results.classifier import convert_published
 
-        converted = load_published(given.classifier)
-        converted.save(given.output)
-        print(f"{given.output}: {converted.feature_width} values a frame, from {converted.source}")
+        converted = convert_published(given.classifier, given.output)
+        say(f"{given.output}: {converted.feature_width} values a frame, from {converted.source}", given.output)
 
     return do
 
@@ -234,7 +253,7 @@ def convert_classifier(parser: Parser) -> Callable[[Arguments], None]:
 @command("crate", "holdfast crate results --license https://spdx.org/licenses/CC-BY-4.0")
 def crate(parser: Parser) -> Callable[[Arguments], None]:
     """Describe the results of runs as an RO-Crate: ro-crate-metadata.json beside them."""
-    parser.add_argument("results", type=Path, metavar="RESULTS", help="directory of the results of a run")
+    parser.add_argument("results", type=_path, metavar="RESULTS", help="directory of the results of a run")
     parser.add_argument("--license", required=True, metavar="URL", help="of the results")
 
     def do(given: Arguments) -> None:
@@ -248,17 +267,22 @@ def crate(parser: Parser) -> Callable[[Arguments], None]:
     return do
 
 
+def _add_results(parser: Parser) -> None:
+    parser.add_argument("samples", type=_path, help="sample sheet")
+    parser.add_argument("--results", type=_path, required=True, help="directory of the results")
+
+
 @command("submit")
 def submit(parser: Parser) -> Callable[[Arguments], None]:
     """Hand in the jobs of one consumer, wait, and write a receipt for every sample, done or failed."""
-    parser.add_argument("plan", type=Path, help="plan of the run")
+    parser.add_argument("plan", type=_path, help="plan of the run")
     parser.add_argument("--consumer", type=int, required=True, help="its number in the plan")
-    parser.add_argument("--models", nargs="+", type=Path, required=True, metavar="model.json", help="prepared models")
-    parser.add_argument("--spool", type=Path, required=True, help="where to hand the jobs in")
-    parser.add_argument("--endpoint", type=Path, help="endpoint file of the pool that was started for them")
-    parser.add_argument("--classifier", type=Path, help="that frames will be classified with; checked before all else")
+    parser.add_argument("--models", nargs="+", type=_path, required=True, metavar="model.json", help="prepared models")
+    parser.add_argument("--spool", type=_path, required=True, help="where to hand the jobs in")
+    parser.add_argument("--endpoint", type=_path, help="endpoint file of the pool that was started for them")
+    parser.add_argument("--classifier", type=_path, help="that frames will be classified with; checked before all else")
     parser.add_argument("--patience-s", type=float, metavar="S", help="give up when no pool could do them for S")
-    parser.add_argument("--receipts", nargs="+", type=Path, required=True, help="where to write them, in order")
+    parser.add_argument("--results", type=_path, required=True, help="directory of the results, where receipts go")
 
     def do(given: Arguments) -> None:
         from .run.client import submit_planned
@@ -266,7 +290,7 @@ def submit(parser: Parser) -> Callable[[Arguments], None]:
         if given.endpoint:  # a scheduler signals all of a job; the pool then needs its time, and says when it has ended
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         directories = [path.parent for path in given.models]
-        waiting = (given.spool, given.endpoint, given.receipts, given.patience_s, given.classifier)
+        waiting = (given.spool, given.endpoint, given.results, given.patience_s, given.classifier)
         for outcome in submit_planned(given.plan, given.consumer, directories, *waiting):
             print(f"{outcome.sample}: {outcome.state}{': ' if outcome.error else ''}{outcome.error}")
 
@@ -276,10 +300,10 @@ def submit(parser: Parser) -> Callable[[Arguments], None]:
 @command("collect")
 def collect(parser: Parser) -> Callable[[Arguments], None]:
     """Fetch the embeddings of a sample from the spool, or exit 2 with the error of its job."""
-    parser.add_argument("receipt", type=Path, help="receipt of the sample")
-    parser.add_argument("--fasta", type=Path, required=True, help="sequence file of the sample")
-    parser.add_argument("--output", type=Path, required=True, metavar="OUT.h5")
-    parser.add_argument("--records", type=Path, required=True, metavar="records.tsv")
+    parser.add_argument("receipt", type=_path, help="receipt of the sample")
+    parser.add_argument("--fasta", type=_path, required=True, help="sequence file of the sample")
+    parser.add_argument("--output", type=_path, required=True, metavar="OUT.h5")
+    parser.add_argument("--records", type=_path, required=True, metavar="records.tsv")
 
     def do(given: Arguments) -> None:
         from .run.client import collect_embeddings
@@ -292,13 +316,13 @@ def collect(parser: Parser) -> Callable[[Arguments], None]:
 @command("classify")
 def classify(parser: Parser) -> Callable[[Arguments], None]:
     """Classify the frames of a sample and call its chunks and contigs."""
-    parser.add_argument("embeddings", type=Path, help="embeddings of the sample")
-    parser.add_argument("--classifier", type=Path, required=True, help="a .safetensors")
+    parser.add_argument("embeddings", type=_path, help="embeddings of the sample")
+    parser.add_argument("--classifier", type=_path, required=True, help="a .safetensors")
     parser.add_argument("--threshold", type=float, required=True, help="mean score from which a contig is a virus")
-    parser.add_argument("--frames", type=Path, required=True, metavar="frames.tsv")
-    parser.add_argument("--chunks", type=Path, required=True, metavar="chunks.tsv")
-    parser.add_argument("--contigs", type=Path, required=True, metavar="contigs.tsv")
-    parser.add_argument("--virnucpro", type=Path, metavar="DIR", help="also write VirNucPro's own two files")
+    parser.add_argument("--frames", type=_path, required=True, metavar="frames.tsv")
+    parser.add_argument("--chunks", type=_path, required=True, metavar="chunks.tsv")
+    parser.add_argument("--contigs", type=_path, required=True, metavar="contigs.tsv")
+    parser.add_argument("--virnucpro", type=_path, metavar="DIR", help="also write VirNucPro's own two files")
     _add_method(parser)
 
     def do(given: Arguments) -> None:
@@ -314,17 +338,17 @@ def classify(parser: Parser) -> Callable[[Arguments], None]:
 @command("train")
 def train(parser: Parser) -> Callable[[Arguments], None]:
     """Train the classifier on the embeddings of labelled samples."""
-    parser.add_argument("--virus", nargs="+", default=[], metavar="H5", help="embeddings of samples labelled virus")
-    parser.add_argument("--non-viral", nargs="+", default=[], metavar="H5", help="of samples labelled non-viral")
+    _add_results(parser)
     parser.add_argument("--seed", type=int, required=True, help="of split, weights, order and dropout")
     parser.add_argument("--threshold", type=float, required=True, help="mean score from which a contig is a virus")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the classifier and its figures")
+    parser.add_argument("--output", type=_path, required=True, metavar="DIR", help="for the classifier and its figures")
     _add_method(parser)
 
     def do(given: Arguments) -> None:
         from .results.training import train
+        from .run.config import labelled_files
 
-        files = [(path, "virus") for path in given.virus] + [(path, "non-viral") for path in given.non_viral]
+        files = labelled_files(given.samples, given.results)
         method = {"protein": given.protein, "dna": given.dna}
         trained = train(files, given.seed, threshold=given.threshold, method=method)
         trained.write(given.output)
@@ -351,16 +375,11 @@ def _add_method(parser: Parser) -> None:
     parser.add_argument("--dna", metavar="NAME", help="the DNA model; the only one without")
 
 
-def _add_results(parser: Parser) -> None:
-    parser.add_argument("samples", type=Path, help="sample sheet")
-    parser.add_argument("--results", type=Path, required=True, help="directory of the results")
-
-
 @command("summarize")
 def summarize(parser: Parser) -> Callable[[Arguments], None]:
     """Write the summary table: one row a sample."""
     _add_results(parser)
-    parser.add_argument("--output", type=Path, required=True, metavar="summary.tsv")
+    parser.add_argument("--output", type=_path, required=True, metavar="summary.tsv")
 
     def do(given: Arguments) -> None:
         from .report.tally import write_summary
@@ -374,12 +393,12 @@ def summarize(parser: Parser) -> Callable[[Arguments], None]:
 def draw(parser: Parser) -> Callable[[Arguments], None]:
     """Draw the report of a run, report.html, and figures/ beside it; the captions say which figures."""
     _add_results(parser)
-    parser.add_argument("--spool", type=Path, required=True, help="where the pools left their record")
+    parser.add_argument("--spool", type=_path, required=True, help="where the pools left their record")
     parser.add_argument("--threshold", type=float, required=True, help="score from which a contig is a virus")
     parser.add_argument("--projection", choices=("pca", "umap"), required=True)
     parser.add_argument("--seed", type=int, required=True, help="of the choice of points, and of UMAP")
-    parser.add_argument("--template", type=Path, required=True, metavar="page.html")
-    parser.add_argument("--captions", type=Path, nargs="+", required=True, metavar="FIGURE.rst")
+    parser.add_argument("--template", type=_path, required=True, metavar="page.html")
+    parser.add_argument("--captions", type=_path, nargs="+", required=True, metavar="FIGURE.rst")
 
     def do(given: Arguments) -> None:
         from .report.page import write_report

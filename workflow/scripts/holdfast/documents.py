@@ -10,9 +10,10 @@ are checked by schema: :func:`with_defaults`, then :func:`schema_problems`.
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -26,7 +27,28 @@ JSON_LIMIT_BYTES = 2**24
 YAML_LIMIT_BYTES = 2**16  # PyYAML reads about 100 kB a second
 VALUES = 2**20
 DEPTH = 32
+LONGEST_PLACE = 400
 _INTEGER_LIMIT = 2**63
+_FORMATS = {  # by how a file of theirs begins
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16 text; save it as UTF-8: iconv -f utf-16 -t utf-8"),
+    **dict.fromkeys((b"PK\3\4", b"PK\5\6"), "a zip archive or an Excel workbook; unpack it, or save it as text"),
+    b"\xd0\xcf\x11\xe0": "an Office document; save it as text",
+    **dict.fromkeys((b"7z\xbc\xaf", b"Rar!"), "an archive; unpack it"),
+    **dict.fromkeys(
+        (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x5d\0\0"), "compressed data; decompress it once"
+    ),
+    b"\x1f\x9d": "compressed by compress; decompress it: gunzip",
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file itself: git lfs pull",
+    **dict.fromkeys((b"<!DOCTYPE", b"<!doctype", b"<html"), "a web page; download the file itself"),
+    **dict.fromkeys((b"@HD\tVN:", b"@SQ\tSN:"), "a SAM file; convert it: samtools fasta"),
+    b"BAM\1": "a BAM file; convert it: samtools fasta",
+    b"CRAM": "a CRAM file; convert it: samtools fasta",
+    b"\x89HDF": "an HDF5 file",
+    b"%PDF": "a PDF file",
+}
+_TAR = slice(257, 262)
+_NULLS = ("", "null", "none", "~")
+_TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # YAML 1.1
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
 
 Kind = TypeVar("Kind")
@@ -36,21 +58,44 @@ class DocumentError(ValueError):
     """Text that is no such document, or a document that is not what is wanted."""
 
 
+def name_format(content: bytes) -> str:
+    """What a file is, and what to do with it, where it is of a format that is often given in place of text.
+
+    Args:
+        content: How it begins, 262 bytes or more.
+
+    Returns:
+        Words to follow "is"; empty where it may be text in UTF-8.
+    """
+    named = next((name for mark, name in _FORMATS.items() if content.startswith(mark)), "")
+    if not named and content[_TAR] == b"ustar":
+        named = "a tar archive; unpack it"
+    halves = content[0:8:2], content[1:8:2]
+    if not named and bytes(4) in halves and any(0 not in half for half in halves):
+        named = _FORMATS[b"\xff\xfe"]
+    return named
+
+
 def read_text(path: str | PathLike[str], limit_bytes: int) -> str:
     """Read a file of UTF-8 text.
 
     Raises:
         OSError: it cannot be read.
-        DocumentError: it is larger than ``limit_bytes`` or not UTF-8.
+        DocumentError: it is larger than ``limit_bytes``, of another format or not UTF-8.
     """
     with open(path, "rb") as file:
         content = file.read(limit_bytes + 1)
+    if named := name_format(content):
+        raise DocumentError(f"it is {named}")
     if len(content) > limit_bytes:
         raise DocumentError(f"larger than {limit_bytes} bytes")
     try:
         return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DocumentError("not UTF-8 text") from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DocumentError(
+            f"line {line} is not UTF-8 text; perhaps it is Latin-1: iconv -f latin1 -t utf-8, or save it as UTF-8"
+        ) from None
 
 
 def read_json(path: str | PathLike[str]) -> Any:
@@ -100,8 +145,12 @@ def parse_yaml(text: str) -> Any:
     return content
 
 
-def check_values(content: Any) -> None:
+def check_values(content: Any, finite: bool = True) -> None:
     """Check every value of a parsed document, wherever it came from.
+
+    Args:
+        content: The document.
+        finite: Whether every number must be finite.
 
     Raises:
         DocumentError: more than :data:`VALUES` values, counted each time they are referred to, or nested more than
@@ -112,25 +161,29 @@ def check_values(content: Any) -> None:
     while waiting:
         where, depth, value = waiting.pop()
         if isinstance(value, dict):
-            children = [(where or _heading(key), depth + 1, entry) for key, entry in value.items()]
+            children = [
+                (_below(where, key) if isinstance(key, str) else where, depth + 1, entry)
+                for key, entry in value.items()
+            ]
             children += [(where, depth + 1, key) for key in value]
         elif isinstance(value, list):
-            children = [(where, depth + 1, entry) for entry in value]
+            children = [(_below(where, number), depth + 1, entry) for number, entry in enumerate(value)]
         else:
             children = []
-            _check_scalar(where, value)
+            _check_scalar(f"{where}: " if where else "", value, finite)
         count += len(children)
         if count > VALUES or depth > DEPTH:
-            raise DocumentError(f"{where}more than {VALUES} values, or nested more than {DEPTH} times")
+            raise DocumentError(f"more than {VALUES} values, or nested more than {DEPTH} times")
         waiting.extend(children)
 
 
-def _heading(key: object) -> str:
-    return f"{key[:80]}: " if isinstance(key, str) else ""
+def _below(where: str, key: str | int) -> str:
+    """The place of what a key, or the entry of a number, holds."""
+    return f"{where}.{key!s:.80}".removeprefix(".") if len(where) < LONGEST_PLACE else where
 
 
-def _check_scalar(where: str, value: object) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
+def _check_scalar(where: str, value: object, finite: bool) -> None:
+    if finite and isinstance(value, float) and not math.isfinite(value):
         raise DocumentError(f"{where}a number that is not finite")
     if isinstance(value, int) and not -_INTEGER_LIMIT <= value < _INTEGER_LIMIT:
         raise DocumentError(f"{where}a whole number of more than 64 bits")
@@ -203,20 +256,62 @@ def own_schema(name: str) -> dict[str, Any]:
     return read_schema(beside if beside.is_file() else here / "schemas" / name)
 
 
+def plain(value: Any) -> Any:
+    """What a program handed over, as a document would hold it: paths as text, numpy's numbers as Python's."""
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, PathLike):
+        return fspath(value)
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0 else value
+
+
 def with_defaults(content: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a document with the defaults of its schema where it says nothing."""
+    """A copy of a document with the defaults of its schema where it says nothing, or null where that means nothing.
+
+    Text in which only a number, true, false or null can be meant becomes that: Snakemake hands what stands in braces
+    behind ``--config`` over as text.
+    """
     content = dict(content)
-    for key, entry in schema.get("properties", {}).items():
-        if key not in content and "default" in entry:
+    properties = schema.get("properties", {})
+    for key, entry in properties.items():
+        if content.get(key) is None and "default" in entry and (key not in content or not _takes_null(entry)):
             content[key] = entry["default"]
-        if isinstance(content.get(key), Mapping):
-            content[key] = with_defaults(content[key], entry)
-    every = schema.get("additionalProperties")
-    if isinstance(every, Mapping):
-        for key in content.keys() - schema.get("properties", {}).keys():
-            if isinstance(content[key], Mapping):
-                content[key] = with_defaults(content[key], every)
+    for key in content:
+        entry = properties.get(key, schema.get("additionalProperties"))
+        if isinstance(entry, Mapping):
+            content[key] = _suited(content[key], entry)
     return content
+
+
+def _takes_null(schema: Mapping[str, Any]) -> bool:
+    return "null" in schema.get("type", ()) or None in schema.get("enum", ())
+
+
+def _suited(value: Any, schema: Mapping[str, Any]) -> Any:
+    """A value as its schema wants it, as far as nothing else can be meant."""
+    kinds = schema.get("type", ())
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if isinstance(value, Mapping):
+        return with_defaults(value, schema)
+    if isinstance(value, list):
+        return [_suited(entry, schema["items"]) for entry in value] if "items" in schema else value
+    if isinstance(value, float) and "integer" in kinds and value.is_integer():
+        return int(value)
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in _NULLS and _takes_null(schema):
+            return None
+        if "integer" in kinds and re.fullmatch(r"[+-]?[0-9]{1,18}", word):
+            return int(word)
+        if "number" in kinds and re.fullmatch(
+            r"[+-]?([0-9]{1,18}\.?[0-9]{0,18}|\.[0-9]{1,18})(e[+-]?[0-9]{1,2})?", word
+        ):
+            return float(word)
+        if "boolean" in kinds and word in _TRUTHS:
+            return _TRUTHS[word]
+    return value
 
 
 def schema_problems(content: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
@@ -245,10 +340,16 @@ def _messages(error: "ValidationError") -> Iterator[str]:
                 yield f"'{path + '.' if path else ''}{key}' is missing: {meaning}"
     else:
         if error.validator == "enum":
-            wanted = "must be one of " + ", ".join(map(str, error.validator_value))
+            named = [str(value) for value in error.validator_value if value not in ("", None)]
+            wanted = "must be one of " + ", ".join(named)
+            wanted += " or empty" if len(named) < len(error.validator_value) else ""
         elif error.validator == "type":
             kinds = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
             wanted = "must be of type " + " or ".join(kinds)
+            if "string" in kinds and isinstance(error.instance, int | float):
+                wanted += " (write it in quotes)"
+            elif "x-rule" in entry and {"object", "array"} & set(kinds):
+                wanted = entry["x-rule"]
         elif error.validator in ("minimum", "exclusiveMinimum", "maximum", "minProperties"):
             wanted = {
                 "minimum": "must be at least",

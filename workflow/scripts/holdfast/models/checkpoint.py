@@ -15,11 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..documents import name_format
 from ..errors import WeightsError
 from ..sequences import Alphabet
 from .published import CONFIGURATION_FILE, digest_files, read_json_object, weights_files
-from .registry import FAMILIES, Letters, family_module
-from .torch_file import first_line, load_torch, only_tensors, require_unwrapped
+from .registry import DESCRIPTION_FILE, FAMILIES, Letters, family_module
+from .torch_file import LONGEST_START_BYTES, first_line, load_torch, only_tensors, require_unwrapped
 
 ADAPTER_FILE = "adapter_config.json"
 NAMESPACE = "argparse.Namespace"  # in fair-esm's files, the configuration
@@ -186,6 +187,8 @@ def read_checkpoint(path: Path, sha256: str | None) -> Checkpoint:
     """
     if path.is_file():
         return _read_file(path, digest_files([path], sha256))
+    if (path / DESCRIPTION_FILE).is_file():
+        raise WeightsError(f"{path}: is prepared already; use it as it is, or give what it was made from")
     files, configuration = weights_files(path), path / CONFIGURATION_FILE
     if files is None and (path / ADAPTER_FILE).is_file():
         raise WeightsError(
@@ -215,6 +218,8 @@ def read_checkpoint(path: Path, sha256: str | None) -> Checkpoint:
 
 def _read_file(path: Path, sha256: str) -> Checkpoint:
     """Read one file of torch; which family it is of shows in what it holds."""
+    if path.suffix == ".safetensors":
+        raise WeightsError(f"{path}: says nothing of its model; give its directory, with config.json in it")
     content = load_torch(path, [NAMESPACE])
     for family in FAMILIES:
         module = family_module(family)
@@ -244,5 +249,8 @@ def _map_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
     except SafetensorError as error:
-        raise WeightsError(f"{path}: truncated or not safetensors ({error}); download it again") from None
+        with open(path, "rb") as opened:
+            named = name_format(opened.read(LONGEST_START_BYTES))
+        problem = f"is {named}" if named else f"truncated or not safetensors ({error}); download it again"
+        raise WeightsError(f"{path}: {problem}") from None
     return require_unwrapped(path, tensors)

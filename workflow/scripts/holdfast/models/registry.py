@@ -174,9 +174,10 @@ def read_prepared(directory: str | Path) -> Prepared:
             raise DocumentError(f"family {prepared.family!r:.40} of {prepared.alphabet!r:.40} is unknown")
         if prepared.long not in POLICIES or prepared.mean_of not in ("residues", "tokens"):
             raise DocumentError("long or mean_of is none that this version knows")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise WeightsError(
-            f"{directory}: not a prepared model, {DESCRIPTION_FILE} is missing; {PREPARE_AGAIN}"
+            f"{directory}: not a prepared model, {DESCRIPTION_FILE} is missing; make one: holdfast prepare SOURCE "
+            "--output DIR"
         ) from None
     except (OSError, DocumentError) as error:
         raise WeightsError(f"{path}: not readable ({error}); {PREPARE_AGAIN}") from None

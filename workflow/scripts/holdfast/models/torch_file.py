@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..documents import name_format
 from ..errors import WeightsError
 
 LARGEST_PICKLE_BYTES = 2**20  # without the tensors; the largest ESM-2, of 48 layers, has 0.2 million
 LARGEST_TUPLES = 2**14  # in a pickle, which needs four a tensor; a million in each other overflow Python's stack
 LARGEST_REPEATS = 16  # of a list, tuple, table or tensor: with each, what a pickle describes can double
-BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's first pickle in a file before 1.6
+BEFORE_ZIP = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # ends torch's first pickle in a file before 1.6, of any protocol
+PICKLE, ZIP = b"\x80", b"PK"
+LONGEST_START_BYTES = 512
 TENSOR_NAMES = frozenset(
     {"__builtin__.set", "builtins.set", "collections.OrderedDict"}
     | {"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
@@ -67,11 +70,19 @@ def load_torch(path: Path, classes: Collection[str] = ()) -> Any:
 def _read_pickle(path: Path) -> bytes:
     """The pickle in a file of torch, once the file is a zip without any large part but numbers."""
     with open(path, "rb") as file:
-        if file.read(len(BEFORE_ZIP)) == BEFORE_ZIP:
+        start = file.read(LONGEST_START_BYTES)
+        if start.startswith(PICKLE) and BEFORE_ZIP in start[:40]:
             raise WeightsError(
                 f"{path}: saved by torch before 1.6, which is not read; save it again with a newer torch: "
                 "torch.save(torch.load(FILE), FILE)"
             )
+        if start.startswith(PICKLE):
+            raise WeightsError(
+                f"{path}: a pickle that torch.save has not written, and reading it could run code; save the "
+                "state_dict() of the model by torch.save"
+            )
+        if not start.startswith(ZIP) and (named := name_format(start)):
+            raise WeightsError(f"{path}: is {named}")
         with zipfile.ZipFile(file) as archive:
             members = [(member.filename.partition("/")[2].lower(), member) for member in archive.infolist()]
             if any(member.compress_type != zipfile.ZIP_STORED for _, member in members):

@@ -36,9 +36,10 @@ def name_devices(settings: PoolSettings) -> tuple[list[str], str]:
         if wanted > visible:
             mask = os.environ.get("CUDA_VISIBLE_DEVICES")
             raise ResourceError(
-                f"{wanted} GPU(s) asked for (--resources gpu=N, pool.device), but torch sees {visible} CUDA device(s)"
+                f"{wanted} GPU(s) asked for, but torch sees {visible} CUDA device(s)"
                 + ("" if mask is None else f" with CUDA_VISIBLE_DEVICES={mask}")
-                + "; ask for fewer, or set pool.device: cpu and leave --resources gpu out"
+                + "; ask for fewer (a run by --resources gpu=N, a pool by hand by gpu: N in its settings), or for a "
+                "CPU (device: cpu, and no gpu)"
             )
         if visible:
             names = [f"cuda:{number}" for number in range(wanted)]

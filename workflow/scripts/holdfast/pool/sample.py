@@ -33,8 +33,10 @@ from .distinct import DistinctSequences, DistinctWriter
 EMBEDDINGS_FILE = "embeddings.h5"
 RECORDS_FILE = "records.tsv"
 RECORD_COLUMNS = ("record", "length", "residues_used", "status", "reason")
-UNUSUAL = ("truncated", "windowed", "too_long", "too_short")
-"""Statuses of records that a warning counts."""
+PROBLEMS_FILE = "problems.txt"
+"""In the work directory: a line for each record with bad letters, in their order."""
+UNUSUAL = ("truncated", "windowed", "too_long", "too_short", "bad_letters")
+"""Statuses of records that a warning counts; for kind ``contigs``, whose tables say the others, the last alone."""
 BLOCK_ROWS = 4096
 BLOCK_LETTERS = 16_000_000
 NUCLEOTIDES = b"ACGTUNacgtun"
@@ -97,10 +99,12 @@ def read_sample(manifest: Manifest, directory: Path, models: dict[str, tuple[Pre
         first = KINDS[manifest.kind][0]
         is_protein = manifest.kind == "proteins"
         alphabet = Alphabet.PROTEIN if is_protein else Alphabet.NUCLEOTIDE
+        problems = stack.enter_context(open(directory / PROBLEMS_FILE, "w", encoding="utf-8"))
         numbered = enumerate(read_records(manifest.fasta, alphabet, digest))
         for block in _blocks(numbered, lambda entry: len(entry[1].sequence)):
             records = [(number, _strip(record) if is_protein else record) for number, record in block]
-            fates = [judge(manifest, len(record.sequence)) for _, record in records]
+            fates = [judge(manifest, len(record.sequence), record.problem) for _, record in records]
+            problems.writelines(f"{record.problem}\n" for _, record in records if record.problem)
             lengths = [len(record.sequence) for _, record in records]
             statuses = [fate.status for fate in fates]
             file.append_records([record.id for _, record in records], lengths, [fate.used for fate in fates], statuses)
@@ -134,7 +138,8 @@ def read_sample(manifest: Manifest, directory: Path, models: dict[str, tuple[Pre
         file.name_input(digest.hexdigest())
     _check_room(manifest, directory, {name: prepared for name, (prepared, _) in models.items()})
     warnings = []
-    unusual = {status: counts[status] for status in UNUSUAL if counts[status] and manifest.kind != "contigs"}
+    looked_at = UNUSUAL[-1:] if manifest.kind == "contigs" else UNUSUAL
+    unusual = {status: counts[status] for status in looked_at if counts[status]}
     if unusual:
         told = ", ".join(f"{count} {status}" for status, count in unusual.items())
         warnings.append(f"not all records were embedded as they are ({told}); the table of records says which")
@@ -170,11 +175,18 @@ def _nucleotides(sequence: str) -> int:
     return len(sequence) - len(sequence.encode("ascii", "replace").translate(None, NUCLEOTIDES))
 
 
-def judge(manifest: Manifest, length: int) -> Fate:
+def judge(manifest: Manifest, length: int, problem: str = "") -> Fate:
     """What becomes of a record of so many letters: a codon is needed for ``contigs``, one letter otherwise.
 
     Where several models are asked, a record that one of them refuses is left out for all, so that rows stay equal.
+
+    Args:
+        manifest: The job.
+        length: Letters.
+        problem: What is wrong with the letters; empty where nothing is.
     """
+    if problem:
+        return Fate("bad_letters", 0, problem)
     if length < (3 if manifest.kind == "contigs" else 1):
         return Fate("too_short", 0, f"{length} letters")
     if manifest.kind == "contigs":
@@ -345,12 +357,17 @@ def _write_records(manifest: Manifest, embeddings: Path, fates: dict[int, Fate])
         fates: By index, of records that were given up.
     """
     number = 0
-    with EmbeddingsFile(embeddings) as reader, atomic_text(embeddings.with_name(RECORDS_FILE)) as table:
+    with (
+        EmbeddingsFile(embeddings) as reader,
+        atomic_text(embeddings.with_name(RECORDS_FILE)) as table,
+        open(embeddings.with_name(PROBLEMS_FILE), encoding="utf-8") as problems,
+    ):
         table.write("\t".join(RECORD_COLUMNS) + "\n")
         for records in reader.record_blocks():
             told = (records.ids, records.length.tolist(), records.residues_used.tolist(), records.status)
             for name, length, used, status in zip(*told, strict=True):
-                fate = fates.get(number) or judge(manifest, length)
+                problem = next(problems).rstrip("\n") if status == "bad_letters" else ""
+                fate = fates.get(number) or judge(manifest, length, problem)
                 reason = "no chunk has a frame without a stop" if status == "no_stop_free_frame" else fate.reason
                 table.write("\t".join((name, str(length), str(used), status, reason)) + "\n")
                 number += 1

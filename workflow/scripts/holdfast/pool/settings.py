@@ -20,7 +20,7 @@ from ..documents import (
     with_defaults,
 )
 from ..errors import ConfigError
-from ..files import atomic_text
+from ..files import atomic_text, expanded
 from ..spool.job import MODEL_PATTERN
 
 OF_THE_RUN = ("replicas", "lifecycle", "spool", "patience_s")
@@ -92,6 +92,7 @@ def pool_settings(content: dict[str, Any], where: str | Path) -> PoolSettings:
     problems = schema_problems(filled, schema)
     if problems:
         raise ConfigError(f"{where}: {'; '.join(problems)}")
+    filled["models"] = {name: expanded(directory) for name, directory in filled["models"].items()}
     return PoolSettings(**filled)
 
 

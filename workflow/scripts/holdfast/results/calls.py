@@ -34,7 +34,7 @@ from .embeddings import EmbeddingsFile, Rows
 FRAME_COLUMNS = ("frame_id", "contig", "chunk", "frame", "prediction", "p_non_viral", "p_virus")
 CHUNK_COLUMNS = ("chunk_id", "contig", "start", "end", "frames", "status", "is_virus", "max_p_virus", "max_p_non_viral")
 CONTIG_COLUMNS = ("contig", "length", "chunks", "chunks_with_frames", "status", "is_virus", "score")
-CONTIG_STATUSES = ("called", "no_stop_free_frame", "too_short", "failed")
+CONTIG_STATUSES = ("called", "no_stop_free_frame", "too_short", "bad_letters", "failed")
 VIRNUCPRO_FRAMES = "prediction_results.txt"
 VIRNUCPRO_CHUNKS = "prediction_results_highestscore.csv"
 NOT_AVAILABLE = "NA"

@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..documents import DocumentError, fill, parse_json
-from ..errors import InputError, WeightsError
-from ..files import temporary_path
+from ..errors import ConfigError, InputError, WeightsError
+from ..files import check_outputs, temporary_path
 from ..models.registry import ROLES, Prepared, choose_method
 from .embeddings import BLOCK_ROWS, EmbeddingsFile, Rows
 
@@ -298,6 +298,21 @@ PUBLISHED_CLASSES = (
     "torch.nn.modules.dropout.Dropout",
     "torch.nn.modules.activation.ReLU",
 )
+
+
+def convert_published(path: Path, output: Path) -> Classifier:
+    """Write VirNucPro's classifier as safetensors.
+
+    Raises:
+        ConfigError: an output whose name does not end so, or that is the classifier.
+        WeightsError: see :func:`load_published`.
+    """
+    if output.suffix != ".safetensors":
+        raise ConfigError(f"{output}: must end in .safetensors, by which a classifier is known; name it so")
+    check_outputs([output], [path])
+    converted = load_published(path)
+    converted.save(output)
+    return converted
 
 
 def load_published(path: str | Path) -> Classifier:

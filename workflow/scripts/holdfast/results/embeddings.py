@@ -179,6 +179,8 @@ class EmbeddingsFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise InputError("no such file", path)
+        if not h5py.is_hdf5(self.path):
+            raise InputError("no HDF5 file, or one cut short; give an embeddings file of this workflow", path)
         with self._speaking():
             self._file = h5py.File(self.path, "r")
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..files import temporary_path
+from ..files import check_outputs, temporary_path
 from .embeddings import EmbeddingsFile
 from .writer import open_hdf5
 
@@ -44,6 +44,7 @@ def export_embeddings(source: Path, model: str, output: Path, per: str = "protei
     Raises:
         InputError: the results file cannot be read, or holds no such embeddings.
     """
+    check_outputs([output], [source])
     with EmbeddingsFile(source) as reader:
         name = reader.matrix_of(model, POOLING_OF[per], layer)
         if name is None:

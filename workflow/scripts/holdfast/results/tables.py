@@ -5,7 +5,6 @@ pooling; the others have no place for a matrix a row and refuse ``residues``.
 """
 
 import importlib.util
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from ..files import temporary_path
+from ..files import put, temporary_path
 from .embeddings import EmbeddingsFile, read_embeddings
 
 
 def write_h5(source: Path, output: Path) -> None:
     """Move an embeddings file to its place."""
-    os.replace(source, output)
+    put(source, output)
 
 
 def write_npz(source: Path, output: Path) -> None:

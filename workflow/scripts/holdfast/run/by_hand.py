@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HoldfastError, InputError, ResourceError
+from ..files import check_outputs, put
 from ..models.registry import DESCRIPTION_FILE, KINDS, Prepared, read_prepared
 from ..pool.settings import pool_settings
 from ..spool.job import Receipt, fingerprint, make_manifest, make_request
@@ -64,13 +65,13 @@ def embed_file(
 
     write = choose_writer(output, asked["pooling"])
     if not fasta.is_file():
-        raise InputError("no such file", fasta)
-    place = output.absolute().parent
-    if not place.is_dir():
-        raise ResourceError(f"{output.parent}: no such directory, make it first")
-    with tempfile.TemporaryDirectory(dir=place, prefix=".embed-") as directory:
+        problem = "is a directory or a pipe; give a file" if fasta.exists() else "no such file; check the path"
+        raise InputError(problem, fasta)
+    records = output.with_suffix(".records.tsv")
+    check_outputs([output, records], [fasta])
+    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".embed-") as directory:
         outcome, known = _embed(fasta, model, Path(directory), asked, device, precision, store_dtype)
-        os.replace(Path(outcome.embeddings).with_name(RECORDS), output.with_suffix(".records.tsv"))
+        put(Path(outcome.embeddings).with_name(RECORDS), records)
         write(Path(outcome.embeddings), output)
     for warning in outcome.warnings:
         print(f"holdfast: warning: {fasta}: {warning}", file=sys.stderr)

@@ -118,7 +118,7 @@ def submit_planned(
     models: Sequence[Path],
     spool: Path,
     endpoint: Path | None,
-    outputs: Sequence[Path],
+    results: Path,
     patience_s: float | None,
     classifier: Path | None = None,
 ) -> list[Receipt]:
@@ -130,11 +130,12 @@ def submit_planned(
         models: Directories of the prepared models, in the order of the plan.
         spool: Where to hand the jobs in.
         endpoint: As there, and so is the rest.
-        outputs: Where the receipts go.
+        results: Where the receipts go: each to the directory of its sample.
         patience_s: Seconds to wait while no pool there can do the jobs.
         classifier: That frames will be classified with, if there is one already.
     """
     jobs = jobs_of(plan, consumer, models, classifier)
+    outputs = [results / job.sample / "receipt.json" for job in jobs]
     return submit_jobs(jobs, Spool(spool), endpoint, outputs, patience_s, run_of(plan.parent))
 
 

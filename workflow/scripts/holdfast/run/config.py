@@ -1,24 +1,30 @@
 """Config and sample sheet: validated by schema, with messages that name file, line and key."""
 
+import csv
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from ..documents import DocumentError, check_values, own_schema, read_text, schema_problems, with_defaults
+from ..documents import DocumentError, check_values, own_schema, plain, read_text, schema_problems, with_defaults
 from ..errors import ConfigError
-from ..files import atomic_text
+from ..files import atomic_text, expanded
 from ..spool.job import RESERVED
 
 SHEET_LIMIT_BYTES = 2**24
 SHOWN = 20
+LONGEST_LINE = 400
+SEPARATORS = "\t,;"
 TAKEN = (
     *("classifier", "failures.tsv", "figures", "report.html", "ro-crate-metadata.json"),
     *("run.json", "runs", "summary.tsv"),
 )
 HERE = "the config (config/config.yaml, --config)"
+TRACKED = ("weights", "classifier", "container")
+"""Keys of files whose age Snakemake looks at itself."""
 LISTED = "the list 'samples' of the config"
 
 
@@ -46,17 +52,38 @@ def check_config(config: Mapping[str, Any], where: str = HERE) -> dict[str, Any]
     if not isinstance(config, Mapping):
         raise ConfigError(f"{where} is not valid: it must hold keys and values, is {config!r:.200}")
     try:
-        check_values(dict(config))
+        check_values(dict(config), finite=False)
+        given = plain(config)
+        check_values({key: value for key, value in given.items() if key != "samples"})  # those have lines of their own
     except DocumentError as error:
         raise ConfigError(f"{where} is not valid: {error}") from None
     schema = own_schema("config.schema.yaml")
-    filled = with_defaults(config, schema)
-    problems = schema_problems(filled, schema)
+    filled = with_defaults(given, schema)
+    problems = schema_problems(filled, schema) or _expand_paths(filled)
     if problems:
         raise _several(f"{where} is not valid:", problems)
     for entry in filled["models"].values():
         entry |= {key: entry[key] if isinstance(entry[key], list) else [entry[key]] for key in ("layers", "pooling")}
     return filled
+
+
+def _expand_paths(config: dict[str, Any]) -> list[str]:
+    """Expand what people abbreviate in the paths of a config that fits its schema; what is wrong with them."""
+    places = [("samples", config, "samples"), ("classifier", config, "classifier"), ("container", config, "container")]
+    places.append(("pool.spool", config["pool"], "spool"))
+    places += [(f"models.{name}.weights", entry, "weights") for name, entry in config["models"].items()]
+    problems = []
+    for where, holder, key in places:
+        path = holder[key]
+        if not isinstance(path, str):
+            continue
+        try:
+            holder[key] = expanded(path)
+        except ConfigError as error:
+            problems.append(f"'{where}': {error}")
+        if key in TRACKED and re.search(r"\{.*\}", path):
+            problems.append(f"'{where}': {path} holds braces, which Snakemake takes for a pattern; name a link to it")
+    return problems
 
 
 def name_of(samples: str | Path | Sequence[object]) -> str:
@@ -68,7 +95,7 @@ def read_samples(samples: str | Path | Sequence[object]) -> dict[str, Sample]:
     """Read the samples.
 
     Args:
-        samples: Path of the sample sheet, a TSV with a header line, or a list of its lines as mappings.
+        samples: Path of the sample sheet, a table with a header line, or a list of its lines as mappings.
 
     Returns:
         The samples by name, in their order.
@@ -83,17 +110,14 @@ def read_samples(samples: str | Path | Sequence[object]) -> dict[str, Sample]:
     seen: dict[str, str] = {}
     problems = []
     for where, given in rows:
-        if isinstance(given, str):
-            problems.append(f"{where}: {given}")
-            continue
-        row = with_defaults(given, schema)
-        wrong = [f"{where}: {problem}" for problem in schema_problems(row, schema)]
-        if not wrong and row["sample"] in seen:
-            wrong = [f"{where}: sample '{row['sample']}' stands already in {seen[row['sample']]}"]
-        if not wrong:
-            seen[row["sample"]] = where
-            found[row["sample"]] = Sample(**row)
-        problems += wrong
+        made = _sample(given, schema)
+        if isinstance(made, Sample) and made.sample in seen:
+            made = [f"sample '{made.sample}' stands already in {seen[made.sample]}"]
+        if isinstance(made, Sample):
+            seen[made.sample] = where
+            found[made.sample] = made
+        else:
+            problems += [f"{where}: {problem}" for problem in made]
     if problems:
         raise _several(f"{name} is not valid:", problems)
     if not found:
@@ -101,50 +125,137 @@ def read_samples(samples: str | Path | Sequence[object]) -> dict[str, Sample]:
     return found
 
 
+def _sample(given: Mapping[Any, Any] | str, schema: Mapping[str, Any]) -> Sample | list[str]:
+    """The sample of a line, or what is wrong with it; ``given`` is text where no line could be made of it."""
+    if isinstance(given, str):
+        return [given]
+    row = {key: _cell(key, value) for key, value in given.items() if not _is_missing(value)}
+    try:
+        check_values(row)
+    except DocumentError as error:
+        return [str(error)]
+    row = with_defaults(row, schema)
+    if problems := schema_problems(row, schema):
+        return problems
+    try:
+        return Sample(**row | {"fasta": expanded(row["fasta"])})
+    except ConfigError as error:
+        return [f"'fasta': {error}"]
+
+
+def _cell(column: object, value: Any) -> Any:
+    """A cell as the schema has it: whole numbers are names, kinds and labels in any case, models in a list."""
+    if column == "sample" and type(value) is int and abs(value) < 2**63:
+        return str(value)
+    if column in ("kind", "label") and isinstance(value, str):
+        return value.lower()
+    if column == "models" and isinstance(value, list):
+        return ",".join(map(str, value))
+    return value
+
+
+def _is_missing(value: object) -> bool:
+    """Whether a cell is empty: null, or what pandas has in its place."""
+    return (
+        value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
+    )
+
+
 def _lines(sheet: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any] | str]]:
     """Where each line of a sample sheet stands, with its cells by column, or with what is wrong with it."""
-    columns = list(schema["properties"])
     try:
         text = read_text(sheet, SHEET_LIMIT_BYTES)
-        lines = [line.rstrip("\r\n").split("\t") for line in StringIO(text, newline="")]
         if "\0" in text:
             raise DocumentError("a NUL byte; is this a text file?")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{sheet}: the sample sheet cannot be read: {reason}; set 'samples' in the config") from None
-    header = lines[0] if lines else []
-    unknown = [name for name in header if name not in columns]
+    except OSError as error:
+        reason = f"{error.strerror}; set 'samples' in the config"
+        raise ConfigError(f"{sheet}: the sample sheet cannot be read: {reason}") from None
+    except ValueError as error:
+        raise ConfigError(f"{sheet}: the sample sheet cannot be read: {error}") from None
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    first, separator, header = _find_header(lines, schema["required"])
+    known = list(schema["properties"])
+    unknown = [name for name in header if name not in known]
     missing = [name for name in schema["required"] if name not in header]
     if unknown or missing or len(set(header)) < len(header):
         raise ConfigError(
-            f"{sheet}, line 1: the columns must be {', '.join(columns)} (tab-separated, each once; "
-            f"{' and '.join(schema['required'])} are required); found {', '.join(header) or 'nothing'}"
+            f"{sheet}, line {first}: the columns must be {', '.join(known)} (with tabs, commas or semicolons between, "
+            f"each once; {' and '.join(schema['required'])} are required); "
+            f"found {', '.join(header)[:LONGEST_LINE] or 'nothing'}"
         )
-    for number, cells in enumerate(lines[1:], 2):
-        if not any(cell.strip() for cell in cells) or cells[0].startswith("#"):
+    for number, line in enumerate(lines[first:], first + 1):
+        if _says_nothing(line):
+            continue
+        try:
+            cells = _split(line, separator)
+        except csv.Error as error:
+            yield f"line {number}", f"quotes that do not match ({error}); remove them"
             continue
         if len(cells) > len(header):
             yield f"line {number}", f"{len(cells)} cells, but the header has {len(header)} columns"
-        else:
-            row = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if cell.strip()}
-            yield f"line {number}", row
+        elif any(cells):
+            yield f"line {number}", {name: cell for name, cell in zip(header, cells, strict=False) if cell}
 
 
-def _listed(entries: Sequence[object]) -> Iterator[tuple[str, dict[str, Any] | str]]:
+def _find_header(lines: Sequence[str], required: Sequence[str]) -> tuple[int, str, list[str]]:
+    """Number of a sheet's header, what separates its cells, and the names of its columns.
+
+    It is the first line that says something; where that names no columns, a comment above it may, as in ``#sample``.
+    """
+    first = next((number for number, line in enumerate(lines, 1) if not _says_nothing(line)), len(lines))
+    above = [number for number in range(first - 1, 0, -1) if lines[number - 1].strip()]
+    for number in (first, *above):
+        for separator in SEPARATORS:
+            try:
+                names = [name.lower() for name in _split(lines[number - 1].lstrip("#"), separator)]
+            except csv.Error:
+                continue
+            if set(required) <= set(names):
+                return number, separator, names
+    return first, SEPARATORS[0], [name.strip() for name in lines[first - 1].split(SEPARATORS[0]) if name.strip()]
+
+
+def _says_nothing(line: str) -> bool:
+    """Whether a line is blank or a comment."""
+    return not line.strip() or line.lstrip().lstrip('"').startswith("#")
+
+
+def _split(line: str, separator: str) -> list[str]:
+    """The cells of a line, quotes as spreadsheets write them; without the empty ones at its end.
+
+    Raises:
+        csv.Error: quotes that do not match.
+    """
+    (cells,) = csv.reader([line], delimiter=separator, strict=True)
+    cells = [cell.strip() for cell in cells]
+    while cells and not cells[-1]:
+        cells.pop()
+    return cells
+
+
+def _listed(entries: Sequence[object]) -> Iterator[tuple[str, dict[Any, Any] | str]]:
     """As :func:`_lines`, of a list in the config."""
     for number, entry in enumerate(entries, 1):
-        row = dict(entry) if isinstance(entry, Mapping) else f"must hold keys and values, is {entry!r:.200}"
+        row = plain(entry) if isinstance(entry, Mapping) else f"must hold keys and values, is {entry!r:.200}"
         yield f"entry {number}", row
 
 
 def write_samples(samples: Iterable[Sample], sheet: Path) -> None:
     """Write a sample sheet, unless it is there with just these lines."""
     rows = [tuple(field.name for field in fields(Sample)), *map(astuple, samples)]
-    text = "".join("\t".join(row) + "\n" for row in rows)
+    written = StringIO()
+    csv.writer(written, delimiter="\t", lineterminator="\n").writerows(rows)
+    text = written.getvalue()
     if not sheet.exists() or sheet.read_text(encoding="utf-8", errors="surrogateescape") != text:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         with atomic_text(sheet) as file:
             file.write(text)
+
+
+def labelled_files(sheet: Path, results: Path) -> list[tuple[Path, str]]:
+    """Embeddings and label of every labelled sample of a sheet, those of viruses first."""
+    samples = sorted(read_samples(sheet).values(), key=lambda entry: entry.label != "virus")
+    return [(results / entry.sample / "embeddings.h5", entry.label) for entry in samples if entry.label]
 
 
 def check_fit(config: Mapping[str, Any], samples: Mapping[str, Sample]) -> None:
@@ -189,11 +300,28 @@ def check_files(name: str, samples: Mapping[str, Sample]) -> None:
     Raises:
         ConfigError: names every sample whose file is missing.
     """
-    missing = [entry for entry in samples.values() if not os.path.exists(entry.fasta)]
-    if missing:
-        lines = [f"sample '{entry.sample}': {entry.fasta} does not exist" for entry in missing]
+    wrong = {entry.sample: reason for entry in samples.values() if (reason := _trouble(entry.fasta))}
+    if wrong:
+        lines = [f"sample '{sample}': {samples[sample].fasta} {reason}" for sample, reason in wrong.items()]
         hint = f"correct the path (relative paths start at {os.getcwd()}) or remove the line"
         raise _several(f"{name}: sequence files are missing; {hint}:", lines)
+
+
+def _trouble(path: str) -> str:
+    """Why a path is none of a sequence file; empty where it is."""
+    if os.path.isfile(path):
+        return "" if os.access(path, os.R_OK) else "may not be read by you"
+    if os.path.isdir(path):
+        return "is a directory; a line has one file"
+    if os.path.exists(path):
+        return "is no regular file; a file is read more than once"
+    if os.path.islink(path):
+        return f"is a link to {os.readlink(path)}, which does not exist"
+    if "://" in path:
+        return "does not exist; download what is at a URL"
+    if re.search(r"[*?,]", path):
+        return "does not exist; a line has one file, without patterns"
+    return "does not exist"
 
 
 def _several(heading: str, problems: list[str]) -> ConfigError:

@@ -70,7 +70,7 @@ class Plan:
         gpu: GPUs of each replica; None for all that its job sees.
         threads: CPU threads of each replica.
         models: Names of the models that the pools hold.
-        sheet: The sample sheet: the config's, or one that holds the samples that the config lists.
+        sheet: The sample sheet: the config's, or one that holds the same samples.
     """
 
     directory: str
@@ -199,7 +199,7 @@ def make_plan(
     launcher = Identity.own()
     directory = _directory(launcher, place)
     sheet = config["samples"]
-    if not isinstance(sheet, str):
+    if not isinstance(sheet, str) or "{" in sheet:  # which Snakemake would take for a pattern
         sheet = place(".holdfast/samples.tsv")
         write_samples(samples.values(), Path(sheet))
     sizes = find_pending(config, list(samples.values()), known, place)

@@ -1,9 +1,10 @@
 """Records of FASTA and FASTQ files, streamed from disk and checked on the way.
 
-Owns what an input file may hold. Bytes are decompressed by the standard library (plain, gzip, bzip2 or xz; the content
-decides, not the name), cut block by block into records, and leave as :class:`Record`: upper case, without white space,
-ids unique. Lines are counted on the way: a file is read once. Memory is about four times the longest record, whose size
-is limited since compressed files may grow to anything, and 150 bytes a record to notice a repeated id.
+Owns what an input file may hold. Bytes are decompressed (plain, gzip, bzip2, xz, lzma or zstd; the content decides, not
+the name), cut block by block into records, and leave as :class:`Record`: upper case, without white space, ids unique. A
+record with letters of no alphabet leaves with what is wrong with it; whatever makes a file doubtful as a whole is an
+error. Lines are counted on the way: a file is read once. Memory is about four times the longest record, whose size is
+limited since compressed files may grow to anything, and 150 bytes a record to notice a repeated id.
 """
 
 import bz2
@@ -20,13 +21,15 @@ from os import PathLike
 from string import whitespace
 from typing import Any, BinaryIO, NamedTuple, NoReturn, Protocol
 
+from ..documents import name_format
 from ..errors import InputError
 from . import Alphabet
 
 LONGEST_RECORD_BYTES = 2**30  # of text; the longest chromosome of wheat has 0.85 billion bases
 LONGEST_ID = 4096  # letters; every frame of a record carries its id
+GAPS = "-."  # in nucleotides
 _BLOCK_BYTES = 128 * 1024
-_DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_ZSTANDARD_BYTES = 4096  # decompressed at once, which make 128 MiB at most: 4 bytes may stand for a block of 128 KiB
 _COMMENT = re.compile(rb"\n#.*")
 _WHITESPACE = whitespace.encode()
 
@@ -43,39 +46,42 @@ class Record(NamedTuple):
 
     Attributes:
         id: First word of the header; any unicode text, never empty, unique in its file.
-        sequence: Upper-case letters of the file's alphabet, in nucleotides with T for U; may be empty.
+        sequence: Upper-case letters of the file's alphabet, in nucleotides with T for U and N for gaps (``-`` and
+            ``.``); may be empty. Every other letter is a ``?``.
+        problem: Where the first other letter stands, in words; empty without one.
     """
 
     id: str
     sequence: str
+    problem: str = ""
 
 
 def read_records(path: str | PathLike[str], alphabet: Alphabet, digest: Digest | None = None) -> Iterator[Record]:
     """Yield the records of a FASTA or FASTQ file in their order; the content, not the name, says which it is.
 
-    Dropped are white space inside a sequence, descriptions, qualities, and lines of FASTA that start with ``#``. U is
-    read as T in nucleotides. FASTQ has four lines a record, and may have blank lines between them. Names are UTF-8 and
-    may be in any script. An empty file yields nothing.
+    Dropped are white space inside a sequence, descriptions, qualities, and lines of FASTA that start with ``#``. In
+    nucleotides U is read as T, and a gap as N. FASTQ has four lines a record, and may have blank lines between them.
+    Names are UTF-8 and may be in any script. An empty file yields nothing.
 
     Args:
         path: The file, which is read once; a pipe will do.
-        alphabet: The letters that its sequences may hold.
+        alphabet: The letters that its sequences should hold.
         digest: Takes in every byte of the file as it lies on disk, compressed or not; complete after the last record.
 
     Raises:
-        InputError: the file is missing, unreadable, damaged or of another format, an id is empty or repeated, or a
-            letter is not of the alphabet; it names file, line and record.
+        InputError: the file is missing, unreadable, damaged or of another format, or an id is empty or repeated; it
+            names file, line and record.
     """
     reader = _Reader(path, alphabet)
     try:
         with _DigestedFile(path) as raw, BufferedReader(raw, _BLOCK_BYTES) as file:
             raw.digest = digest
             opener = next((opener for mark, opener in _DECOMPRESSORS.items() if file.peek(6).startswith(mark)), None)
-            yield from reader.records(_text_blocks(opener(file) if opener else file))
+            yield from reader.records(_text_blocks(opener(file) if opener else file), bool(opener))
             while digest is not None and file.read(_BLOCK_BYTES):  # what follows the end of a compressed stream
                 pass
     except UnicodeDecodeError:
-        reader.refuse("not FASTA or FASTQ in UTF-8 text; check the file, or convert its names")
+        reader.refuse("not FASTA or FASTQ in UTF-8 text; check the file, or convert its names: iconv -f latin1 -t utf8")
     except FileNotFoundError:
         raise InputError("no such file; check the path", path) from None
     except IsADirectoryError:
@@ -98,6 +104,59 @@ class _DigestedFile(FileIO):
         return count
 
 
+class _ZstandardFile:
+    """The content of a file that zstd compressed, in one frame or several; read from the beginning to the end."""
+
+    def __init__(self, file: BinaryIO, new_frame: Callable[[], Any], error: type[Exception]) -> None:
+        """Read a file; ``new_frame`` makes what decompresses a frame, which raises ``error`` where it is damaged."""
+        self._file = file
+        self._new_frame, self._frame = new_frame, new_frame()
+        self._error = error
+        self._content = bytearray()
+
+    def read(self, size: int) -> bytes:
+        """Return up to so many bytes, none at the end.
+
+        Raises:
+            EOFError: the file ends within a frame, or is damaged.
+            OSError: it needs too much memory.
+        """
+        while len(self._content) < size:
+            compressed = self._frame.unused_data if self._frame.eof else b""
+            compressed = compressed or self._file.read(_ZSTANDARD_BYTES)
+            if not compressed:
+                if not self._frame.eof:
+                    raise EOFError("it ends within a frame")
+                break
+            if self._frame.eof:
+                self._frame = self._new_frame()
+            try:
+                self._content += self._frame.decompress(compressed)
+            except self._error as error:
+                if "memory" in str(error):
+                    raise OSError("its window is above 128 MiB; compress it again without --long") from None
+                raise EOFError(error) from None
+        found = bytes(self._content[:size])
+        del self._content[:size]
+        return found
+
+
+def _open_zstandard(file: BinaryIO) -> _ZstandardFile:
+    """Open what zstd compressed; its package is imported here since no other file needs it."""
+    from zstandard import ZstdDecompressor, ZstdError
+
+    return _ZstandardFile(file, ZstdDecompressor().decompressobj, ZstdError)
+
+
+_DECOMPRESSORS: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+    b"\x5d\x00\x00": lzma.open,  # the older .lzma
+    b"\x28\xb5\x2f\xfd": _open_zstandard,
+}
+
+
 def _text_blocks(file: BinaryIO) -> Iterator[bytes]:
     """Yield the text of a file, each of its line ends one LF; a block ends before an LF, never after it."""
     held = b""
@@ -116,14 +175,22 @@ class _Reader:
         self._path = path
         self._alphabet = alphabet
         letters = alphabet.value.encode()  # what is none of them becomes a byte that is not ASCII
+        self._allowed = alphabet.value + alphabet.value.lower() + whitespace
         table = bytes(letter if letter in letters else 0xFF for letter in bytes(range(256)).upper())
-        self._table = table.replace(b"U", b"T") if alphabet is Alphabet.NUCLEOTIDE else table
+        if alphabet is Alphabet.NUCLEOTIDE:
+            self._allowed += GAPS
+            table = table.translate(bytes.maketrans(b"U", b"T"))
+            table = bytes(ord("N") if letter in GAPS.encode() else to for letter, to in enumerate(table))
+        self._table = table
         self._lines_of_ids: dict[bytes, int] = {}
         self._line = 0  # of the LF before the text; the first of the file is 1
 
-    def records(self, blocks: Iterator[bytes]) -> Iterator[Record]:
-        """Return the records in what :func:`_text_blocks` yields."""
-        first = b"\n" + next(blocks).removeprefix(BOM_UTF8)
+    def records(self, blocks: Iterator[bytes], decompressed: bool) -> Iterator[Record]:
+        """Return the records in what :func:`_text_blocks` yields, of a file that was compressed or not."""
+        start = next(blocks)
+        if named := name_format(start):
+            raise InputError(f"{'its content, decompressed,' * decompressed} is {named}".lstrip(), self._path)
+        first = b"\n" + start.removeprefix(BOM_UTF8)
         blocks = chain([first], blocks)
         if first.lstrip().startswith(b"@"):
             return self._fastq(chain.from_iterable(self._cut(blocks, b"\n")))
@@ -189,9 +256,8 @@ class _Reader:
         if first_line != self._line or not 0 < len(identifier) <= LONGEST_ID or "\0" in identifier:
             self._refuse_id(identifier, first_line)
         sequence = text[start:].translate(self._table, _WHITESPACE)
-        if not sequence.isascii():
-            self._refuse_letter(identifier, text[start:])
-        return Record(identifier, sequence.decode("ascii"))
+        problem = "" if sequence.isascii() else self._first_other_letter(text[start:])
+        return Record(identifier, sequence.replace(b"\xff", b"?").decode("ascii"), problem)
 
     def refuse(self, problem: str, record: str | None = None) -> NoReturn:
         """Raise the InputError of the line that is read."""
@@ -210,10 +276,9 @@ class _Reader:
             self.refuse(f"the id has {len(identifier)} letters, {LONGEST_ID} are allowed; shorten it")
         self.refuse(f"the id is that of line {first_line} too; rename one of the records", identifier)
 
-    def _refuse_letter(self, identifier: str, text: bytes) -> NoReturn:
-        """Raise the InputError of the first letter that is not of the alphabet, in the lines below a header."""
-        allowed = self._alphabet.value + self._alphabet.value.lower() + whitespace
+    def _first_other_letter(self, text: bytes) -> str:
+        """Where the first letter stands that is not of the alphabet, in the lines below a header."""
         lines = enumerate(text.decode(errors="replace").split("\n"), self._line + 1)
-        self._line, line, bad = next((number, line, bad) for number, line in lines if (bad := line.lstrip(allowed)))
-        what = f"{bad[0]!r} in column {len(line) - len(bad) + 1} is no IUPAC {self._alphabet.name.lower()} letter"
-        self.refuse(f"{what}; correct or remove it", identifier)
+        number, line, bad = next((number, line, bad) for number, line in lines if (bad := line.lstrip(self._allowed)))
+        where = f"in column {len(line) - len(bad) + 1} of line {number}"
+        return f"{bad[0]!r} {where} is no IUPAC {self._alphabet.name.lower()} letter"

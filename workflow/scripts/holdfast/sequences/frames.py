@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import ConfigError
-from ..files import atomic_text
+from ..files import atomic_text, check_outputs
 from . import Alphabet
 from .fasta import read_records
 
@@ -51,11 +51,13 @@ class Frame(NamedTuple):
 
 
 class FrameCounts(NamedTuple):
-    """How much :func:`write_frames_fasta` read and wrote."""
+    """How much :func:`write_frames_fasta` read and wrote; how many records it left out, and why the first of them."""
 
     records: int
     chunks: int
     frames: int
+    left_out: int
+    problem: str
 
 
 def chunk_bounds(length_bp: int, chunk_length_bp: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,23 +112,30 @@ def write_frames_fasta(
 ) -> FrameCounts:
     """Write the stop-free frames of a file as two FASTA files, nucleotides and proteins, one line a sequence.
 
-    Both files are byte-equal to VirNucPro's. They appear when they are complete, or not at all.
+    Both files are byte-equal to VirNucPro's. They appear when they are complete, or not at all. Records with letters
+    of no nucleotide are left out.
 
     Raises:
         InputError: the file cannot be used, see :func:`.fasta.read_records`.
         ConfigError: a chunk shorter than a codon.
     """
-    records = chunks = frames = 0
+    check_outputs([Path(nucleotides_path), Path(proteins_path)], [Path(path)])
+    records = chunks = frames = left_out = 0
+    problem = ""
     with atomic_text(nucleotides_path) as nucleotides, atomic_text(proteins_path) as proteins:
         for record in read_records(path, Alphabet.NUCLEOTIDE):
             records += 1
+            if record.problem:
+                left_out += 1
+                problem = problem or f"record '{record.id}': {record.problem}"
+                continue
             chunks += len(chunk_bounds(len(record.sequence), chunk_length_bp)[0])
             for frame in find_frames(record.sequence, chunk_length_bp):
                 frames += 1
                 name = frame_id(record.id, frame.chunk, frame.frame)
                 nucleotides.write(f">{name}\n{frame.nucleotides}\n")
                 proteins.write(f">{name}\n{frame.protein}\n")
-    return FrameCounts(records, chunks, frames)
+    return FrameCounts(records, chunks, frames, left_out, problem)
 
 
 def _codon_table() -> bytes:
