@@ -52,7 +52,7 @@ def submit_jobs(
         outputs: Where the receipts go, one for each job.
         patience_s: Seconds to wait while no pool there can do the jobs; None for as long as it takes. Without meaning
             where there is an endpoint.
-        run: Run of the workflow that the receipts of jobs that are not done yet will name.
+        run: Run of the workflow that jobs that are not done yet, and their receipts, will name.
 
     Returns:
         The receipts, in the order of the jobs.
@@ -73,7 +73,7 @@ def submit_jobs(
         outcome = spool.receipt(job.job)
         if outcome is None or outcome.state == "failed" or outcome.failures or not Path(outcome.embeddings).exists():
             shutil.rmtree(spool.root / "done" / job.job, ignore_errors=True)
-            spool.submit(job)
+            spool.submit(replace(job, run=run))
             submitted.add(job.job)
     watch = _Watch(spool, pool, patience_s)
     pause_s, looked, handed_in = FIRST_POLL_S, 0.0, time.monotonic()
@@ -86,7 +86,7 @@ def submit_jobs(
             handed_in = time.monotonic()
             for job, _ in waiting.values():
                 if spool.receipt(job.job) is None:
-                    spool.submit(job)
+                    spool.submit(replace(job, run=run))
         for name, (_, output) in list(waiting.items()):
             outcome = spool.receipt(name)
             if outcome is not None:
