@@ -22,11 +22,12 @@ def read(tmp_path: Path, **content: Any) -> PoolSettings:
 def test_defaults_are_those_of_the_config_and_given_values_are_kept(tmp_path: Path) -> None:
     config = yaml.safe_load(SCHEMA.read_text())["properties"]
     defaults = {key: entry["default"] for key, entry in config["pool"]["properties"].items() if key not in OF_THE_RUN}
-    defaults |= {"precision": config["precision"]["default"], "models": MODELS, "gpu": None}
+    defaults |= {key: config[key]["default"] for key in ("precision", "cache")} | {"models": MODELS, "gpu": None}
     assert dataclasses.asdict(read(tmp_path)) == defaults
     changed: dict[str, Any] = {
         "models": {"esm2": "/m"},
         "precision": "fp16",
+        "cache": "/shared/vectors",
         "device": "cuda",
         "gpu": 2,
         "threads": 3,

@@ -235,6 +235,23 @@ def forget(parser: Parser) -> Callable[[Arguments], None]:
     return do
 
 
+@command("cache", "holdfast cache /shared/vectors --limit 2TB")
+def cache(parser: Parser) -> Callable[[Arguments], None]:
+    """Say what is in a shared cache of vectors, after doing what the options ask for."""
+    parser.add_argument("directory", type=Path, metavar="DIR", help="as `cache` in a config names it")
+    parser.add_argument("--limit", metavar="SIZE", help="set the size that it may have, such as 500GB; 100GB at first")
+    parser.add_argument("--prune", metavar="SIZE", help="bring it to this size now; what was used last stays")
+    parser.add_argument("--verify", action="store_true", help="check every vector, and remove files with damage")
+
+    def do(given: Arguments) -> None:
+        from .pool.cache import manage
+
+        for line in manage(given.directory, given.limit, given.prune, given.verify):
+            print(line)
+
+    return do
+
+
 @command("convert-classifier", "holdfast convert-classifier 500_model.pth classifier.safetensors")
 def convert_classifier(parser: Parser) -> Callable[[Arguments], None]:
     """Convert VirNucPro's classifier, a pickled .pth, to safetensors; nothing in it is executed."""

@@ -4,13 +4,14 @@ A block is a safetensors file: the SHA-256 of each sequence's tokens, how many r
 output of its recipe; of ``residues`` those of all sequences, one behind the other. The worker that computed a batch
 writes its block, so that nothing of it passes through the supervisor, which only keeps where to find it. Blocks appear
 by rename, so a pool that dies loses at most the batches in flight; the pool that takes over its jobs adopts its blocks.
+What a reader finds in the shared :mod:`.cache` it copies into blocks, too, which name where their vectors come from.
 Results are found by digest, whatever sample they were computed for, so a sequence that several open jobs hold is
 computed once.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
@@ -26,7 +27,13 @@ SLAB_RESIDUES = 16384
 _DTYPES = {"F32": np.float32, "F16": np.float16, "I64": np.int64, "U8": np.uint8}
 
 
-def write_block(path: Path, digests: bytes, residues: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+def write_block(
+    path: Path,
+    digests: bytes,
+    residues: np.ndarray,
+    arrays: Mapping[str, np.ndarray],
+    origins: Sequence[Mapping[str, str]] = (),
+) -> None:
     """Write a block, whole or not at all.
 
     Args:
@@ -34,12 +41,14 @@ def write_block(path: Path, digests: bytes, residues: np.ndarray, arrays: Mappin
         digests: SHA-256 of each sequence's tokens, n times 32 bytes.
         residues: Of each sequence, int64 [n].
         arrays: By name of the output, float32 [n, width], or of residues float16 or float32 [all residues, width].
+        origins: Where vectors come from that this pool has not computed, see :class:`.segments.Origin`.
 
     Raises:
         OSError: the disk is full or fails.
     """
     told = {"digests": np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES), "residues": residues}
-    content = save({**told, **{name: np.ascontiguousarray(array) for name, array in arrays.items()}})
+    metadata = {"origins": json.dumps(origins)} if origins else None
+    content = save({**told, **{name: np.ascontiguousarray(array) for name, array in arrays.items()}}, metadata)
     with temporary_path(path) as temporary, open(temporary, "wb") as file:
         file.write(content)
 
@@ -58,6 +67,12 @@ class Block:
         known = self._header[name]
         first, last = known["data_offsets"]
         return self._content[first:last].view(_DTYPES[known["dtype"]]).reshape(known["shape"])
+
+    @property
+    def origins(self) -> list[dict[str, str]]:
+        """Where its vectors come from, if they were not computed for it but found in the shared cache."""
+        found: list[dict[str, str]] = json.loads(self._header.get("__metadata__", {}).get("origins", "[]"))
+        return found
 
     @property
     def digests(self) -> list[bytes]:
@@ -114,6 +129,10 @@ class BlockStore:
         for digest, count in zip(digests, uses, strict=True):
             self._uses[self._places[digest][0]] += count
 
+    def take_in(self, path: Path) -> None:
+        """Take in a block that a reader has made of the shared cache."""
+        self._index(path, Block(path).digests)
+
     def _index(self, path: Path, digests: list[bytes]) -> None:
         for row, digest in enumerate(digests):
             self._places.setdefault(digest, (self._next, row))
@@ -154,6 +173,11 @@ class BlockStore:
         ended = Counter(self._places[digest][0] for digest in digests if digest in self._places)
         self._uses.subtract(ended)
         self._remove([number for number in ended if self._uses[number] <= 0])
+
+    def drop_unused(self, paths: Iterable[Path]) -> None:
+        """Remove those of some blocks that nobody uses."""
+        given = set(paths)
+        self._remove([number for number, path in self._paths.items() if path in given and self._uses[number] <= 0])
 
     def sweep(self) -> None:
         """Remove all blocks that nobody uses, those too whose jobs have not come."""

@@ -33,6 +33,8 @@ class Job:
         counts: What was read.
         sequences: Its distinct sequences by model, once it is read.
         recipes: What is computed of them, by model.
+        fetched: By model, blocks that its reader made of the shared cache.
+        origins: Where vectors come from that were found in the shared cache.
         warnings: What is doubtful in it.
         missing: Sequences that it still waits for.
         missing_tokens: Their tokens.
@@ -52,6 +54,8 @@ class Job:
     counts: dict[str, int] = field(default_factory=dict)
     sequences: dict[str, DistinctSequences] = field(default_factory=dict)
     recipes: dict[str, Recipe] = field(default_factory=dict)
+    fetched: dict[str, list[Path]] = field(default_factory=dict)
+    origins: list[dict[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     missing: int = 0
     missing_tokens: int = 0
@@ -107,6 +111,7 @@ class Job:
             seconds={name: round(value, 3) for name, value in seconds.items()},
             failures=failures,
             warnings=self.warnings,
+            origins=self.origins,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             **made_by,
         )
@@ -144,6 +149,9 @@ class Ledger:
             recipe = job.recipes[model]
             self._open(recipe)
             store, waiters = self.stores[recipe], self._waiters[recipe]
+            fetched = job.fetched.get(model, [])
+            for path in fetched:
+                store.take_in(path)
             fresh = []
             for number, digest in enumerate(sequences.digests):
                 if store.use(digest):
@@ -156,6 +164,8 @@ class Ledger:
                 else:
                     waiters[digest] = [(job, model, number)]
                     fresh.append(number)
+            if fetched:
+                store.drop_unused(fetched)
             chosen = np.array(fresh, np.int64)
             self.queues[recipe].add(job.number * MODELS + place, chosen, sequences.lengths[chosen])
         return not job.missing

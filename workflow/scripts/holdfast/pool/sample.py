@@ -27,8 +27,10 @@ from ..sequences import Alphabet
 from ..sequences.fasta import Record, read_records
 from ..sequences.frames import find_frames, frame_id
 from ..spool.job import Manifest, Receipt, read_receipt
-from .blocks import gather, gather_residues
+from .batches import make_recipe
+from .blocks import Block, gather, gather_residues
 from .distinct import DistinctSequences, DistinctWriter
+from .exchange import Exchange
 
 EMBEDDINGS_FILE = "embeddings.h5"
 RECORDS_FILE = "records.tsv"
@@ -37,6 +39,8 @@ PROBLEMS_FILE = "problems.txt"
 """In the work directory: a line for each record with bad letters, in their order."""
 UNUSUAL = ("truncated", "windowed", "too_long", "too_short", "bad_letters")
 """Statuses of records that a warning counts; for kind ``contigs``, whose tables say the others, the last alone."""
+ORIGINS = 1000
+"""Most origins that a receipt lists."""
 BLOCK_ROWS = 4096
 BLOCK_LETTERS = 16_000_000
 NUCLEOTIDES = b"ACGTUNacgtun"
@@ -46,11 +50,29 @@ Item = TypeVar("Item")
 
 
 class Contents(NamedTuple):
-    """What was found in a file: counts (``records``, ``rows`` and one a status), its SHA-256 (hex), and warnings."""
+    """What was found in a file: counts (``records``, ``rows`` and one a status), its SHA-256 (hex), and warnings.
+
+    And what was found in the shared cache: by model, the blocks with these vectors.
+    """
 
     counts: dict[str, int]
     sha256: str
     warnings: list[str]
+    fetched: dict[str, list[Path]]
+
+
+class Finished(NamedTuple):
+    """How a sample ended.
+
+    Attributes:
+        given_up: By id, the rows that were given up, with the reason.
+        counts: Records by status, and ``cached``, sequences whose vectors came from the shared cache.
+        origins: Where those came from, :data:`ORIGINS` at most.
+    """
+
+    given_up: dict[str, str]
+    counts: dict[str, int]
+    origins: list[dict[str, str]]
 
 
 class Fate(NamedTuple):
@@ -71,13 +93,16 @@ class Row(NamedTuple):
     texts: dict[str, str]
 
 
-def read_sample(manifest: Manifest, directory: Path, models: dict[str, tuple[Prepared, Path]]) -> Contents:
-    """Read a sample into ``directory``.
+def read_sample(
+    manifest: Manifest, directory: Path, models: dict[str, tuple[Prepared, Path]], cache: Exchange | None = None
+) -> Contents:
+    """Read a sample into ``directory``, and fetch what the shared cache has of it.
 
     Args:
         manifest: The job.
         directory: Its work directory.
         models: The prepared models by the job's names, and where they are.
+        cache: The shared cache, if there is one.
 
     Raises:
         InputError: the file cannot be read, is not the one that was submitted, or is not for these models.
@@ -146,7 +171,12 @@ def read_sample(manifest: Manifest, directory: Path, models: dict[str, tuple[Pre
     if letters and nucleotides >= QUESTIONED_SHARE * letters:
         share = f"{nucleotides / letters:.0%} of its letters are A, C, G, T, U or N"
         warnings.append(f"{share}: are these really proteins? for nucleotides set kind to dna or contigs")
-    return Contents(counts, digest.hexdigest(), warnings)
+    fetched = {}
+    if cache:
+        for name, (prepared, _) in models.items():
+            recipe = make_recipe(manifest.models[name], manifest.store_dtype)
+            fetched[name] = cache.fetch(recipe, prepared, DistinctSequences(directory, name))
+    return Contents(counts, digest.hexdigest(), warnings, fetched)
 
 
 def copy_sample(manifest: Manifest, directory: Path, twin: Path) -> Receipt:
@@ -295,7 +325,8 @@ def finish_sample(
     failures: dict[str, dict[int, tuple[str, str]]],
     precision: str,
     software: dict[str, str],
-) -> tuple[dict[str, str], dict[str, int]]:
+    cache: Exchange | None = None,
+) -> Finished:
     """Complete the embeddings file of a sample whose vectors are all in blocks.
 
     Args:
@@ -306,9 +337,7 @@ def finish_sample(
         failures: For each model the distinct sequences that were given up, with status and reason.
         precision: What the models computed in, for the file's attributes.
         software: Names and versions, for the file's attributes.
-
-    Returns:
-        The ids of the rows that were given up, with the reason, and how many records have which status.
+        cache: The shared cache, if there is one, which gets what was computed.
     """
     sequences = {name: DistinctSequences(directory, name) for name in places}
     lost: dict[int, tuple[str, str]] = {}
@@ -342,10 +371,21 @@ def finish_sample(
                 else:
                     file.write_matrix(*described, gather(paths, where, rows, output.name))
     _write_records(manifest, path, fates)
+    origins: dict[str, dict[str, str]] = {}
+    statuses["cached"] = 0
+    for name, (paths, where) in places.items():
+        found = [Block(path).origins for path in paths]
+        origins |= {repr(origin): origin for each in found for origin in each}
+        is_fetched = np.array([bool(each) for each in found] + [False])[where[:, 0]]  # the last one for -1, given up
+        statuses["cached"] += int(np.count_nonzero(is_fetched))
+        if cache:
+            recipe = make_recipe(manifest.models[name], manifest.store_dtype)
+            computed = (where[:, 0] >= 0) & ~is_fetched
+            cache.keep(recipe, models[name], sequences[name], paths, where, computed, manifest.run)
     for entry in directory.iterdir():
         if entry.name not in (EMBEDDINGS_FILE, RECORDS_FILE):
             entry.unlink()
-    return given_up, statuses
+    return Finished(given_up, statuses, list(origins.values())[:ORIGINS])
 
 
 def _write_records(manifest: Manifest, embeddings: Path, fates: dict[int, Fate]) -> None:

@@ -1,8 +1,8 @@
 """Settings of a pool: what ``holdfast serve --config POOL.yaml`` reads.
 
 The workflow writes this file from its own config; by hand it is written for a pool that several runs use. Keys,
-defaults and rules stand in ``schemas/config.schema.yaml``, under ``pool`` and ``precision``; a pool needs two more,
-:data:`OWN`, and reads none of :data:`OF_THE_RUN`.
+defaults and rules stand in ``schemas/config.schema.yaml``, under ``pool``, ``precision`` and ``cache``; a pool needs
+two more, :data:`OWN`, and reads none of :data:`OF_THE_RUN`.
 """
 
 import json
@@ -51,11 +51,13 @@ class PoolSettings:
     Attributes:
         models: Directory of each prepared model.
         gpu: How many of the visible CUDA devices to use; None for all.
+        cache: Directory of the shared cache of vectors; None without.
     """
 
     models: dict[str, str]
     gpu: int | None
     precision: str
+    cache: str | None
     device: str
     threads: int
     cpu_workers: int
@@ -86,7 +88,7 @@ def pool_settings(content: dict[str, Any], where: str | Path) -> PoolSettings:
     """
     config = own_schema("config.schema.yaml")["properties"]
     known = {key: entry for key, entry in config["pool"]["properties"].items() if key not in OF_THE_RUN}
-    properties = {**OWN, "precision": config["precision"], **known}
+    properties = {**OWN, "precision": config["precision"], "cache": config["cache"], **known}
     schema = {"type": "object", "additionalProperties": False, "required": ["models"], "properties": properties}
     filled = with_defaults(content, schema)
     problems = schema_problems(filled, schema)

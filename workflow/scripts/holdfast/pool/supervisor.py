@@ -29,6 +29,7 @@ from .batches import WINDOW_BATCHES, make_recipe
 from .devices import Devices
 from .distinct import DistinctSequences
 from .events import Embedded, GivenUp, TooLarge
+from .exchange import Exchange
 from .hardware import name_devices, torch_versions
 from .ledger import Job, Ledger
 from .readers import Done, Readers
@@ -57,17 +58,14 @@ class Supervisor:
         Raises:
             HoldfastError: the spool, a prepared model or a device cannot be used.
         """
-        self.settings = settings
-        self.state = state
-        self.endpoint = endpoint
+        self.settings, self.state, self.endpoint = settings, state, endpoint
         self.name = state.identity.pool
         self.spool = Spool(state.spool)
         self.directories = {model: Path(directory).absolute() for model, directory in settings.models.items()}
         self.models = {model: read_prepared(directory) for model, directory in self.directories.items()}
         state.models = {model: description.weights_sha256 for model, description in self.models.items()}
         self.held = {digest: model for model, digest in state.models.items()}
-        state.precision = settings.precision
-        state.lease_s = settings.lease_s
+        state.precision, state.lease_s = settings.precision, settings.lease_s
         self.signal = self.stop_reason = ""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._signalled)
@@ -81,6 +79,8 @@ class Supervisor:
         self.readers = Readers(1 if settings.device == "cpu" else max(1, settings.threads - 1))
         self.ledger = Ledger(self.held, self.precision, self._blocks, self.name, settings.tokens_per_batch)
         self.software = software(PACKAGES) | torch_versions()
+        where = (self._blocks, state.identity, self.spool.root, self.software)
+        self.cache = Exchange.open(settings.cache, self.precision, *where)
         self.jobs: dict[int, Job] = {}
         self.number = 0
         self.outcomes = {"done": 0, "failed": 0}
@@ -194,7 +194,7 @@ class Supervisor:
             if twin := self.spool.twin(manifest):
                 self.readers.send(copy_sample, (manifest, directory, twin), job)
             else:
-                self.readers.send(read_sample, (manifest, directory, self._models_of(manifest)), job)
+                self.readers.send(read_sample, (manifest, directory, self._models_of(manifest), self.cache), job)
             if not self.readers.room:
                 return
 
@@ -247,14 +247,14 @@ class Supervisor:
             job.take_over(done.result)
             self._receipt(job, "", {})
         else:
-            given_up, statuses = done.result
-            job.counts |= statuses
-            self._receipt(job, "", given_up)
+            job.counts |= done.result.counts
+            job.origins = done.result.origins
+            self._receipt(job, "", done.result.given_up)
 
     def _admit(self, job: Job, found: Contents, seconds: float) -> None:
         """Enter a job that has been read into the ledger."""
         job.counts, job.input_sha256, job.read_s = found.counts, found.sha256, seconds
-        job.warnings = found.warnings
+        job.warnings, job.fetched = found.warnings, found.fetched
         for warning in found.warnings:
             log.warning("%s: %s", job.manifest.sample, warning)
         asked = job.manifest.models
@@ -270,7 +270,7 @@ class Supervisor:
     def _write(self, job: Job) -> None:
         """Have the embeddings of a job written, now that it lacks nothing."""
         descriptions = {model: known for model, (known, _) in self._models_of(job.manifest).items()}
-        computed = (descriptions, self.ledger.places(job), job.failures, self.precision, self.software)
+        computed = (descriptions, self.ledger.places(job), job.failures, self.precision, self.software, self.cache)
         self.readers.send(finish_sample, (job.manifest, job.directory, *computed), job)
 
     def _models_of(self, manifest: Manifest) -> dict[str, tuple[Prepared, Path]]:

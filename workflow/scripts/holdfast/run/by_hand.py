@@ -67,11 +67,11 @@ def embed_file(
     if not fasta.is_file():
         problem = "is a directory or a pipe; give a file" if fasta.exists() else "no such file; check the path"
         raise InputError(problem, fasta)
-    records = output.with_suffix(".records.tsv")
-    check_outputs([output, records], [fasta])
+    table = output.with_suffix(".records.tsv")
+    check_outputs([output, table], [fasta])
     with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".embed-") as directory:
         outcome, known = _embed(fasta, model, Path(directory), asked, device, precision, store_dtype)
-        put(Path(outcome.embeddings).with_name(RECORDS), records)
+        put(Path(outcome.embeddings).with_name(RECORDS), table)
         write(Path(outcome.embeddings), output)
     for warning in outcome.warnings:
         print(f"holdfast: warning: {fasta}: {warning}", file=sys.stderr)

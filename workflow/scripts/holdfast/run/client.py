@@ -52,7 +52,7 @@ def submit_jobs(
         outputs: Where the receipts go, one for each job.
         patience_s: Seconds to wait while no pool there can do the jobs; None for as long as it takes. Without meaning
             where there is an endpoint.
-        run: Run of the workflow that the receipts of jobs that are not done yet will name.
+        run: Run of the workflow that jobs that are not done yet, and their receipts, will name.
 
     Returns:
         The receipts, in the order of the jobs.
@@ -72,7 +72,7 @@ def submit_jobs(
         outcome = spool.receipt(job.job)
         if outcome is None or outcome.state == "failed" or outcome.failures or not Path(outcome.embeddings).exists():
             shutil.rmtree(spool.root / "done" / job.job, ignore_errors=True)
-            spool.submit(job)
+            spool.submit(replace(job, run=run))
             submitted.add(job.job)
     order = list(waiting)
     if endpoint:  # a spool that others share may hold their results of a sample of the same name
@@ -88,7 +88,7 @@ def submit_jobs(
             handed_in = time.monotonic()
             for name, entry in waiting.items():
                 if spool.receipt(name) is None:
-                    spool.submit(entry.job)
+                    spool.submit(replace(entry.job, run=run))
         for name, entry in list(waiting.items()):
             outcome = spool.receipt(name)
             if outcome is not None:

@@ -220,7 +220,9 @@ def make_plan(
             shutil.rmtree(other, ignore_errors=True)
     sources = {model: config["models"][model]["weights"] for model in in_use}
     models = {model: os.path.abspath(directory_of(source, model, place)) for model, source in sources.items()}
+    cache = os.path.abspath(config["cache"]) if config["cache"] else None
     chosen_pool = {**pool, "models": models, "precision": config["precision"], "gpu": gpu, "threads": threads}
+    chosen_pool["cache"] = cache
     PoolSettings(**chosen_pool).write(Path(plan.pool_settings))
     results = Path(place("results/run.json")).parent
     begin_record(directory, results, config, samples, sizes, models)

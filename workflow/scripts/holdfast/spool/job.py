@@ -37,6 +37,10 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 STORE_DTYPES = ("float16", "float32")
 
 
+PROVENANCE = ("sample", "fasta", "size_bytes", "run")
+"""Fields of a manifest on which its result does not depend."""
+
+
 class ManifestError(HoldfastError):
     """A manifest that is not what this version writes."""
 
@@ -72,6 +76,7 @@ class Manifest:
         models: What is asked of each model, by the user's name for it.
         precision: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
         store_dtype: ``float16`` or ``float32``.
+        run: Run of the workflow that handed it in; empty by hand.
     """
 
     sample: str
@@ -83,6 +88,7 @@ class Manifest:
     models: dict[str, Request]
     precision: str
     store_dtype: str
+    run: str = ""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -92,8 +98,8 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits of the SHA-256 of what its result depends on: all fields but the sample's name and place."""
-        content = {name: value for name, value in asdict(self).items() if name not in ("sample", "fasta", "size_bytes")}
+        """16 hex digits of the SHA-256 of what its result depends on: all fields but :data:`PROVENANCE`."""
+        content = {name: value for name, value in asdict(self).items() if name not in PROVENANCE}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -265,13 +271,15 @@ class Receipt:
         input_sha256: Digest of the sample's file as the pool read it (hex); empty if it could not be read to its end.
         same_as: Job of another sample with the same content, if its result was taken; empty otherwise.
         counts: Records, rows, distinct sequences and tokens of the sample; ``computed_tokens``, those in its share of
-            batches; ``inherited``, vectors found in blocks that a dead pool had left.
+            batches; ``inherited``, vectors found in blocks that a dead pool had left; ``cached``, vectors found in the
+            shared cache.
         pool: Pool that did the work: id, host, devices, precision, ``load_s`` to load its models and, until this
             receipt, ``device_s`` that its devices worked and ``ready_s`` that they were ready while a job was open.
         software: Name to version of what the pool ran on, and the digest of its code.
         seconds: ``read_s``, ``device_s`` (this job's share of batches, by tokens) and ``total_s`` since the claim.
         failures: Rows that were given up while the sample went on: id and reason.
         warnings: What is doubtful in the sample, for people to look at.
+        origins: Where the vectors come from that were found in the shared cache: run, pool, host, user, spool, version.
         finished: Time of writing, ISO 8601 in UTC.
         size_bytes: Size of the sequence file when its digest was compared last; -1 in the spool.
         mtime_ns: Its modification time then (ns since the epoch); -1 in the spool. As long as both are what the file
@@ -292,6 +300,7 @@ class Receipt:
     seconds: dict[str, float] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    origins: list[dict[str, str]] = field(default_factory=list)
     finished: str = ""
     size_bytes: int = -1
     mtime_ns: int = -1
