@@ -7,6 +7,7 @@ that holds it.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +21,9 @@ from ..spool.progress import JobProgress
 from .batches import Batch, Queue, Recipe
 from .blocks import BlockStore
 from .distinct import DistinctSequences
+
+ORIGINS = 1000
+"""Most origins that a receipt lists."""
 
 
 @dataclass(eq=False)
@@ -36,6 +40,7 @@ class Job:
         fetched: By model, blocks that its reader made of the shared cache.
         origins: Where vectors come from that were found in the shared cache.
         warnings: What is doubtful in it.
+        parts: Of a large sample, the receipts of its parts by number; None for those that are not done yet.
         missing: Sequences that it still waits for.
         missing_tokens: Their tokens.
         failures: By model, sequences that were given up, with the status of their records and the reason.
@@ -57,6 +62,7 @@ class Job:
     fetched: dict[str, list[Path]] = field(default_factory=dict)
     origins: list[dict[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    parts: dict[int, Receipt | None] = field(default_factory=dict)
     missing: int = 0
     missing_tokens: int = 0
     failures: dict[str, dict[int, tuple[str, str]]] = field(default_factory=dict)
@@ -74,7 +80,7 @@ class Job:
             job=self.manifest.job,
             sample=self.manifest.sample,
             kind=self.manifest.kind,
-            state=embedding if self.missing else "writing" if self.sequences else "reading",
+            state=embedding if self.missing or self.lacks_parts else "reading" if self.is_unread else "writing",
             age_s=round(time.monotonic() - self.claimed, 1),
             size_bytes=self.manifest.size_bytes,
             sequences_left=self.missing,
@@ -82,6 +88,30 @@ class Job:
             sequences=self.counts.get("sequences", 0),
             tokens=self.counts.get("tokens", 0),
         )
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether more sequences may come of it."""
+        return not self.sequences and not self.parts
+
+    @property
+    def lacks_parts(self) -> bool:
+        """Whether it waits for parts of its sample."""
+        return any(outcome is None for outcome in self.parts.values())
+
+    def take_together(self) -> dict[str, str]:
+        """Be done as all parts of the sample are; the rows that they gave up."""
+        outcomes = [outcome for outcome in self.parts.values() if outcome is not None]
+        counts = Counter[str]()
+        for outcome in outcomes:
+            counts.update(outcome.counts)
+            self.device_s += outcome.seconds["device_s"]
+            self.read_s += outcome.seconds["read_s"]
+        self.computed_tokens, self.inherited = counts.pop("computed_tokens"), counts.pop("inherited")
+        self.counts = dict(counts)
+        origins = {repr(origin): origin for outcome in outcomes for origin in outcome.origins}
+        self.origins = list(origins.values())[:ORIGINS]
+        return {row: reason for outcome in outcomes for row, reason in outcome.failures.items()}
 
     def take_over(self, twin: Receipt) -> None:
         """Be done as another job was whose file has the same content."""

@@ -1,107 +1,70 @@
-"""One sample's way from its FASTA file to rows and tokens, and from blocks to its embeddings file.
+"""How a reader, a CPU process of the pool, takes a sample from its file to parts that can be embedded.
 
-Both are the work of a reader, a CPU process of the pool. :func:`read_sample` walks the file once: record, chunks,
-stop-free frames, tokens. Rows go to the sample's embeddings file, which is not complete yet. The tokens of distinct
-sequences go to files beside it: texts of equal tokens are one sequence. The supervisor maps these files and sends the
-tokens of a batch to a worker. When the blocks are there, :func:`finish_sample` completes the embeddings file, and
-writes beside it what became of every record.
+:func:`read_sample` walks the file once: records, chunks, stop-free frames, tokens, into the directory of a part.
+If the file holds more than one part, it is first read to its end without keeping anything, so that whatever is wrong in
+it is said before anything is computed. Then every part that is read lies below ``parts/JOB/`` of the spool, and a
+manifest of its own is handed in for it: any pool may embed it, as :func:`read_part` finds it. The pool that has the job
+of the whole sample joins the parts in the end, see :mod:`.finish`.
 """
 
 import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import InputError, ResourceError
-from ..files import atomic_text
-from ..models.registry import KINDS, Prepared, load_tokenizer
-from ..results.embeddings import EmbeddingsFile
-from ..results.writer import EmbeddingsWriter, copy_embeddings
 from ..sequences import Alphabet
 from ..sequences.fasta import Record, read_records
-from ..sequences.frames import find_frames, frame_id
-from ..spool.job import Manifest, Receipt, read_receipt
+from ..sequences.ids import Ids, ManyIds
+from ..spool.job import Manifest
+from ..spool.spool import Spool
 from .batches import make_recipe
-from .blocks import Block, gather, gather_residues
-from .distinct import DistinctSequences, DistinctWriter
+from .distinct import DistinctSequences
 from .exchange import Exchange
+from .part import COUNTS_FILE, Models, PartWriter, in_blocks, is_full, read_counts
 
-EMBEDDINGS_FILE = "embeddings.h5"
-RECORDS_FILE = "records.tsv"
-RECORD_COLUMNS = ("record", "length", "residues_used", "status", "reason")
-PROBLEMS_FILE = "problems.txt"
-"""In the work directory: a line for each record with bad letters, in their order."""
 UNUSUAL = ("truncated", "windowed", "too_long", "too_short", "bad_letters")
 """Statuses of records that a warning counts; for kind ``contigs``, whose tables say the others, the last alone."""
-ORIGINS = 1000
-"""Most origins that a receipt lists."""
-BLOCK_ROWS = 4096
-BLOCK_LETTERS = 16_000_000
-NUCLEOTIDES = b"ACGTUNacgtun"
 QUESTIONED_SHARE = 0.95  # letters of a protein file that may be nucleotides; in UniProt A, C, G, T and N are 31%
-
-Item = TypeVar("Item")
+ROWS_A_CHUNK = 2  # of contigs, to guess the room that they need; about 1 in the genomes of demo/
+PART_BYTES_A_RECORD = 200  # of ids, digests and numbers in a part that waits
 
 
 class Contents(NamedTuple):
-    """What was found in a file: counts (``records``, ``rows`` and one a status), its SHA-256 (hex), and warnings.
+    """What was found in a file.
 
-    And what was found in the shared cache: by model, the blocks with these vectors.
+    Attributes:
+        counts: ``records``, ``rows``, records of each status.
+        sha256: Of the file (hex).
+        warnings: What is doubtful in it.
+        fetched: By model, blocks that were made of what the shared cache has.
+        parts: How many parts it was cut into; 0 for one that is in the work directory, ready to be embedded.
     """
 
     counts: dict[str, int]
     sha256: str
     warnings: list[str]
     fetched: dict[str, list[Path]]
-
-
-class Finished(NamedTuple):
-    """How a sample ended.
-
-    Attributes:
-        given_up: By id, the rows that were given up, with the reason.
-        counts: Records by status, and ``cached``, sequences whose vectors came from the shared cache.
-        origins: Where those came from, :data:`ORIGINS` at most.
-    """
-
-    given_up: dict[str, str]
-    counts: dict[str, int]
-    origins: list[dict[str, str]]
-
-
-class Fate(NamedTuple):
-    """What becomes of a record before anything is embedded: its status, the letters that are used, and why."""
-
-    status: str
-    used: int
-    reason: str
-
-
-class Row(NamedTuple):
-    """One row of the embeddings file before it is embedded: its place, and its text in each alphabet."""
-
-    id: str
-    record: int
-    chunk: int
-    frame: int
-    texts: dict[str, str]
+    parts: int = 0
 
 
 def read_sample(
-    manifest: Manifest, directory: Path, models: dict[str, tuple[Prepared, Path]], cache: Exchange | None = None
+    manifest: Manifest, directory: Path, models: Models, precision: str, cache: Exchange | None = None
 ) -> Contents:
-    """Read a sample into ``directory``, and fetch what the shared cache has of it.
+    """Read a sample, and fetch what the shared cache has of it if it is one part.
 
     Args:
         manifest: The job.
-        directory: Its work directory.
-        models: The prepared models by the job's names, and where they are.
+        directory: Its work directory, which holds the one part in the end.
+        models: The prepared models.
+        precision: What the pool computes in, and with it all pools that embed parts.
         cache: The shared cache, if there is one.
 
     Raises:
@@ -109,162 +72,140 @@ def read_sample(
         ResourceError: the disk has no room for what would come of it.
     """
     _check_there(manifest)
-    _check_models(manifest, {name: prepared for name, (prepared, _) in models.items()})
-    digest = hashlib.sha256()
-    counts = {"records": 0, "rows": 0}
-    letters = nucleotides = 0
-    with ExitStack() as stack:
-        writers = {
-            name: stack.enter_context(DistinctWriter(directory, name, load_tokenizer(prepared, place)))
-            for name, (prepared, place) in models.items()
-        }
-        path = directory / EMBEDDINGS_FILE
-        created = EmbeddingsWriter.create(path, manifest.sample, manifest.kind, manifest.chunk_length, job=manifest.job)
-        file = stack.enter_context(created)
-        first = KINDS[manifest.kind][0]
-        is_protein = manifest.kind == "proteins"
-        alphabet = Alphabet.PROTEIN if is_protein else Alphabet.NUCLEOTIDE
-        problems = stack.enter_context(open(directory / PROBLEMS_FILE, "w", encoding="utf-8"))
-        numbered = enumerate(read_records(manifest.fasta, alphabet, digest))
-        for block in _blocks(numbered, lambda entry: len(entry[1].sequence)):
-            records = [(number, _strip(record) if is_protein else record) for number, record in block]
-            fates = [judge(manifest, len(record.sequence), record.problem) for _, record in records]
-            problems.writelines(f"{record.problem}\n" for _, record in records if record.problem)
-            lengths = [len(record.sequence) for _, record in records]
-            statuses = [fate.status for fate in fates]
-            file.append_records([record.id for _, record in records], lengths, [fate.used for fate in fates], statuses)
-            counts["records"] += len(records)
-            if is_protein:
-                letters += sum(lengths)
-                nucleotides += sum(_nucleotides(record.sequence) for _, record in records)
-            usable = (
-                (number, record, fate) for (number, record), fate in zip(records, fates, strict=True) if fate.used
-            )
-            found = (row for number, record, _ in usable for row in _rows(manifest, number, record))
-            for rows in _blocks(found, lambda row: sum(map(len, row.texts.values()))):
-                embedded = [row.texts[first.name][: _shortest(manifest)] for row in rows]
-                file.append_rows(
-                    [row.id for row in rows],
-                    [len(text) for text in embedded],
-                    [hashlib.sha256(text.encode()).digest() for text in embedded],
-                    record=[row.record for row in rows],
-                    chunk=[row.chunk for row in rows],
-                    frame=[row.frame for row in rows],
-                )
-                for name, writer in writers.items():
-                    prepared, limit = models[name][0], _cut(manifest, name)
-                    writer.add([row.texts[prepared.alphabet.upper()][:limit] for row in rows])
-                counts["rows"] += len(rows)
-        if manifest.kind == "contigs":
-            file.mark_empty("no_stop_free_frame")
-        counts |= file.count_statuses()
-        if digest.hexdigest() != manifest.input_sha256:
-            raise InputError("was changed after the job was submitted; run again", manifest.fasta)
-        file.name_input(digest.hexdigest())
-    _check_room(manifest, directory, {name: prepared for name, (prepared, _) in models.items()})
+    _check_models(manifest, models)
+    digest, ids = hashlib.sha256(), Ids()
+    alphabet = Alphabet.PROTEIN if manifest.kind == "proteins" else Alphabet.NUCLEOTIDE
+    records = map(_strip, read_records(manifest.fasta, alphabet, digest, ids))
+    blocks = in_blocks(records, lambda record: len(record.sequence))
+    spool = Spool(directory.parents[2])
+    counts: Counter[str] = Counter()
+    number, more = 0, True
+    if spool.has_parts(manifest, precision):  # of a pool that died: they were surveyed
+        ids.stop()
+    while more:
+        described = replace(manifest, part=number, computed_in=precision)
+        known = spool.part_directory(described)
+        if (known / COUNTS_FILE).exists():
+            more = _skip(blocks)
+            counts.update(read_counts(known))
+        else:
+            with PartWriter(manifest, directory, models) as part:
+                more = _fill(part, blocks)
+            counts.update(part.counts)
+            if more and not number:
+                _survey(manifest, alphabet, directory, models)
+                ids.stop()
+                spool.open_parts(manifest, precision)
+        if more or number:
+            spool.hand_in_part(described, directory)
+            number += 1
+    if digest.hexdigest() != manifest.input_sha256:
+        raise InputError("was changed after the job was submitted; run again", manifest.fasta)
+    warnings = _warnings(manifest, counts)
+    if number:
+        return Contents(_public(counts), digest.hexdigest(), warnings, {}, number)
+    _check_room(manifest, directory, models)
+    return Contents(_public(counts), digest.hexdigest(), warnings, _fetch(manifest, directory, models, cache))
+
+
+def read_part(manifest: Manifest, directory: Path, models: Models, cache: Exchange | None = None) -> Contents:
+    """Take up a part that has been read, by this pool or another; arguments and errors as for :func:`read_sample`."""
+    _check_models(manifest, models)
+    _check_room(manifest, directory, models)
+    counts = _public(read_counts(directory))
+    return Contents(counts, manifest.input_sha256, [], _fetch(manifest, directory, models, cache))
+
+
+def _public(counts: Mapping[str, int]) -> dict[str, int]:
+    """The counts without those that only warnings are made of."""
+    return {name: count for name, count in counts.items() if name not in ("letters", "nucleotides")}
+
+
+def _fill(part: PartWriter, blocks: Iterator[Sequence[Record]]) -> bool:
+    """Put records into a part until it is full; whether there are more."""
+    for block in blocks:
+        part.add(block)
+        if part.is_full:
+            return True
+    return False
+
+
+def _skip(blocks: Iterator[Sequence[Record]]) -> bool:
+    """Pass over the records of a part that was read before; whether there are more."""
+    records = letters = 0
+    for block in blocks:
+        records += len(block)
+        letters += sum(len(record.sequence) for record in block)
+        if is_full(records, letters):
+            return True
+    return False
+
+
+def _fetch(manifest: Manifest, directory: Path, models: Models, cache: Exchange | None) -> dict[str, list[Path]]:
+    if cache is None:
+        return {}
+    recipes = {name: make_recipe(asked, manifest.store_dtype) for name, asked in manifest.models.items()}
+    return {
+        name: cache.fetch(recipes[name], prepared, DistinctSequences(directory, name))
+        for name, (prepared, _) in models.items()
+    }
+
+
+def _strip(record: Record) -> Record:
+    """A record without the stop at its end, which is no residue; nucleotides have none."""
+    return record._replace(sequence=record.sequence.rstrip("*")) if record.sequence.endswith("*") else record
+
+
+def _warnings(manifest: Manifest, counts: Counter[str]) -> list[str]:
     warnings = []
     looked_at = UNUSUAL[-1:] if manifest.kind == "contigs" else UNUSUAL
     unusual = {status: counts[status] for status in looked_at if counts[status]}
     if unusual:
         told = ", ".join(f"{count} {status}" for status, count in unusual.items())
         warnings.append(f"not all records were embedded as they are ({told}); the table of records says which")
-    if letters and nucleotides >= QUESTIONED_SHARE * letters:
-        share = f"{nucleotides / letters:.0%} of its letters are A, C, G, T, U or N"
+    if counts["letters"] and counts["nucleotides"] >= QUESTIONED_SHARE * counts["letters"]:
+        share = f"{counts['nucleotides'] / counts['letters']:.0%} of its letters are A, C, G, T, U or N"
         warnings.append(f"{share}: are these really proteins? for nucleotides set kind to dna or contigs")
-    fetched = {}
-    if cache:
-        for name, (prepared, _) in models.items():
-            recipe = make_recipe(manifest.models[name], manifest.store_dtype)
-            fetched[name] = cache.fetch(recipe, prepared, DistinctSequences(directory, name))
-    return Contents(counts, digest.hexdigest(), warnings, fetched)
+    return warnings
 
 
-def copy_sample(manifest: Manifest, directory: Path, twin: Path) -> Receipt:
-    """Make the embeddings of a sample from those of another with the same content; the receipt of that one.
+def _survey(manifest: Manifest, alphabet: Alphabet, directory: Path, models: Models) -> None:
+    """Read a large file to its end before anything of it is embedded.
 
-    Args:
-        manifest: The job.
-        directory: Its work directory.
-        twin: Where the finished job of the other is, see :meth:`.Spool.twin`.
+    Raises:
+        InputError: anything is wrong with it.
+        ResourceError: the disk has no room for what would come of it.
     """
-    outcome = read_receipt(twin / "receipt.json")
-    if outcome is None:
-        raise ResourceError(f"{twin}: was removed in the middle of its copying; run again")
-    copy_embeddings(twin / EMBEDDINGS_FILE, directory / EMBEDDINGS_FILE, manifest.sample, manifest.job)
-    shutil.copyfile(twin / RECORDS_FILE, directory / RECORDS_FILE)
-    return outcome
+    ids = ManyIds(directory.with_name(f"{directory.name}.ids"))
+    records = letters = 0
+    with ids:
+        for record in read_records(manifest.fasta, alphabet, ids=ids):
+            records += 1
+            letters += len(record.sequence)
+        repeated = ids.repeated()
+    if repeated:
+        for _ in read_records(manifest.fasta, alphabet, ids=Ids(only=repeated)):
+            pass  # until it names the record and both lines
+    item = np.dtype(manifest.store_dtype).itemsize
+    rows = ROWS_A_CHUNK * (records + letters // manifest.chunk_length) if manifest.kind == "contigs" else records
+    needed = waiting = 0
+    for name, asked in manifest.models.items():
+        for output in asked.outputs:
+            needed += models[name][0].width * item * (letters if output.pooling == "residues" else rows)
+        waiting += 2 * letters + PART_BYTES_A_RECORD * rows
+    free = shutil.disk_usage(directory).free
+    if 2 * needed + waiting > free:
+        raise ResourceError(
+            f"{manifest.fasta}: {records} records give about {needed / 1e9:.1f} GB, and while they are computed need "
+            f"{(2 * needed + waiting) / 1e9:.1f} GB in {directory.parents[2]}, with {free / 1e9:.1f} GB free; take "
+            "a larger disk (pool.spool), or fewer outputs"
+        )
 
 
-def _strip(record: Record) -> Record:
-    """A protein without the stop at its end, which is no residue."""
-    return record._replace(sequence=record.sequence.rstrip("*"))
-
-
-def _nucleotides(sequence: str) -> int:
-    """Letters of a sequence that may be nucleotides."""
-    return len(sequence) - len(sequence.encode("ascii", "replace").translate(None, NUCLEOTIDES))
-
-
-def judge(manifest: Manifest, length: int, problem: str = "") -> Fate:
-    """What becomes of a record of so many letters: a codon is needed for ``contigs``, one letter otherwise.
-
-    Where several models are asked, a record that one of them refuses is left out for all, so that rows stay equal.
-
-    Args:
-        manifest: The job.
-        length: Letters.
-        problem: What is wrong with the letters; empty where nothing is.
-    """
-    if problem:
-        return Fate("bad_letters", 0, problem)
-    if length < (3 if manifest.kind == "contigs" else 1):
-        return Fate("too_short", 0, f"{length} letters")
-    if manifest.kind == "contigs":
-        return Fate("ok", length, "")
-    longer = [
-        (name, asked) for name, asked in manifest.models.items() if asked.max_length and length > asked.max_length
-    ]
-    reasons = {
-        "refuse": ("too_long", "{name} takes {limit} at most (long: refuse)"),
-        "truncate": ("truncated", "{name} saw the first {limit} (long: truncate)"),
-        "window": ("windowed", "{name} saw overlapping windows of {limit} (long: window)"),
-    }
-    for policy, (status, reason) in reasons.items():
-        if concerned := [(name, asked.max_length) for name, asked in longer if asked.long == policy]:
-            used = {"refuse": 0, "truncate": min(limit for _, limit in concerned), "window": length}[policy]
-            return Fate(status, used, "; ".join(reason.format(name=name, limit=limit) for name, limit in concerned))
-    return Fate("ok", length, "")
-
-
-def _cut(manifest: Manifest, name: str) -> int | None:
-    """Letters of a sequence that a model sees at most; None for all."""
-    asked = manifest.models[name]
-    return asked.max_length if asked.long == "truncate" else None
-
-
-def _shortest(manifest: Manifest) -> int | None:
-    """Letters of a sequence that every model sees at most."""
-    return min((limit for name in manifest.models if (limit := _cut(manifest, name)) is not None), default=None)
-
-
-def _blocks(items: Iterable[Item], letters: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Lists of up to ``BLOCK_ROWS`` items that hold, but for the last item, less than ``BLOCK_LETTERS`` letters."""
-    block: list[Item] = []
-    held = 0
-    for item in items:
-        block.append(item)
-        held += letters(item)
-        if len(block) >= BLOCK_ROWS or held >= BLOCK_LETTERS:
-            yield block
-            block, held = [], 0
-    if block:
-        yield block
-
-
-def _check_models(manifest: Manifest, models: dict[str, Prepared]) -> None:
+def _check_models(manifest: Manifest, models: Models) -> None:
     """Refuse what a model cannot do; a client that knows the models never asks for it."""
     for name, asked in manifest.models.items():
-        prepared = models[name]
+        prepared = models[name][0]
         if not prepared.fits(manifest.kind):
             raise InputError(f"is of kind {manifest.kind}, which {name} does not embed", manifest.fasta)
         if max(output.layer for output in asked.outputs) > prepared.layers:
@@ -278,7 +219,7 @@ def _check_models(manifest: Manifest, models: dict[str, Prepared]) -> None:
             )
 
 
-def _check_room(manifest: Manifest, directory: Path, models: dict[str, Prepared]) -> None:
+def _check_room(manifest: Manifest, directory: Path, models: Models) -> None:
     """Refuse residues for which the disk has no room: once in blocks, once in the embeddings file."""
     item = np.dtype(manifest.store_dtype).itemsize
     needed = 0
@@ -288,7 +229,7 @@ def _check_room(manifest: Manifest, directory: Path, models: dict[str, Prepared]
             known = DistinctSequences(directory, name)
             distinct = int(known.lengths.sum())
             all_rows = int(known.lengths[known.rows].sum())
-            needed += layers * models[name].width * item * (distinct + all_rows)
+            needed += layers * models[name][0].width * item * (distinct + all_rows)
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise ResourceError(
@@ -304,110 +245,3 @@ def _check_there(manifest: Manifest) -> None:
     except OSError as error:
         where = f"(by the pool on {socket.gethostname()})"
         raise InputError(f"cannot be read: {error.strerror} {where}", manifest.fasta) from None
-
-
-def _rows(manifest: Manifest, number: int, record: Record) -> Iterator[Row]:
-    if manifest.kind == "contigs":
-        for found in find_frames(record.sequence, manifest.chunk_length):
-            identifier = frame_id(record.id, found.chunk, found.frame)
-            texts = {Alphabet.PROTEIN.name: found.protein, Alphabet.NUCLEOTIDE.name: found.nucleotides}
-            yield Row(identifier, number, found.chunk, found.frame, texts)
-    else:
-        (alphabet,) = KINDS[manifest.kind]
-        yield Row(record.id, number, 0, 0, {alphabet.name: record.sequence})
-
-
-def finish_sample(
-    manifest: Manifest,
-    directory: Path,
-    models: dict[str, Prepared],
-    places: dict[str, tuple[list[Path], np.ndarray]],
-    failures: dict[str, dict[int, tuple[str, str]]],
-    precision: str,
-    software: dict[str, str],
-    cache: Exchange | None = None,
-) -> Finished:
-    """Complete the embeddings file of a sample whose vectors are all in blocks.
-
-    Args:
-        manifest: The job.
-        directory: Its work directory, as :func:`read_sample` left it.
-        models: Descriptions of the prepared models.
-        places: For each model what :meth:`blocks.BlockStore.locate` gave for its distinct sequences.
-        failures: For each model the distinct sequences that were given up, with status and reason.
-        precision: What the models computed in, for the file's attributes.
-        software: Names and versions, for the file's attributes.
-        cache: The shared cache, if there is one, which gets what was computed.
-    """
-    sequences = {name: DistinctSequences(directory, name) for name in places}
-    lost: dict[int, tuple[str, str]] = {}
-    for name, reasons in failures.items():
-        rows = sequences[name].rows
-        for row in np.flatnonzero(np.isin(rows, list(reasons))).tolist():
-            status, reason = reasons[int(rows[row])]
-            known_status = "failed" if manifest.kind == "contigs" else status  # whose tables know no other
-            lost[row] = known_status, f"{name}: {reason}"
-    kept = np.ones(len(next(iter(sequences.values())).rows), bool)
-    kept[list(lost)] = False
-    given_up: dict[str, str] = {}
-    fates: dict[int, Fate] = {}
-    path = directory / EMBEDDINGS_FILE
-    with EmbeddingsWriter.reopen(path, software) as file:
-        if lost:
-            ordered = [lost[row] for row in sorted(lost)]
-            taken = file.fail_rows(~kept, [status for status, _ in ordered])
-            given_up = {name: reason for (name, _), (_, reason) in zip(taken, ordered, strict=True)}
-            fates = {
-                record: Fate(status, 0, reason) for (_, record), (status, reason) in zip(taken, ordered, strict=True)
-            }
-        statuses = file.count_statuses()
-        for name, (paths, where) in places.items():
-            rows = sequences[name].rows[kept]
-            for output in manifest.models[name].outputs:
-                described = (name, models[name], output, manifest.store_dtype, precision)
-                if output.pooling == "residues":
-                    counts = sequences[name].lengths[rows].astype(np.int64) - models[name].around
-                    file.write_residues(*described, counts, gather_residues(paths, where, rows, output.name))
-                else:
-                    file.write_matrix(*described, gather(paths, where, rows, output.name))
-    _write_records(manifest, path, fates)
-    origins: dict[str, dict[str, str]] = {}
-    statuses["cached"] = 0
-    for name, (paths, where) in places.items():
-        found = [Block(path).origins for path in paths]
-        origins |= {repr(origin): origin for each in found for origin in each}
-        is_fetched = np.array([bool(each) for each in found] + [False])[where[:, 0]]  # the last one for -1, given up
-        statuses["cached"] += int(np.count_nonzero(is_fetched))
-        if cache:
-            recipe = make_recipe(manifest.models[name], manifest.store_dtype)
-            computed = (where[:, 0] >= 0) & ~is_fetched
-            cache.keep(recipe, models[name], sequences[name], paths, where, computed, manifest.run)
-    for entry in directory.iterdir():
-        if entry.name not in (EMBEDDINGS_FILE, RECORDS_FILE):
-            entry.unlink()
-    return Finished(given_up, statuses, list(origins.values())[:ORIGINS])
-
-
-def _write_records(manifest: Manifest, embeddings: Path, fates: dict[int, Fate]) -> None:
-    """Write what became of every record of the input, a line each.
-
-    Args:
-        manifest: The job.
-        embeddings: Its complete embeddings file; the table goes beside it.
-        fates: By index, of records that were given up.
-    """
-    number = 0
-    with (
-        EmbeddingsFile(embeddings) as reader,
-        atomic_text(embeddings.with_name(RECORDS_FILE)) as table,
-        open(embeddings.with_name(PROBLEMS_FILE), encoding="utf-8") as problems,
-    ):
-        table.write("\t".join(RECORD_COLUMNS) + "\n")
-        for records in reader.record_blocks():
-            told = (records.ids, records.length.tolist(), records.residues_used.tolist(), records.status)
-            for name, length, used, status in zip(*told, strict=True):
-                problem = next(problems).rstrip("\n") if status == "bad_letters" else ""
-                fate = fates.get(number) or judge(manifest, length, problem)
-                reason = "no chunk has a frame without a stop" if status == "no_stop_free_frame" else fate.reason
-                table.write("\t".join((name, str(length), str(used), status, reason)) + "\n")
-                number += 1

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,11 @@ from .devices import Devices
 from .distinct import DistinctSequences
 from .events import Embedded, GivenUp, TooLarge
 from .exchange import Exchange
+from .finish import EMBEDDINGS_FILE, copy_sample, finish_sample, join_parts
 from .hardware import name_devices, torch_versions
 from .ledger import Job, Ledger
 from .readers import Done, Readers
-from .sample import EMBEDDINGS_FILE, Contents, copy_sample, finish_sample, read_sample
+from .sample import Contents, read_part, read_sample
 from .settings import PoolSettings
 
 SHORTEST_PAUSE_S = 0.02
@@ -99,7 +101,7 @@ class Supervisor:
             self.devices.start()
             while not self._ended():
                 self._claim()
-                self.devices.dispatch(self.ledger, more=any(not job.sequences for job in self.jobs.values()))
+                self.devices.dispatch(self.ledger, more=any(job.is_unread for job in self.jobs.values()))
                 self._poll()
                 self._beat()
             self._drain()
@@ -182,21 +184,30 @@ class Supervisor:
         ahead_tokens = WINDOW_BATCHES * self.settings.tokens_per_batch * len(self.devices.devices)
         if self.ledger.waiting_tokens > ahead_tokens or not self.readers.room:
             return
-        for manifest in self.spool.claim(self.name, lambda job: self.state.serves(job.weights, job.precision)):
+        for manifest in self.spool.claim(self.name, self._accepts):
             if any(job.manifest.job == manifest.job for job in self.jobs.values()):
                 continue  # handed in again by another client, after it was claimed
             if not self.jobs:
                 self.devices.speed.restart()
-            directory = self.spool.work_directory(self.name, manifest.job)
+            is_part = manifest.part >= 0
+            where = self.spool.part_directory(manifest) if is_part else None
+            directory = where or self.spool.work_directory(self.name, manifest.job)
             job = self.jobs[self.number] = Job(self.number, manifest, directory, time.monotonic())
             self.number += 1
             self.last_work = time.monotonic()
-            if twin := self.spool.twin(manifest):
+            models = self._models_of(manifest)
+            if is_part:
+                self.readers.send(read_part, (manifest, directory, models, self.cache), job)
+            elif twin := self.spool.twin(manifest):
                 self.readers.send(copy_sample, (manifest, directory, twin), job)
             else:
-                self.readers.send(read_sample, (manifest, directory, self._models_of(manifest), self.cache), job)
+                self.readers.send(read_sample, (manifest, directory, models, self.precision, self.cache), job)
             if not self.readers.room:
                 return
+
+    def _accepts(self, job: Manifest) -> bool:
+        """Whether a job is for this pool: its models, and for a part of a sample what the others are computed in."""
+        return self.state.serves(job.weights, job.precision) and job.computed_in in ("", self.precision)
 
     def _poll(self) -> None:
         """Handle what readers and devices have done, or wait a little for it."""
@@ -241,11 +252,14 @@ class Supervisor:
         """Go on with a job that has been read or written, or end it."""
         if done.error is not None:
             self._failed(job, done.error)
-        elif done.function is read_sample:
+        elif done.function in (read_sample, read_part):
             self._admit(job, done.result, done.seconds)
         elif done.function is copy_sample:
             job.take_over(done.result)
             self._receipt(job, "", {})
+        elif done.function is join_parts:
+            self._receipt(job, "", job.take_together())
+            self.spool.drop_parts(job.manifest.whole)
         else:
             job.counts |= done.result.counts
             job.origins = done.result.origins
@@ -257,15 +271,32 @@ class Supervisor:
         job.warnings, job.fetched = found.warnings, found.fetched
         for warning in found.warnings:
             log.warning("%s: %s", job.manifest.sample, warning)
+        if job.manifest.part < 0:
+            self.read_bytes[job.manifest.kind] += job.manifest.size_bytes
+        if found.parts:
+            job.parts = dict.fromkeys(range(found.parts))
+            return
         asked = job.manifest.models
         job.recipes = {model: make_recipe(request, job.manifest.store_dtype) for model, request in asked.items()}
         job.sequences = {model: DistinctSequences(job.directory, model) for model in asked}
         job.counts["sequences"] = sum(len(sequences.digests) for sequences in job.sequences.values())
         job.counts["tokens"] = sum(int(sequences.lengths.sum()) for sequences in job.sequences.values())
         self.read_tokens[job.manifest.kind] += job.counts["tokens"]
-        self.read_bytes[job.manifest.kind] += job.manifest.size_bytes
         if self.ledger.admit(job):
             self._write(job)
+
+    def _look_at_parts(self) -> None:
+        """Have the parts of large samples joined when all are done, here or by other pools."""
+        for job in [job for job in self.jobs.values() if job.lacks_parts]:
+            for number in [number for number, outcome in job.parts.items() if outcome is None]:
+                outcome = job.parts[number] = self.spool.part_outcome(replace(job.manifest, part=number))
+                if outcome is not None and outcome.state == "failed":
+                    self._receipt(job, outcome.error)
+                    break
+            else:
+                if not job.lacks_parts:
+                    parts = [self.spool.part_directory(replace(job.manifest, part=number)) for number in job.parts]
+                    self.readers.send(join_parts, (job.directory, parts, self.software), job)
 
     def _write(self, job: Job) -> None:
         """Have the embeddings of a job written, now that it lacks nothing."""
@@ -299,12 +330,16 @@ class Supervisor:
         self.ledger.close(job)
         if not self.jobs and not self.spool.waiting():  # the jobs of adopted blocks have gone elsewhere
             self.ledger.sweep()
-        self.outcomes["failed" if error else "done"] += 1
-        if error:
-            log.error("%s: failed: %s", outcome.sample, error)
+        name = outcome.sample
+        if job.manifest.part < 0:
+            self.outcomes["failed" if error else "done"] += 1
         else:
-            log.info("%s: done, %d rows in %.1f s", outcome.sample, job.counts["rows"], outcome.seconds["total_s"])
-        for row, reason in outcome.failures.items():
+            name += f", part {job.manifest.part + 1}"
+        if error:
+            log.error("%s: failed: %s", name, error)
+        else:
+            log.info("%s: done, %d rows in %.1f s", name, job.counts["rows"], outcome.seconds["total_s"])
+        for row, reason in outcome.failures.items() if not job.parts else ():
             log.error("%s: %s was given up: %s", outcome.sample, row, reason)
 
     # What others see
@@ -313,6 +348,7 @@ class Supervisor:
         """Publish the state about once a second, and look for dead pools now and then."""
         now = time.monotonic()
         if now - self.beaten > BEAT_S:
+            self._look_at_parts()
             self._publish()
         if now - self.looked > TAKE_OVER_S and not self.stop_reason:
             self._take_over()

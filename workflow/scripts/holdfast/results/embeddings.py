@@ -166,6 +166,7 @@ class EmbeddingsFile:
         kind: One of :data:`.registry.KINDS`.
         chunk_length_bp: 0 but for kind ``contigs``.
         job: Name of the job that made it.
+        input_sha256: Digest of the file that its records come from (hex).
         software: Name to version of the programs that computed it.
         matrices: The attributes of each, by ``MODEL/LAYER/POOLING``.
         row_count: N.
@@ -212,7 +213,7 @@ class EmbeddingsFile:
         if root.kind not in KINDS or (root.kind == "contigs") != (root.chunk_length_bp > 0):
             raise ValueError(f"kind {root.kind} with chunk length {root.chunk_length_bp}")
         self.sample, self.kind, self.chunk_length_bp = root.sample, root.kind, root.chunk_length_bp
-        self.job = root.job
+        self.job, self.input_sha256 = root.job, root.input_sha256
         self.software: dict[str, str] = parse_json(root.software)
         self.row_count = len(self._file["ids"])
         self.record_count = len(self._file["records/ids"])
@@ -335,6 +336,23 @@ class EmbeddingsFile:
                 raise ValueError(f"offsets of {name} are out of order")
             values: np.ndarray = self._file[name][bounds[0] : bounds[-1]]
         return np.split(values, bounds[1:-1] - bounds[0])
+
+    def vectors(self, name: str) -> int:
+        """Vectors of a matrix: N, or all residues."""
+        return len(self._file[name])
+
+    def offsets(self, name: str) -> np.ndarray:
+        """Where the residues of each row begin, and their number, int64 [N + 1], of ``MODEL/LAYER/residues``."""
+        with self._speaking():
+            offsets: np.ndarray = self._file[f"{name.rpartition('/')[0]}/offsets"][:]
+        return offsets
+
+    def vector_blocks(self, name: str, block_rows: int = BLOCK_ROWS) -> Iterator[np.ndarray]:
+        """The vectors of a matrix, in order, float16 or float32 [at most block_rows, D], as stored."""
+        for start in range(0, self.vectors(name), block_rows):
+            with self._speaking():
+                block = self._file[name][start : start + block_rows]
+            yield block
 
     def take(self, rows: np.ndarray, matrix: str) -> tuple[np.ndarray, np.ndarray]:
         """Some rows of one matrix.

@@ -8,7 +8,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +27,7 @@ from .embeddings import (
     RECORD_STATUSES,
     ROW_COLUMNS,
     TABLE_CHUNK_ROWS,
+    EmbeddingsFile,
 )
 
 
@@ -76,7 +77,7 @@ def open_hdf5(path: Path, mode: str, **options: Any) -> Iterator[tuple[h5py.File
 
 
 class EmbeddingsWriter:
-    """Fills a results file; made by :meth:`create`, then by :meth:`reopen`.
+    """Fills a results file; made by :meth:`create` for the rows, then by :meth:`reopen` for the matrices.
 
     Every method raises OSError where the disk is full or fails.
     """
@@ -114,25 +115,35 @@ class EmbeddingsWriter:
 
     @classmethod
     @contextmanager
-    def reopen(cls, path: str | Path, software: Mapping[str, str]) -> Iterator[Self]:
+    def reopen(cls, path: str | Path, software: Mapping[str, str], rows: str | Path | None = None) -> Iterator[Self]:
         """Give a writer for the matrices; afterwards the file is complete.
 
         Args:
-            path: What :meth:`create` left.
+            path: The results file, which :meth:`create` left.
+            rows: Where that has left it, if elsewhere; it stays as it is.
             software: Name to version of the programs that computed the embeddings.
         """
         with temporary_path(path) as temporary:
-            shutil.copyfile(path, temporary)
+            shutil.copyfile(rows or path, temporary)
             with open_hdf5(temporary, "r+") as (file, output):
-                yield cls(file, output)
-                file.attrs.update({"software": json.dumps(dict(software)), "complete": True})
+                writer = cls(file, output)
+                yield writer
+                writer.complete(software)
+
+    def complete(self, software: Mapping[str, str]) -> None:
+        """Note the programs, and that all is there."""
+        self._file.attrs.update({"software": json.dumps(dict(software)), "complete": True})
 
     def name_input(self, sha256: str) -> None:
-        """Note the digest of the file that the records came from, once it is known (hex)."""
+        """Note the digest of the file that the records come from (hex)."""
         self._file.attrs["input_sha256"] = sha256
 
     def append_records(
-        self, ids: Sequence[str], lengths: Sequence[int], used: Sequence[int], statuses: Sequence[str]
+        self,
+        ids: Sequence[str],
+        lengths: Sequence[int] | np.ndarray,
+        used: Sequence[int] | np.ndarray,
+        statuses: Sequence[str],
     ) -> None:
         """Append records of the input, in its order: every record, whether rows follow from it or not."""
         codes = [RECORD_STATUSES.index(status) for status in statuses]
@@ -151,6 +162,32 @@ class EmbeddingsWriter:
         digests = np.frombuffer(b"".join(sha256), np.uint8).reshape(-1, DIGEST_BYTES)
         columns = {"ids": ids, "length": lengths, "sha256": digests, "record": record, "chunk": chunk, "frame": frame}
         self._append("/", columns)
+
+    def append_part(self, part: EmbeddingsFile, before: int) -> None:
+        """Append records and rows of another file, whose first record is number ``before`` here."""
+        for records in part.record_blocks():
+            self.append_records(records.ids, records.length, records.residues_used, records.status)
+        for rows in part.blocks():
+            digests = [digest.tobytes() for digest in rows.sha256]
+            self.append_rows(rows.ids, rows.length, digests, rows.record + before, rows.chunk, rows.frame)
+
+    def join_matrix(self, name: str, parts: Sequence[EmbeddingsFile]) -> None:
+        """Write a matrix, or residues with their offsets, from those of other files, one behind the other."""
+        attributes, is_residues = parts[0].matrices[name], parts[0].matrices[name]["pooling"] == "residues"
+        sizes = [part.vectors(name) for part in parts]
+        if is_residues:
+            start, offsets = 0, [np.zeros(1, np.int64)]
+            for part, size in zip(parts, sizes, strict=True):
+                offsets.append(part.offsets(name)[1:] + start)
+                start += size
+            self._write_offsets(name, np.concatenate(offsets))
+        matrix = self._create_matrix(name, sum(sizes), attributes["width"], parts[0].dtype(name), attributes)
+        stop = 0
+        for part in parts:
+            for block in part.vector_blocks(name):
+                start, stop = stop, stop + len(block)
+                matrix[start:stop] = block
+                self._output.check()
 
     def mark_empty(self, status: str) -> None:
         """Give records that are well, and of which no row was appended, another status."""
@@ -242,10 +279,7 @@ class EmbeddingsWriter:
             ResourceError: as there.
         """
         offsets = np.cumsum([0, *counts], dtype=np.int64)
-        column = f"{model}/{output.layer}/offsets"
-        _create_column(self._file, column, offsets.dtype)
-        self._file[column].resize(len(offsets), axis=0)
-        self._file[column][:] = offsets
+        self._write_offsets(f"{model}/{output.name}", offsets)
         self._write(model, prepared, output, store_dtype, precision, int(offsets[-1]), blocks)
 
     def _write(
@@ -259,25 +293,20 @@ class EmbeddingsWriter:
         blocks: Iterable[np.ndarray],
     ) -> None:
         name, width = f"{model}/{output.name}", prepared.width
-        chunk_rows = min(MATRIX_CHUNK_ROWS, max(rows, 1))
-        matrix = self._file.create_dataset(
-            name, (rows, width), store_dtype, maxshape=(None, width), chunks=(chunk_rows, width)
-        )
-        matrix.attrs.update(
-            {
-                "family": prepared.family,
-                "alphabet": prepared.alphabet,
-                "width": width,
-                "source": prepared.source,
-                "source_sha256": prepared.source_sha256,
-                "weights_sha256": prepared.weights_sha256,
-                "synthetic": prepared.synthetic,
-                "layer": output.layer,
-                "pooling": output.pooling,
-                "mean_of": prepared.mean_of,
-                "precision": precision,
-            }
-        )
+        attributes = {
+            "family": prepared.family,
+            "alphabet": prepared.alphabet,
+            "width": width,
+            "source": prepared.source,
+            "source_sha256": prepared.source_sha256,
+            "weights_sha256": prepared.weights_sha256,
+            "synthetic": prepared.synthetic,
+            "layer": output.layer,
+            "pooling": output.pooling,
+            "mean_of": prepared.mean_of,
+            "precision": precision,
+        }
+        matrix = self._create_matrix(name, rows, width, np.dtype(store_dtype), attributes)
         start = 0
         for block in blocks:
             stop = start + len(block)
@@ -288,6 +317,23 @@ class EmbeddingsWriter:
             start = stop
         if start != rows:
             raise ValueError(f"matrix {name} has {start} of {rows} rows")
+
+    def _create_matrix(
+        self, name: str, rows: int, width: int, dtype: np.dtype, attributes: Mapping[str, Any]
+    ) -> h5py.Dataset:
+        chunk_rows = min(MATRIX_CHUNK_ROWS, max(rows, 1))
+        matrix = self._file.create_dataset(
+            name, (rows, width), dtype, maxshape=(None, width), chunks=(chunk_rows, width)
+        )
+        matrix.attrs.update(attributes)
+        return matrix
+
+    def _write_offsets(self, residues: str, offsets: np.ndarray) -> None:
+        """Write where the residues of each row begin, beside the matrix of residues of this name; int64 [N + 1]."""
+        column = f"{residues.rpartition('/')[0]}/offsets"
+        _create_column(self._file, column, offsets.dtype)
+        self._file[column].resize(len(offsets), axis=0)
+        self._file[column][:] = offsets
 
     def _append(self, table: str, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> None:
         counts = {name: len(column) for name, column in columns.items()}
@@ -317,6 +363,33 @@ class EmbeddingsWriter:
                 "set store_dtype: float32 in the config"
             )
         return stored
+
+
+def join_embeddings(parts: Sequence[Path], target: Path, software: Mapping[str, str]) -> None:
+    """Put complete files of the parts of a sample one behind the other.
+
+    Args:
+        parts: The files, in order; all have the same matrices, or none where it has no rows.
+        target: The file of the sample; replaced if it exists.
+        software: Name to version of the programs that computed the embeddings.
+
+    Raises:
+        InputError: a part that cannot be read.
+        OSError: the disk is full or fails.
+    """
+    with ExitStack() as stack:
+        readers = [stack.enter_context(EmbeddingsFile(path)) for path in parts]
+        first = readers[0]
+        created = EmbeddingsWriter.create(target, first.sample, first.kind, first.chunk_length_bp, first.job)
+        with created as writer:
+            writer.name_input(first.input_sha256)
+            before = 0
+            for reader in readers:
+                writer.append_part(reader, before)
+                before += reader.record_count
+            for name in first.matrices:
+                writer.join_matrix(name, readers)
+            writer.complete(software)
 
 
 def copy_embeddings(source: Path, target: Path, sample: str, job: str) -> None:

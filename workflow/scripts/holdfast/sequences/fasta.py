@@ -4,7 +4,7 @@ Owns what an input file may hold. Bytes are decompressed (plain, gzip, bzip2, xz
 the name), cut block by block into records, and leave as :class:`Record`: upper case, without white space, ids unique. A
 record with letters of no alphabet leaves with what is wrong with it; whatever makes a file doubtful as a whole is an
 error. Lines are counted on the way: a file is read once. Memory is about four times the longest record, whose size is
-limited since compressed files may grow to anything, and 150 bytes a record to notice a repeated id.
+limited since compressed files may grow to anything, and what :mod:`.ids` takes to notice a repeated id.
 """
 
 import bz2
@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn, Protocol
 from ..documents import name_format
 from ..errors import InputError
 from . import Alphabet
+from .ids import Ids, KnownIds
 
 LONGEST_RECORD_BYTES = 2**30  # of text; the longest chromosome of wheat has 0.85 billion bases
 LONGEST_ID = 4096  # letters; every frame of a record carries its id
@@ -56,7 +57,9 @@ class Record(NamedTuple):
     problem: str = ""
 
 
-def read_records(path: str | PathLike[str], alphabet: Alphabet, digest: Digest | None = None) -> Iterator[Record]:
+def read_records(
+    path: str | PathLike[str], alphabet: Alphabet, digest: Digest | None = None, ids: KnownIds | None = None
+) -> Iterator[Record]:
     """Yield the records of a FASTA or FASTQ file in their order; the content, not the name, says which it is.
 
     Dropped are white space inside a sequence, descriptions, qualities, and lines of FASTA that start with ``#``. In
@@ -67,12 +70,13 @@ def read_records(path: str | PathLike[str], alphabet: Alphabet, digest: Digest |
         path: The file, which is read once; a pipe will do.
         alphabet: The letters that its sequences should hold.
         digest: Takes in every byte of the file as it lies on disk, compressed or not; complete after the last record.
+        ids: Notices ids that are there twice; None to keep them all in memory.
 
     Raises:
         InputError: the file is missing, unreadable, damaged or of another format, or an id is empty or repeated; it
             names file, line and record.
     """
-    reader = _Reader(path, alphabet)
+    reader = _Reader(path, alphabet, ids or Ids())
     try:
         with _DigestedFile(path) as raw, BufferedReader(raw, _BLOCK_BYTES) as file:
             raw.digest = digest
@@ -171,8 +175,9 @@ def _text_blocks(file: BinaryIO) -> Iterator[bytes]:
 class _Reader:
     """Cuts the text of one file into records and checks them; knows the line of the record that it reads."""
 
-    def __init__(self, path: str | PathLike[str], alphabet: Alphabet) -> None:
+    def __init__(self, path: str | PathLike[str], alphabet: Alphabet, ids: KnownIds) -> None:
         self._path = path
+        self._ids = ids
         self._alphabet = alphabet
         letters = alphabet.value.encode()  # what is none of them becomes a byte that is not ASCII
         self._allowed = alphabet.value + alphabet.value.lower() + whitespace
@@ -182,7 +187,6 @@ class _Reader:
             table = table.translate(bytes.maketrans(b"U", b"T"))
             table = bytes(ord("N") if letter in GAPS.encode() else to for letter, to in enumerate(table))
         self._table = table
-        self._lines_of_ids: dict[bytes, int] = {}
         self._line = 0  # of the LF before the text; the first of the file is 1
 
     def records(self, blocks: Iterator[bytes], decompressed: bool) -> Iterator[Record]:
@@ -252,7 +256,7 @@ class _Reader:
         """Return the record of a header without its mark, and of a text whose letters begin at ``start``."""
         identifier, *_ = header.decode().split(None, 1) or [""]
         known_by = blake2b(identifier.encode(), digest_size=16).digest()
-        first_line = self._lines_of_ids.setdefault(known_by, self._line)
+        first_line = self._ids.first_line(known_by, self._line)
         if first_line != self._line or not 0 < len(identifier) <= LONGEST_ID or "\0" in identifier:
             self._refuse_id(identifier, first_line)
         sequence = text[start:].translate(self._table, _WHITESPACE)

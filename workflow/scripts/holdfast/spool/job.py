@@ -37,8 +37,10 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 STORE_DTYPES = ("float16", "float32")
 
 
-PROVENANCE = ("sample", "fasta", "size_bytes", "run")
-"""Fields of a manifest on which its result does not depend."""
+PROVENANCE = ("sample", "fasta", "size_bytes", "run", "part", "computed_in")
+"""Fields of a manifest on which the result of the whole does not depend."""
+PART_PATTERN = re.compile(r"(.+-[0-9a-f]{16})\.([0-9]{6})")
+"""Name of the job of a part: that of the whole, and the number."""
 
 
 class ManifestError(HoldfastError):
@@ -77,6 +79,8 @@ class Manifest:
         precision: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
         store_dtype: ``float16`` or ``float32``.
         run: Run of the workflow that handed it in; empty by hand.
+        part: Number of a part of the sample, from 0; -1 for the whole.
+        computed_in: What the models must compute this part in: as the others do; empty for the whole.
     """
 
     sample: str
@@ -89,6 +93,8 @@ class Manifest:
     precision: str
     store_dtype: str
     run: str = ""
+    part: int = -1
+    computed_in: str = ""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -103,9 +109,14 @@ class Manifest:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
-    def job(self) -> str:
-        """``SAMPLE-DIGEST``."""
+    def whole(self) -> str:
+        """Name of the job of the whole sample, ``SAMPLE-DIGEST``."""
         return f"{self.sample}-{self.digest}"
+
+    @property
+    def job(self) -> str:
+        """Name of the job: that of the whole or, for a part, ``SAMPLE-DIGEST.NUMBER``."""
+        return self.whole if self.part < 0 else f"{self.whole}.{self.part:06d}"
 
     def dump(self) -> str:
         """The manifest as JSON text."""
@@ -233,6 +244,8 @@ def _checks(manifest: Manifest) -> dict[str, bool]:
         "input_sha256": DIGEST_PATTERN.fullmatch(manifest.input_sha256 or "0" * 64) is not None,
         "chunk_length": manifest.chunk_length in (range(3, 100_001) if manifest.kind == "contigs" else (0,)),
         "precision": manifest.precision in PRECISIONS,
+        "part": -1 <= manifest.part < 10**6,
+        "computed_in": manifest.computed_in in ("", *PRECISIONS[1:]),
         "store_dtype": manifest.store_dtype in STORE_DTYPES,
         "models": kind is not None
         and 0 < len(manifest.models) <= MODELS

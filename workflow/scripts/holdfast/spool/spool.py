@@ -2,9 +2,10 @@
 
 ``incoming/JOB.json`` is a submitted manifest; ``claimed/POOL/JOB.json`` one that a pool took, by rename, so that no
 two pools ever take the same; ``done/JOB/`` holds the embeddings and the receipt of a finished job, ``failed/JOB/``
-the receipt of a failed one. ``work/POOL/`` and ``blocks/POOL/`` are a pool's own, ``pools/POOL.json`` its state (see
-:mod:`.state`). ``format`` says for which versions of this package the spool is. Nothing outside the spool is ever
-written because of a manifest, and every host may see the spool at a path of its own.
+the receipt of a failed one. ``parts/JOB/NUMBER/`` is a part of a large sample, read, and later done: a job that any
+pool may take, while one has the job of the whole. ``work/POOL/`` and ``blocks/POOL/`` are a pool's own,
+``pools/POOL.json`` its state (see :mod:`.state`). ``format`` says for which versions of this package the spool is.
+Nothing outside the spool is ever written because of a manifest, and every host may see the spool at a path of its own.
 """
 
 import os
@@ -18,11 +19,23 @@ from pathlib import Path
 
 from ..errors import ResourceError
 from ..files import atomic_text, sync_directory
-from .job import FORMAT_VERSION, MANIFEST_LIMIT_BYTES, Manifest, ManifestError, Receipt, parse_manifest, read_receipt
+from .job import (
+    FORMAT_VERSION,
+    MANIFEST_LIMIT_BYTES,
+    PART_PATTERN,
+    Manifest,
+    ManifestError,
+    Receipt,
+    parse_manifest,
+    read_receipt,
+)
 from .state import Observer, PoolState, published_states
 
-DIRECTORIES = ("incoming", "claimed", "done", "failed", "work", "blocks", "pools")
+DIRECTORIES = ("incoming", "claimed", "done", "failed", "work", "parts", "blocks", "pools")
+RESULT = ("embeddings.h5", "records.tsv", "receipt.json")
+"""What is left of a job that is done."""
 FORMAT_FILE = "format"
+PRECISION_FILE = "precision"
 
 
 class Spool:
@@ -181,7 +194,14 @@ class Spool:
             ResourceError: the claim is not the pool's any more; nothing is written.
         """
         self.check_claims(pool, outcome.job)
-        outcome.write(work / "receipt.json")
+        is_part = PART_PATTERN.fullmatch(outcome.job) is not None
+        if not is_part or work.is_dir():  # where the sample has failed meanwhile its parts may be gone
+            outcome.write(work / "receipt.json")
+            if outcome.state == "done":
+                _tidy(work)
+        if is_part:
+            (self.root / "claimed" / pool / f"{outcome.job}.json").unlink(missing_ok=True)
+            return
         target = self.root / outcome.state / outcome.job
         shutil.rmtree(target, ignore_errors=True)
         os.rename(work, target)
@@ -234,6 +254,49 @@ class Spool:
         directory.mkdir(mode=0o700)
         return directory
 
+    def part_directory(self, part: Manifest) -> Path:
+        """Where a part of a sample is read, embedded and kept until all are done."""
+        return self.root / "parts" / part.whole / f"{part.part:06d}"
+
+    def open_parts(self, job: Manifest, precision: str) -> None:
+        """Begin to keep parts of a job, whose models compute in ``precision``."""
+        directory = self.root / "parts" / job.whole
+        directory.mkdir(mode=0o700, exist_ok=True)
+        with atomic_text(directory / PRECISION_FILE) as file:
+            file.write(precision)
+
+    def has_parts(self, job: Manifest, precision: str) -> bool:
+        """Whether there are parts of a job that another pool has left; those of another precision are removed."""
+        try:
+            if (self.root / "parts" / job.whole / PRECISION_FILE).read_text() == precision:
+                return True
+        except FileNotFoundError:
+            pass
+        self.drop_parts(job.whole)
+        return False
+
+    def hand_in_part(self, part: Manifest, work: Path) -> None:
+        """Put what was read of a part from a work directory to where any pool finds it, unless it is there already."""
+        directory = self.part_directory(part)
+        if not directory.exists():
+            os.rename(work, directory)
+            work.mkdir(mode=0o700)
+        if not (directory / "receipt.json").exists():
+            self.submit(part)
+
+    def part_outcome(self, part: Manifest) -> Receipt | None:
+        """The receipt of a part; one that failed is forgotten, so that it is tried again with the sample."""
+        outcome = read_receipt(self.part_directory(part) / "receipt.json")
+        if outcome is not None and outcome.state == "failed":
+            (self.part_directory(part) / "receipt.json").unlink(missing_ok=True)
+        return outcome
+
+    def drop_parts(self, whole: str) -> None:
+        """Remove all parts of a job, those that wait too."""
+        for path in self.root.glob(f"incoming/{whole}.[0-9]*.json"):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.root / "parts" / whole, ignore_errors=True)
+
     def receipt(self, job: str) -> Receipt | None:
         """The receipt of a job, if it has one; its embeddings are where this host sees them."""
         outcome = read_receipt(self.root / "done" / job / "receipt.json")
@@ -243,12 +306,23 @@ class Spool:
         return outcome or read_receipt(self.root / "failed" / job / "receipt.json")
 
     def forget(self, jobs: Mapping[str, str]) -> None:
-        """Remove finished jobs of these samples other than the ones named: results of earlier inputs or settings."""
-        for state in ("done", "failed"):
+        """Remove jobs of these samples other than those named: of earlier inputs or settings, finished or waiting."""
+        for state in ("done", "failed", "parts"):
             for directory in (self.root / state).iterdir():
                 keep = jobs.get(directory.name.rpartition("-")[0])
                 if keep is not None and directory.name != keep:
                     shutil.rmtree(directory, ignore_errors=True)
+        for name in self.waiting():
+            sample, _, digest = name.removesuffix(".json").rpartition("-")
+            if sample in jobs and jobs[sample] != f"{sample}-{digest[:16]}":
+                (self.root / "incoming" / name).unlink(missing_ok=True)
+
+
+def _tidy(directory: Path) -> None:
+    """Remove what was needed to make a result."""
+    for path in directory.iterdir():
+        if path.name not in RESULT:
+            path.unlink()
 
 
 def _digest(job: str) -> str:
