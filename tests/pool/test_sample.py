@@ -117,7 +117,7 @@ def finish(
             write_block(path, b"".join(digests), counts[part], arrays)
             store.add(path, digests, uses=[1] * len(part))
         places[model] = store.locate(sequences.digests)
-    given_up, statuses = finish_sample(submitted, directory, known, places, failures, "fp32", SOFTWARE)
+    given_up, found, origins = finish_sample(submitted, directory, known, places, failures, "fp32", SOFTWARE)
     assert len(given_up) == int((~kept).sum())
     assert sorted(os.listdir(directory)) == ["embeddings.h5", "records.tsv"]
     file = read_embeddings(directory / "embeddings.h5")
@@ -130,7 +130,8 @@ def finish(
         else:
             assert file.matrices[name].dtype == dtype
             assert np.array_equal(file.matrices[name], values)
-    assert statuses == {status: file.records.status.count(status) for status in RECORD_STATUSES}
+    assert found == {"cached": 0} | {status: file.records.status.count(status) for status in RECORD_STATUSES}
+    assert origins == []
     check_records(directory, file)
     return wanted
 
@@ -355,7 +356,7 @@ def test_the_receipt_names_the_rows_that_were_given_up(models: dict[str, Path], 
     store.add(block, sequences.digests[1:], uses=[1])
     places = {"esm2": store.locate(sequences.digests)}
     failures = {"esm2": {0: ("failed", "the worker died")}}
-    given_up, statuses = finish_sample(submitted, directory, {"esm2": prepared}, places, failures, "fp32", SOFTWARE)
+    given_up, statuses, _ = finish_sample(submitted, directory, {"esm2": prepared}, places, failures, "fp32", SOFTWARE)
     assert given_up == {"a": "esm2: the worker died", "c": "esm2: the worker died"}
     assert {status: count for status, count in statuses.items() if count} == {"failed": 2, "ok": 1}
 
@@ -449,7 +450,8 @@ def test_long_proteins_are_embedded_as_asked_and_said_to_be(
     path = directory.parent / "s.faa"
     path.write_text(">a\nMKV\n>b\nMKVW**\n>c\nMKVWC\n>d\nMKVWCC\n")
     submitted = job(models, path, "proteins", esm2=options)
-    counts, _, warnings = read(submitted, directory, models)
+    counts, _, warnings, fetched = read(submitted, directory, models)
+    assert fetched == {}
     assert {status: counts[status] for status in set(statuses)} == {
         status: statuses.count(status) for status in set(statuses)
     }
