@@ -56,15 +56,20 @@ class Client:
         """
         letters, lengths = (SENSE_CODONS, [CHUNK_BP // 3]) if kind == "contigs" else (RESIDUES, residues_aa)
         choices, choice = self._letters.choices, self._letters.choice
-        fitting = {model: known for model, known in self.known.items() if known.fits(kind)}
-        requests = {model: make_request(model, known, ASKED) for model, known in fitting.items()}
-        jobs = []
+        paths = []
         for _ in range(samples):
             self._number += 1
             path = self.directory / f"sample{self._number}.fasta"
             sequences = ("".join(choices(letters, k=choice(lengths))) for _ in range(records))
             path.write_text("".join(f">r{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
-            jobs.append(make_manifest(path.stem, kind, str(path), CHUNK_BP, requests, "auto", "float32"))
+            paths.append(path)
+        return self.embed(paths, kind)
+
+    def embed(self, paths: Sequence[Path], kind: str = "proteins") -> tuple[float, list[Receipt]]:
+        """Seconds from the first submission of these files to the last receipt, and the receipts."""
+        fitting = {model: known for model, known in self.known.items() if known.fits(kind)}
+        requests = {model: make_request(model, known, ASKED) for model, known in fitting.items()}
+        jobs = [make_manifest(path.stem, kind, str(path), CHUNK_BP, requests, "auto", "float32") for path in paths]
         began = time.perf_counter()
         for job in jobs:
             self.spool.submit(job)

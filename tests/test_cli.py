@@ -14,7 +14,9 @@ from holdfast.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 ENTRY = ROOT / "workflow/scripts/entry.py"
-PEOPLE = {"embed", "prepare", "frames", "export", "serve", "status", "forget", "convert-classifier", "crate"}
+PEOPLE = {
+    *("embed", "prepare", "frames", "export", "serve", "status", "cache", "forget", "convert-classifier", "crate"),
+}
 NEEDED = (  # numpy, PyYAML, jsonschema and what that needs
     *("attr", "attrs", "jsonschema", "jsonschema_specifications", "numpy", "numpy.libs", "referencing", "rpds"),
     *("typing_extensions.py", "yaml"),

@@ -52,6 +52,13 @@ RUN = {
     ),
     "grep -l S-0123456789abcdef results/runs/*.json": "cd DIR && grep -l $(cat job) results/runs/*.json",
     "snakemake --unlock": f"{SNAKEMAKE} --unlock",
+    "mkdir /shared/vectors && chgrp lab /shared/vectors && chmod 2770 /shared/vectors": (
+        "mkdir vectors && chmod 2770 vectors"
+    ),
+    "holdfast cache /shared/vectors --limit 2TB": "holdfast cache vectors --limit 2TB",
+    "holdfast cache /shared/vectors": "holdfast cache vectors",
+    "holdfast cache /shared/vectors --prune 500GB": "holdfast cache vectors --prune 500GB",
+    "holdfast cache /shared/vectors --verify": "holdfast cache vectors --verify",
 }
 # By whom else they are run.
 EXTERNAL = "tests/drills/test_external.py"

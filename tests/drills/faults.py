@@ -24,7 +24,7 @@ PLACES = {
     "embed": ("holdfast.pool.worker", "embed"),
     "encode": ("holdfast.pool.worker", "Worker", "embed"),
     "read": ("holdfast.pool.sample", "read_sample"),
-    "finish": ("holdfast.pool.sample", "finish_sample"),
+    "finish": ("holdfast.pool.finish", "finish_sample"),
 }
 
 

@@ -15,20 +15,16 @@ from holdfast.models.esm import VOCABULARY
 from holdfast.models.registry import Output, Prepared, load_tokenizer, read_prepared
 from holdfast.pool.blocks import BlockStore, write_block
 from holdfast.pool.distinct import DistinctSequences
-from holdfast.pool.sample import (
-    BLOCK_ROWS,
-    RECORD_COLUMNS,
-    Contents,
-    Fate,
-    finish_sample,
-    judge,
-    read_sample,
-)
+from holdfast.pool.fates import Fate, judge
+from holdfast.pool.finish import RECORD_COLUMNS, finish_sample
+from holdfast.pool.part import BLOCK_ROWS
+from holdfast.pool.sample import Contents, read_sample
 from holdfast.results.embeddings import RECORD_STATUSES, Embeddings, read_embeddings
 from holdfast.sequences import Alphabet
 from holdfast.sequences.fasta import read_records
 from holdfast.sequences.frames import FRAMES, find_frames
 from holdfast.spool.job import Manifest, Request, make_manifest, make_request
+from holdfast.spool.spool import Spool
 
 DATA = Path(__file__).parents[2] / "demo/data"
 SOFTWARE = {"holdfast": "test"}
@@ -63,7 +59,7 @@ def asked_for(submitted: Manifest, models: dict[str, Path]) -> Models:
 
 def read(submitted: Manifest, directory: Path, models: dict[str, Path]) -> Contents:
     """Read a sample; the statuses of its records add up to their number."""
-    found = read_sample(submitted, directory, asked_for(submitted, models))
+    found = read_sample(submitted, directory, asked_for(submitted, models), "fp32")
     assert sum(found.counts[status] for status in RECORD_STATUSES) == found.counts["records"]
     return found
 
@@ -117,9 +113,8 @@ def finish(
             write_block(path, b"".join(digests), counts[part], arrays)
             store.add(path, digests, uses=[1] * len(part))
         places[model] = store.locate(sequences.digests)
-    given_up, statuses = finish_sample(submitted, directory, known, places, failures, "fp32", SOFTWARE)
+    given_up, found, origins = finish_sample(submitted, directory, known, places, failures, "fp32", SOFTWARE)
     assert len(given_up) == int((~kept).sum())
-    assert sorted(os.listdir(directory)) == ["embeddings.h5", "records.tsv"]
     file = read_embeddings(directory / "embeddings.h5")
     assert file.matrices.keys() | file.residues.keys() == wanted.keys()
     for name, values in wanted.items():
@@ -130,7 +125,8 @@ def finish(
         else:
             assert file.matrices[name].dtype == dtype
             assert np.array_equal(file.matrices[name], values)
-    assert statuses == {status: file.records.status.count(status) for status in RECORD_STATUSES}
+    assert found == {"cached": 0} | {status: file.records.status.count(status) for status in RECORD_STATUSES}
+    assert origins == []
     check_records(directory, file)
     return wanted
 
@@ -156,8 +152,7 @@ def check_records(directory: Path, file: Embeddings) -> None:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    (tmp_path / "work").mkdir()
-    return tmp_path / "work"
+    return Spool(tmp_path / "spool").work_directory("pool", "job")
 
 
 @pytest.mark.parametrize(
@@ -353,7 +348,7 @@ def test_the_receipt_names_the_rows_that_were_given_up(models: dict[str, Path], 
     store.add(block, sequences.digests[1:], uses=[1])
     places = {"esm2": store.locate(sequences.digests)}
     failures = {"esm2": {0: ("failed", "the worker died")}}
-    given_up, statuses = finish_sample(submitted, directory, {"esm2": prepared}, places, failures, "fp32", SOFTWARE)
+    given_up, statuses, _ = finish_sample(submitted, directory, {"esm2": prepared}, places, failures, "fp32", SOFTWARE)
     assert given_up == {"a": "esm2: the worker died", "c": "esm2: the worker died"}
     assert {status: count for status, count in statuses.items() if count} == {"failed": 2, "ok": 1}
 
@@ -447,7 +442,8 @@ def test_long_proteins_are_embedded_as_asked_and_said_to_be(
     path = directory.parent / "s.faa"
     path.write_text(">a\nMKV\n>b\nMKVW**\n>c\nMKVWC\n>d\nMKVWCC\n")
     submitted = job(models, path, "proteins", esm2=options)
-    counts, _, warnings = read(submitted, directory, models)
+    counts, _, warnings, fetched, _ = read(submitted, directory, models)
+    assert fetched == {}
     assert {status: counts[status] for status in set(statuses)} == {
         status: statuses.count(status) for status in set(statuses)
     }
@@ -532,7 +528,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MiB."""
     place = tmp_path / "disk"
     place.mkdir()
-    tried = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True, text=True)
+    tried = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m,mode=0700", "tmpfs", place], capture_output=True, text=True
+    )
     if tried.returncode:
         pytest.skip(f"needs root to mount a file system: {tried.stderr.strip()}")
     yield place
@@ -545,8 +543,7 @@ def test_residues_for_which_the_disk_has_no_room_are_refused_before_they_are_com
     """Ten equal proteins of a thousand residues: each in the file, and all once in a block."""
     path = tmp_path / "s.faa"
     path.write_text("".join(f">p{number}\n{'MKVWACDEFG' * 100}\n" for number in range(10)))
-    place = small_disk / "work/pool/job"
-    place.mkdir(parents=True)
+    place = Spool(small_disk).work_directory("pool", "job")
     needed = 320 * 4 * 1002 * (10 + 1)
     submitted = job(models, path, "proteins", esm2={"pooling": ["mean", "residues"]})
     with pytest.raises(ResourceError) as caught:

@@ -75,6 +75,7 @@ def test_every_key_but_samples_and_models_has_a_default() -> None:
         "output_virnucpro": False,
         "seed": 1,
         "projection": "pca",
+        "cache": None,
         "precision": "auto",
         "store_dtype": "float16",
         "export": None,

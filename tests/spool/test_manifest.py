@@ -19,6 +19,7 @@ from holdfast.spool.job import (
     MODEL_PATTERN,
     MODELS,
     PRECISIONS,
+    PROVENANCE,
     RESERVED,
     SAMPLE_PATTERN,
     STORE_DTYPES,
@@ -56,6 +57,9 @@ OTHERS: dict[str, Any] = {
     "models": {"esm2": PROTEIN, "dnabert_s": dataclasses.replace(DNA, max_length=99_999)},
     "precision": "fp32",
     "store_dtype": "float32",
+    "run": "another",
+    "part": 3,
+    "computed_in": "fp16",
     "format_version": FORMAT_VERSION + 1,
 }
 SNIPPETS = [
@@ -108,6 +112,9 @@ def manifests(draw: st.DrawFn) -> Manifest:
         models=draw(st.dictionaries(names, requests(), min_size=1, max_size=3)),
         precision=draw(st.sampled_from(PRECISIONS)),
         store_dtype=draw(st.sampled_from(STORE_DTYPES)),
+        run=draw(st.text(max_size=50)),
+        part=draw(st.integers(-1, 999_999)),
+        computed_in=draw(st.sampled_from(("", "fp32", "fp16", "bf16"))),
     )
 
 
@@ -133,13 +140,13 @@ def test_a_manifest_is_read_back_as_it_was_written(written: Manifest) -> None:
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Manifest)])
 def test_the_digest_of_a_job_changes_with_all_but_name_and_place(name: str) -> None:
     changed = dataclasses.replace(EXAMPLE, **{name: OTHERS[name]})
-    assert (changed.digest == EXAMPLE.digest) == (name in ("sample", "fasta", "size_bytes"))
-    assert (changed.job == EXAMPLE.job) == (name in ("fasta", "size_bytes"))
+    assert (changed.digest == EXAMPLE.digest) == (name in PROVENANCE)
+    assert (changed.job == EXAMPLE.job) == (name in PROVENANCE and name not in ("sample", "part"))
 
 
 def test_the_name_of_a_job_is_the_same_on_every_machine_and_day() -> None:
     assert EXAMPLE.job == "s1-" + _digest_by_hand()
-    reordered = dataclasses.replace(EXAMPLE, models=dict(reversed(EXAMPLE.models.items())))
+    reordered = dataclasses.replace(EXAMPLE, models=dict(reversed(EXAMPLE.models.items())), run="another")
     assert reordered.job == EXAMPLE.job
 
 

@@ -95,7 +95,7 @@ def test_a_record_says_what_ran_where_on_what_and_with_what(runs: Project) -> No
     states = {name: sample["state"] for name, sample in first["samples"].items()}
     assert states == {"phage_proteins": "done", "bacterium_heldout": "done", "odd": "failed"}
     assert "odd.faa, line 2, record 'a'" in first["samples"]["odd"]["error"]
-    assert first["reused"] == {"samples": 0, "vectors": 0}
+    assert first["reused"] == {"samples": 0, "vectors": 0, "cached": 0, "origins": []}
     assert "results/failures.tsv" in first["outputs"]
     assert "results/summary.tsv" not in first["outputs"]
 
@@ -107,7 +107,7 @@ def test_the_next_record_says_what_it_took_over_and_none_is_forgotten(runs: Proj
     assert record(runs, f"results/runs/{first['run']}.json") == first
     states = {name: sample["state"] for name, sample in second["samples"].items()}
     assert states == {"phage_proteins": "reused", "bacterium_heldout": "reused", "odd": "done"}
-    assert second["reused"] == {"samples": 2, "vectors": 0}
+    assert second["reused"] == {"samples": 2, "vectors": 0, "cached": 0, "origins": []}
     assert second["samples"]["bacterium_heldout"]["run"] == first["run"]
 
 

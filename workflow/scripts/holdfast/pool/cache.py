@@ -227,7 +227,7 @@ def manage(directory: Path, limit: str | None, prune: str | None, verify: bool) 
 
     Args:
         directory: Of the cache.
-        limit: The size that it may have from now on, such as ``2TB``; None to leave it.
+        limit: The size that it may have from now on, such as ``2TB``; None to leave it. A cache may be made so.
         prune: The size to bring it to now; None to leave it.
         verify: Whether to check every vector.
 
@@ -235,7 +235,7 @@ def manage(directory: Path, limit: str | None, prune: str | None, verify: bool) 
         HoldfastError: it is no cache, or a size is none.
         OSError: this user may not.
     """
-    cache = Cache.open(directory)
+    cache = Cache.open(directory, create=limit is not None)
     if limit is not None:
         cache.set_limit(parse_size(limit))
     if verify:

@@ -28,7 +28,7 @@ from .keys import Key, Origin, keys_of
 from .segments import SLAB_BYTES, Rows, prefixes
 from .shelf import Shelf
 
-FETCHED_BYTES = 2**26
+FETCHED_BYTES = 2**24
 """Vectors in a block that is made of the cache, about."""
 KEPT_BYTES = 2**28
 """Vectors in a new segment, about."""
@@ -126,7 +126,7 @@ class Exchange:
             path = directory / f"{self.origin.pool}-{uuid.uuid4().hex}{SUFFIX}"
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             arrays = {
-                shelf.key.output.name: shelf.key.choose(each.vectors, counts, good)
+                shelf.key.output.name: each.vectors if good.all() else shelf.key.choose(each.vectors, counts, good)
                 for shelf, each in zip(shelves, found, strict=True)
             }
             origins = [asdict(origin) for origin in dict.fromkeys(origin for each in found for origin in each.known)]

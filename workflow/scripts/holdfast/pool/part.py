@@ -19,6 +19,7 @@ from ..sequences import Alphabet
 from ..sequences.fasta import Record
 from ..sequences.frames import find_frames, frame_id
 from ..spool.job import Manifest
+from ..spool.spool import COUNTS_FILE
 from .distinct import DistinctWriter
 from .fates import judge, letters_for_all, seen_letters
 
@@ -28,7 +29,6 @@ PART_LETTERS = 32_000_000
 ROWS_FILE = "rows.h5"
 PROBLEMS_FILE = "problems.txt"
 """A line for each record with bad letters, in their order."""
-COUNTS_FILE = "counts.json"
 BLOCK_ROWS = 4096
 BLOCK_LETTERS = 16_000_000
 NUCLEOTIDES = b"ACGTUNacgtun"

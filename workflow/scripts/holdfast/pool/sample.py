@@ -24,11 +24,11 @@ from ..sequences import Alphabet
 from ..sequences.fasta import Record, read_records
 from ..sequences.ids import Ids, ManyIds
 from ..spool.job import Manifest
-from ..spool.spool import Spool
+from ..spool.spool import COUNTS_FILE, Spool
 from .batches import make_recipe
 from .distinct import DistinctSequences
 from .exchange import Exchange
-from .part import COUNTS_FILE, Models, PartWriter, in_blocks, is_full, read_counts
+from .part import Models, PartWriter, in_blocks, is_full, read_counts
 
 UNUSUAL = ("truncated", "windowed", "too_long", "too_short", "bad_letters")
 """Statuses of records that a warning counts; for kind ``contigs``, whose tables say the others, the last alone."""

@@ -289,9 +289,13 @@ class Segment:
         taken = np.empty((len(rows), size), np.uint8)
         for first, last in _together(rows * size, (rows + 1) * size):
             start = int(rows[first])
-            content = self._read(begin + start * size, (int(rows[last - 1]) + 1 - start) * size)
-            found = np.frombuffer(content, np.uint8).reshape(-1, size)
-            np.take(found, rows[first:last] - start, 0, taken[first:last], mode="clip")
+            count = int(rows[last - 1]) + 1 - start
+            if count == last - first:  # all that is there
+                self._read_into(taken[first:last], begin + start * size)
+                continue
+            between = np.empty((count, size), np.uint8)
+            self._read_into(between, begin + start * size)
+            np.take(between, rows[first:last] - start, 0, taken[first:last], mode="clip")
         return taken.view(dtype).reshape(len(rows), *shape[1:])
 
     def _stretches(self, begins: np.ndarray, bounds: np.ndarray, good: np.ndarray) -> np.ndarray:
@@ -306,21 +310,25 @@ class Segment:
         for first, last in _together(begins[chosen] * size, (begins[chosen] + counts) * size):
             offset = int(begins[chosen[first]])
             end = int(begins[chosen[last - 1]] + counts[last - 1])
-            content = np.frombuffer(self._read(start + offset * size, (end - offset) * size), dtype).reshape(-1, width)
+            content = np.empty((end - offset, width), dtype)
+            self._read_into(content, start + offset * size)
             for row in chosen[first:last].tolist():
                 begin, count = int(begins[row]) - offset, int(bounds[row + 1] - bounds[row])
                 taken[bounds[row] : bounds[row] + count] = content[begin : begin + count]
         return taken
 
     def _read(self, offset: int, size_bytes: int) -> bytes:
-        parts = []
-        while size_bytes > 0:
-            part = os.pread(self._handle, size_bytes, offset)
-            if not part:
+        content = np.empty(size_bytes, np.uint8)
+        self._read_into(content, offset)
+        return content.tobytes()
+
+    def _read_into(self, target: np.ndarray, offset: int) -> None:
+        rest = memoryview(target.reshape(-1).view(np.uint8).data)
+        while len(rest):
+            count = os.preadv(self._handle, [rest], offset)
+            if not count:
                 raise SegmentError(f"{self.path}: ends too early")
-            parts.append(part)
-            offset, size_bytes = offset + len(part), size_bytes - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            rest, offset = rest[count:], offset + count
 
 
 def _together(begins: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -242,7 +242,7 @@ class Shelf:
     ) -> None:
         """Copy the vectors of ``own_rows`` of some sequences to those of ``rows`` of others."""
         if self.key.pooling != "residues":
-            target[rows] = vectors[own_rows]
+            target[rows] = vectors if len(own_rows) == len(vectors) else vectors[own_rows]
             return
         bounds, own = self.key.bounds(residues), self.key.bounds(own_residues)
         for row, own_row in zip(rows.tolist(), own_rows.tolist(), strict=True):

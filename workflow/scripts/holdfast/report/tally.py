@@ -33,7 +33,7 @@ LISTED = 20_000
 SUMMARY_COLUMNS = (
     *("sample", "kind", "label", "records", *STATUSES, "rows", "distinct_sequences", "tokens"),
     *(f"contigs_{status}" for status in CONTIG_STATUSES),
-    *("contigs_virus", "inherited_vectors"),
+    *("contigs_virus", "inherited_vectors", "cached_vectors"),
     *("load_s", "load_share_s", "read_s", "device_s", "total_s", "tokens_per_s", "device_busy"),
     *("precision", "devices", "synthetic_weights", "run"),
 )
@@ -124,6 +124,7 @@ def _summary_row(entry: Sample, directory: Path, receipt: Receipt) -> dict[str, 
         "distinct_sequences": counts.get("sequences", 0),
         "tokens": counts.get("tokens", 0),
         "inherited_vectors": counts.get("inherited"),
+        "cached_vectors": counts.get("cached"),
         "load_s": pool.get("load_s"),
         "tokens_per_s": f"{counts.get('computed_tokens', 0) / device_s:.0f}" if device_s > 0 else None,
         "precision": pool.get("precision"),

@@ -142,6 +142,8 @@ def _write(start: dict[str, Any], results: Path, began_s: float, ended: bool) ->
         "reused": {
             "samples": sum(sample["state"] == "reused" for sample in samples.values()),
             "vectors": sum(outcome.counts.get("inherited", 0) for outcome in computed),
+            "cached": sum(outcome.counts.get("cached", 0) for outcome in computed),
+            "origins": _origins(computed),
         },
         "samples": samples,
         "outputs": outputs,
@@ -150,6 +152,11 @@ def _write(start: dict[str, Any], results: Path, began_s: float, ended: bool) ->
     for path in (results / RUNS / f"{run}.json", results / LATEST):
         with atomic_text(path) as file:
             file.write(json.dumps(record, indent=2) + "\n")
+
+
+def _origins(outcomes: Iterable[Receipt]) -> list[dict[str, str]]:
+    """Where the vectors come from that were found in the shared cache, each run and pool once."""
+    return list({repr(origin): origin for outcome in outcomes for origin in outcome.origins}.values())
 
 
 def _receipt(directory: Path, since_s: float) -> Receipt | None:

@@ -12,7 +12,7 @@ import os
 import shutil
 import stat as modes
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,8 @@ from .state import Observer, PoolState, published_states
 DIRECTORIES = ("incoming", "claimed", "done", "failed", "work", "parts", "blocks", "pools")
 RESULT = ("embeddings.h5", "records.tsv", "receipt.json")
 """What is left of a job that is done."""
+COUNTS_FILE = "counts.json"
+"""In a part, what was found in it: kept, so that its records need not be read again."""
 FORMAT_FILE = "format"
 PRECISION_FILE = "precision"
 
@@ -145,7 +147,9 @@ class Spool:
             except ManifestError as error:
                 self._refuse(mine, job, str(error))
                 continue
-            if accepts(parsed):
+            if parsed.part >= 0 and (self.part_directory(parsed) / "receipt.json").exists():
+                mine.unlink()  # of a pool that died when it had just been done
+            elif accepts(parsed):
                 at_work.add(_digest(name))
                 yield parsed
             else:
@@ -198,7 +202,7 @@ class Spool:
         if not is_part or work.is_dir():  # where the sample has failed meanwhile its parts may be gone
             outcome.write(work / "receipt.json")
             if outcome.state == "done":
-                _tidy(work)
+                _tidy(work, (*RESULT, COUNTS_FILE) if is_part else RESULT)
         if is_part:
             (self.root / "claimed" / pool / f"{outcome.job}.json").unlink(missing_ok=True)
             return
@@ -318,10 +322,10 @@ class Spool:
                 (self.root / "incoming" / name).unlink(missing_ok=True)
 
 
-def _tidy(directory: Path) -> None:
+def _tidy(directory: Path, kept: Sequence[str]) -> None:
     """Remove what was needed to make a result."""
     for path in directory.iterdir():
-        if path.name not in RESULT:
+        if path.name not in kept:
             path.unlink()
 
 
