@@ -122,20 +122,23 @@ class Shelf:
         rows, where = missing[where >= 0], where[where >= 0]
         if not len(rows):
             return
+        bounds = self.key.bounds(residues)
         with Segment(path) as segment:
             if segment.key != self.key:
                 raise SegmentError(f"{path}: its vectors are others than those of its directory")
-            good, places, vectors = segment.read(where, digests[rows], residues[rows])
-            if not good.all():
-                _note(f"{path}: {np.count_nonzero(~good)} damaged vectors are not used")
-            if not good.any():
-                return
-            used, numbers = np.unique(places[good], return_inverse=True)
-            known = [found.known.setdefault(segment.origins[place], len(found.known)) for place in used.tolist()]
-        self._put(found.vectors, residues, rows[good], vectors, residues[rows], np.flatnonzero(good))
-        found.good[rows[good]] = True
-        found.origins[rows[good]] = np.array(known, np.int32)[numbers]
-        _touch(path)
+            for part in self.key.parts(residues[rows], SLAB_BYTES):
+                taken = rows[part]
+                good, places, vectors = segment.read(where[part], digests[taken], residues[taken])
+                self._put(found.vectors, bounds, taken, vectors)
+                used, numbers = np.unique(places[good], return_inverse=True)
+                known = [found.known.setdefault(segment.origins[place], len(found.known)) for place in used.tolist()]
+                found.origins[taken[good]] = np.array(known, np.int32)[numbers]
+                found.good[taken] = good
+        damaged = np.count_nonzero(~found.good[rows])
+        if damaged:
+            _note(f"{path}: {damaged} damaged vectors are not used")
+        if damaged < len(rows):
+            _touch(path)
 
     def add(self, source: str, rows: Rows, origins: list[Origin], slabs: Iterator[np.ndarray]) -> None:
         """Add a segment; the arguments are those of :func:`.segments.write_segment`.
@@ -222,31 +225,26 @@ class Shelf:
         """The vectors of ``rows``, each from the source and the row there that ``where`` says, int64 [n, 2]."""
         for part in self.key.parts(rows.residues, SLAB_BYTES):
             digests, residues = rows.digests[part], rows.residues[part]
-            slab = np.empty((int(self.key.bounds(residues)[-1]), self.key.width), self.key.dtype)
+            bounds = self.key.bounds(residues)
+            slab = np.empty((int(bounds[-1]), self.key.width), self.key.dtype)
             for number, source in enumerate(sources):
                 chosen = np.flatnonzero(where[part, 0] == number)
                 good, _, vectors = source.read(where[part, 1][chosen], digests[chosen], residues[chosen])
                 if not good.all():
                     raise SegmentError(f"{source.path}: was not damaged a moment ago")
-                self._put(slab, residues, chosen, vectors, residues[chosen], np.arange(len(chosen)))
+                self._put(slab, bounds, chosen, vectors)
             yield slab
 
-    def _put(
-        self,
-        target: np.ndarray,
-        residues: np.ndarray,
-        rows: np.ndarray,
-        vectors: np.ndarray,
-        own_residues: np.ndarray,
-        own_rows: np.ndarray,
-    ) -> None:
-        """Copy the vectors of ``own_rows`` of some sequences to those of ``rows`` of others."""
+    def _put(self, target: np.ndarray, bounds: np.ndarray, rows: np.ndarray, vectors: np.ndarray) -> None:
+        """Copy the vectors of some rows, one behind the other, to their places in a target with these bounds."""
         if self.key.pooling != "residues":
-            target[rows] = vectors if len(own_rows) == len(vectors) else vectors[own_rows]
+            target[rows] = vectors
             return
-        bounds, own = self.key.bounds(residues), self.key.bounds(own_residues)
-        for row, own_row in zip(rows.tolist(), own_rows.tolist(), strict=True):
-            target[bounds[row] : bounds[row + 1]] = vectors[own[own_row] : own[own_row + 1]]
+        first = 0
+        for row in rows.tolist():
+            count = int(bounds[row + 1] - bounds[row])
+            target[bounds[row] : bounds[row + 1]] = vectors[first : first + count]
+            first += count
 
 
 def _prefixes_of(path: Path) -> np.ndarray:
