@@ -67,11 +67,11 @@ def embed_file(
     if not fasta.is_file():
         problem = "is a directory or a pipe; give a file" if fasta.exists() else "no such file; check the path"
         raise InputError(problem, fasta)
-    records = output.with_suffix(".records.tsv")
-    check_outputs([output, records], [fasta])
+    table = output.with_suffix(".records.tsv")
+    check_outputs([output, table], [fasta])
     with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".embed-") as directory:
         outcome, known = _embed(fasta, model, Path(directory), asked, device, precision, store_dtype)
-        put(Path(outcome.embeddings).with_name(RECORDS), records)
+        put(Path(outcome.embeddings).with_name(RECORDS), table)
         write(Path(outcome.embeddings), output)
     for warning in outcome.warnings:
         print(f"holdfast: warning: {fasta}: {warning}", file=sys.stderr)
@@ -125,9 +125,11 @@ def embed(
         fasta.write_text("".join(f">{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
         outcome, _ = _embed(fasta, model, Path(directory), asked, device, precision, "float32")
         file = read_embeddings(outcome.embeddings)
+        fates = Path(outcome.embeddings).with_name(RECORDS).read_text(encoding="utf-8").splitlines()[1:]
     if missing := sorted(set(range(len(sequences))) - set(map(int, file.ids))):
-        status = file.records.status[missing[0]]
-        raise HoldfastError(f"sequence {missing[0]} of {len(sequences)} has no embedding: {status}; leave it out")
+        *_, status, reason = fates[missing[0]].split("\t")
+        why = f"{status}, {reason}".replace(f" of line {2 * missing[0] + 2}", "")
+        raise HoldfastError(f"sequence {missing[0]} of {len(sequences)} has no embedding: {why}; leave it out")
     found: dict[str, np.ndarray | list[np.ndarray]] = {**file.matrices, **file.residues}
     named = {name.partition("/")[2]: values for name, values in found.items()}
     return named if several else next(iter(named.values()))
