@@ -125,3 +125,18 @@ def test_a_record_with_other_letters_has_a_status_and_its_sample_goes_on(
     assert read_embeddings(some.path("results/n/embeddings.h5")).ids == []
     warnings = json.loads(some.read("results/c/receipt.json"))["warnings"]
     assert warnings == ["not all records were embedded as they are (3 bad_letters); the table of records says which"]
+
+
+def test_no_command_of_a_run_with_many_samples_holds_a_word_for_each(project: NewProject) -> None:
+    """Linux takes 128 KiB in one argument of a program; the names of these samples alone are longer."""
+    some = project()
+    some.write("data/a.fna", fasta(CONTIGS))
+    names = [f"{number:0128}" for number in range(1100)]
+    labels = dict(zip(names, ["virus", "non-viral"] * 500, strict=False))
+    some.write_sheet(*((name, "data/a.fna", "contigs", labels.get(name, "")) for name in names))
+    some.configure(pool={"lifecycle": "external", "spool": str(some.path("spool"))})
+    run = some.run("--dry-run", "--printshellcmds", cores=1)
+    assert run.returncode == 0, run.text[-3000:]
+    commands = [line for line in run.text.splitlines() if "HOLDFAST_PYTHON" in line]
+    assert {line.split()[2] for line in commands} >= {"submit", "train", "classify", "summarize", "draw"}
+    assert max(map(len, commands)) < 2**12
