@@ -1,6 +1,7 @@
 """What people type and hand over, as they do: odd paths, odd sheets, odd values, odd letters; a run, or one line."""
 
 import json
+import random
 import subprocess
 from pathlib import Path
 
@@ -131,7 +132,7 @@ def test_no_command_of_a_run_with_many_samples_holds_a_word_for_each(project: Ne
     """Linux takes 128 KiB in one argument of a program; the names of these samples alone are longer."""
     some = project()
     some.write("data/a.fna", fasta(CONTIGS))
-    names = [f"{number:0128}" for number in range(1100)]
+    names = [f"{random.Random(number).getrandbits(500):0128x}" for number in range(1100)]
     labels = dict(zip(names, ["virus", "non-viral"] * 500, strict=False))
     some.write_sheet(*((name, "data/a.fna", "contigs", labels.get(name, "")) for name in names))
     some.configure(pool={"lifecycle": "external", "spool": str(some.path("spool"))})
