@@ -19,6 +19,7 @@ MESSAGES = {
     "truncated": "the compressed file is damaged or cut short",
     "binary": "not FASTA or FASTQ",
     "duplicates": "line 3, record 'p': the id is that of line 1 too; rename one of the records",
+    "archive": "is a zip archive or an Excel workbook; unpack it",
     "vanished": "cannot be read: No such file or directory",
 }
 GIVEN_UP = "esm2: the worker died over it on cpu:0, in company and alone"
@@ -37,6 +38,7 @@ def write_samples(some: Project) -> list[str]:
         "truncated": zipped[: len(zipped) // 2],
         "binary": np.random.default_rng(6).bytes(4000),
         "duplicates": fasta({"p": "MKV"}).encode() * 2,
+        "archive": b"PK\3\4" + bytes(100),
         "empty": b"",
         "long": long_record(),
         "killer": fasta({**proteins(3, 30, 8), "culprit": CULPRIT}).encode(),

@@ -295,7 +295,8 @@ def test_a_gpu_that_is_not_there_ends_the_pool_at_once(
     pool = serve(environment={"CUDA_VISIBLE_DEVICES": ""}, **asked)
     assert pool.ended() == 1
     reason = pool.state.reason
-    assert reason.startswith(f"{asked.get('gpu', 1)} GPU(s) asked for")
+    assert reason.startswith(f"{asked.get('gpu', 1)} GPU(s) asked for, but torch sees 0")
+    assert "a pool by hand by gpu: N in its settings" in reason
     assert "torch sees 0 CUDA device(s) with CUDA_VISIBLE_DEVICES=" in reason
     assert pool.state.state == "failed"
     assert reason in pool.log.read_text()

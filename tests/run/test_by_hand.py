@@ -208,7 +208,36 @@ def test_in_python_dna_is_embedded_by_a_model_of_dna(models: dict[str, Path]) ->
 
 def test_in_python_what_cannot_be_embedded_is_an_error(models: dict[str, Path]) -> None:
     esm2 = str(models["esm2"])
-    with pytest.raises(HoldfastError, match=r"^sequence 1 of 2 has no embedding: too_long; leave it out$"):
+    with pytest.raises(
+        HoldfastError,
+        match=r"^sequence 1 of 2 has no embedding: too_long, model takes 20 at most \(long: refuse\); leave it out$",
+    ):
         holdfast.embed(["MKV", LONG], esm2, long="refuse", max_length=20, device="cpu")
     with pytest.raises(ConfigError, match=r"layers: 7 is beyond the model, whose layers are 0 to 6$"):
         holdfast.embed(["MKV"], esm2, layers=7, device="cpu")
+
+
+def test_a_sequence_with_other_letters_is_named_with_the_letter(models: dict[str, Path]) -> None:
+    with pytest.raises(HoldfastError, match=r"^sequence 1 of 2 has no embedding: bad_letters, '1' in column 3 is no "):
+        holdfast.embed(["MKV", "MK1"], str(models["esm2"]), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("sequences", "message"),
+    [
+        ("MKV", "sequences is one text, 'MKV'; give a list of sequences"),
+        (["MKV", None], "sequence 1 is None; give the letters of each as text"),
+        ([float("nan")], "sequence 0 is nan; give the letters of each as text"),
+        (["MKV", "\n>p\nMKV"], r"sequence 1 is '\n>p\nMKV'; give the letters of each as text"),
+    ],
+)
+def test_what_is_no_list_of_sequences_is_told_before_anything_is_started(sequences: object, message: str) -> None:
+    with pytest.raises(HoldfastError) as caught:
+        holdfast.embed(sequences, "/nowhere", device="cpu")  # type: ignore[arg-type]
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("length", [1, 0, -5, 2**31])
+def test_a_length_that_no_model_can_have_is_refused(models: dict[str, Path], length: int) -> None:
+    with pytest.raises(ConfigError, match=rf"max_length: must be from 2 to 2147483647, is {length}$"):
+        holdfast.embed(["MKV"], str(models["esm2"]), long="truncate", max_length=length, device="cpu")

@@ -203,7 +203,7 @@ def test_mistakes_are_said_with_the_name_of_the_module(two: Project, tmp_path: P
     assert "MissingInputException in rule second_" in run.text
     assert "affected files:\n        nowhere/d.fna" in run.text
 
-    two.write("Snakefile", two.read("Snakefile").replace("'kind': 'dna'", "'kind': 'DNA'"))
+    two.write("Snakefile", two.read("Snakefile").replace("'kind': 'dna'", "'kind': 'genes'"))
     run = two.run(*arguments)
     assert (run.returncode, run.jobs) == (1, [])
     assert "module 'second': the list 'samples' of the config is not valid:\n  entry 1: " in run.text, run.text

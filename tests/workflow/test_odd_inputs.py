@@ -125,3 +125,19 @@ def test_a_record_with_other_letters_has_a_status_and_its_sample_goes_on(
     assert read_embeddings(some.path("results/n/embeddings.h5")).ids == []
     warnings = json.loads(some.read("results/c/receipt.json"))["warnings"]
     assert warnings == ["not all records were embedded as they are (3 bad_letters); the table of records says which"]
+
+
+def test_no_command_of_a_run_names_each_of_its_samples(project: NewProject) -> None:
+    """Linux takes 128 KiB in one argument of a program, here the command of a shell: less than 4,000 samples."""
+    some = project()
+    some.write("data/a.fna", fasta(CONTIGS))
+    labels = {"sampleA": "virus", "sampleB": "virus", "sampleC": "non-viral", "sampleD": "non-viral", "sampleE": ""}
+    some.write_sheet(*((name, "data/a.fna", "contigs", label) for name, label in labels.items()))
+    some.configure(pool={"lifecycle": "external", "spool": str(some.path("spool"))})
+    run = some.run("--dry-run", "--printshellcmds", cores=1)
+    assert run.returncode == 0, run.text[-3000:]
+    commands = [line for line in run.text.splitlines() if "HOLDFAST_PYTHON" in line]
+    for word in ("submit", "train", "classify", "summarize", "draw"):
+        assert any(f" {word} " in line for line in commands)
+    for line in commands:
+        assert sum(name in line for name in labels) <= 1, line

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from os import PathLike, fspath
 from pathlib import Path
 from types import NoneType, UnionType
@@ -249,8 +250,9 @@ def read_schema(path: str | PathLike[str]) -> dict[str, Any]:
     return schema
 
 
+@cache
 def own_schema(name: str) -> dict[str, Any]:
-    """Read a schema of ``workflow/schemas`` where it lies: beside the scripts, or in the installed package."""
+    """Read a schema of ``workflow/schemas`` once, where it lies: beside the scripts, or in the installed package."""
     here = Path(__file__).parent
     beside = here.parents[1] / "schemas" / name
     return read_schema(beside if beside.is_file() else here / "schemas" / name)

@@ -122,15 +122,31 @@ def embed(
     }
     with tempfile.TemporaryDirectory(prefix="holdfast-") as directory:
         fasta = Path(directory) / "sequences.fa"
-        fasta.write_text("".join(f">{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
+        fasta.write_text(_as_fasta(sequences))
         outcome, _ = _embed(fasta, model, Path(directory), asked, device, precision, "float32")
         file = read_embeddings(outcome.embeddings)
+        fates = Path(outcome.embeddings).with_name(RECORDS).read_text(encoding="utf-8").splitlines()[1:]
     if missing := sorted(set(range(len(sequences))) - set(map(int, file.ids))):
-        status = file.records.status[missing[0]]
-        raise HoldfastError(f"sequence {missing[0]} of {len(sequences)} has no embedding: {status}; leave it out")
+        *_, status, reason = fates[missing[0]].split("\t")
+        why = f"{status}, {reason}".replace(f" of line {2 * missing[0] + 2}", "")
+        raise HoldfastError(f"sequence {missing[0]} of {len(sequences)} has no embedding: {why}; leave it out")
     found: dict[str, np.ndarray | list[np.ndarray]] = {**file.matrices, **file.residues}
     named = {name.partition("/")[2]: values for name, values in found.items()}
     return named if several else next(iter(named.values()))
+
+
+def _as_fasta(sequences: Sequence[str]) -> str:
+    """Sequences as records that are called by their numbers.
+
+    Raises:
+        HoldfastError: one that is no text, or would be no sequence in a file.
+    """
+    if isinstance(sequences, str):
+        raise HoldfastError(f"sequences is one text, {sequences!r:.40}; give a list of sequences")
+    for number, sequence in enumerate(sequences):
+        if not isinstance(sequence, str) or sequence.lstrip().startswith((">", "#")):
+            raise HoldfastError(f"sequence {number} is {sequence!r:.40}; give the letters of each as text")
+    return "".join(f">{number}\n{''.join(sequence.split())}\n" for number, sequence in enumerate(sequences))
 
 
 def prepared_directory(source: str) -> Path:

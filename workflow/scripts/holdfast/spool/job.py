@@ -160,6 +160,8 @@ def make_request(name: str, prepared: Prepared, options: Mapping[str, Any]) -> R
     beyond = [layer for layer in layers if layer > prepared.layers]
     if beyond:
         raise ConfigError(f"{key}.layers: {beyond[0]} is beyond the model, whose layers are 0 to {prepared.layers}")
+    if options["max_length"] is not None and not 2 <= options["max_length"] < 2**31:
+        raise ConfigError(f"{key}.max_length: must be from 2 to {2**31 - 1}, is {options['max_length']}")
     long, limit = options["long"] or prepared.long, options["max_length"] or prepared.max_length
     if long == "whole" and options["max_length"]:
         why = "means nothing for whole sequences; choose long: window, truncate or refuse"
