@@ -57,6 +57,8 @@ class PoolSettings:
     gpu: int | None
     precision: str
     device: str
+    share_gpu: bool
+    gpu_wait_s: float
     threads: int
     cpu_workers: int
     tokens_per_batch: int
