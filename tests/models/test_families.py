@@ -172,7 +172,7 @@ def test_half_precision_stays_close(model: Model, precision: str) -> None:
 def test_tensors_that_the_encoder_does_not_know_or_lacks_are_listed(model: Model, tmp_path: Path) -> None:
     def refusal(state: dict[str, Tensor], name: str) -> str:
         with pytest.raises(WeightsError) as caught:
-            read_checkpoint(replace_state(model.source, tmp_path / name, state), None).own_tensors()
+            dict(read_checkpoint(replace_state(model.source, tmp_path / name, state), None).own_tensors())
         return str(caught.value)
 
     plain = read_state(model.source)
