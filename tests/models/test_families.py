@@ -70,7 +70,8 @@ def test_preparation_says_what_the_model_is(model: Model) -> None:
     assert (prepared.max_length, prepared.long) == (published.max_length, published.long)
     assert prepared.is_protein == (published.family != "mosaic_bert")
     assert str(prepared.verification["reference"]).startswith(published.reference)
-    assert 0 < verified_difference(prepared) < 1e-5
+    assert 0 <= verified_difference(prepared) < 1e-5
+    assert verified_difference(prepared) > 0 or published.reference.startswith("none"), "others round otherwise"
 
 
 def test_every_layer_of_a_mixed_batch_equals_the_oracle(model: Model, expected: States) -> None:

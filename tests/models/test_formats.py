@@ -75,8 +75,10 @@ def test_weights_in_any_file_are_taken_as_they_are(
     source = copy_without_weights(published[name], tmp_path / "published")
     write(state, source)
     prepared = prepare(str(source), tmp_path / "prepared")
-    assert str(prepared.verification["reference"]).startswith(PUBLISHED[name].reference)
-    assert 0 < verified_difference(prepared) < 1e-5
+    reference = str(prepared.verification["reference"])
+    assert reference.startswith(PUBLISHED[name].reference)
+    assert 0 <= verified_difference(prepared) < 1e-5
+    assert verified_difference(prepared) > 0 or reference.startswith("none"), "others round otherwise"
     found = load_file(tmp_path / "prepared" / "model.safetensors")
     expected = dict(read_checkpoint(published[name], None).own_tensors())
     assert {tensor.dtype for own, tensor in found.items() if own != "inv_freq"} == {dtype}

@@ -86,8 +86,9 @@ def encode_transformers(
 
     stored = map_tensors(weights_files(directory) or [])
     kinds = [tensor.dtype for part, tensor in stored.items() if not part.endswith("inv_freq")]  # a buffer keeps its own
-    with _quiet_transformers():
-        model = getattr(transformers, name).from_pretrained(
+    published = getattr(transformers, name)
+    with _quiet_transformers(), _as_stored(published):
+        model = published.from_pretrained(
             directory,
             dtype=functools.reduce(torch.promote_types, kinds),
             attn_implementation="eager",
@@ -104,14 +105,14 @@ def encode_transformers(
 def _widen_by_layers(model: torch.nn.Module) -> None:
     """Have a model compute in fp32 with mapped weights of any precision, its layers one at a time.
 
-    Layers are the members of the outermost lists of modules; what is outside of them is small.
+    Layers are the members of the outermost lists of modules; what is outside of them is small, and so are buffers.
     """
     lists = [name for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)]
     inner = [name for name in lists if any(name.startswith(f"{other}.") for other in lists)]
     layers = [layer for name in lists if name not in inner for layer in model.get_submodule(name).children()]
     mapped = {parameter for layer in layers for parameter in layer.parameters()}
-    for parameter in set(model.parameters()) - mapped:
-        parameter.data = parameter.data.float()
+    for small in {*model.parameters(), *model.buffers()} - mapped:
+        small.data = small.data.float() if small.is_floating_point() else small.data
 
     def widen(layer: torch.nn.Module, _: Any) -> None:
         for parameter in layer.parameters():
@@ -133,6 +134,20 @@ def _padded(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     tokens = torch.nn.utils.rnn.pad_sequence(list(sequences), batch_first=True, padding_value=PAD)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(each) for each in sequences], batch_first=True)
     return tokens, mask
+
+
+@contextlib.contextmanager
+def _as_stored(published: type) -> Iterator[None]:
+    """Let a class of transformers keep all weights as they are stored: T5 would have half of them copied into fp32."""
+    wish = "_keep_in_fp32_modules"
+    classes = {each: vars(each)[wish] for each in published.__mro__ if wish in vars(each)}
+    for each in classes:
+        setattr(each, wish, None)
+    try:
+        yield
+    finally:
+        for each, value in classes.items():
+            setattr(each, wish, value)
 
 
 @contextlib.contextmanager
