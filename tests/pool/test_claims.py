@@ -17,6 +17,7 @@ from holdfast.pool import hardware
 from holdfast.pool.claims import Claim, Holder, find_holder, needed_memory, obstacle
 from holdfast.pool.hardware import Candidate, Card, part_file
 from holdfast.pool.settings import pool_settings
+from holdfast.spool.state import Identity, PoolState
 from safetensors import safe_open
 
 from .conftest import DATA, LONG_S, SCRIPTS, ServedPool, compare, family, gone, job, proteins, submit
@@ -168,6 +169,12 @@ def test_sharing_and_masks_wait_for_nobody(nodes: list[Path], claim: Callable[..
     assert shared.line() == "cuda:0"
     absent = claim([nodes[0].with_name("nvidia7")], 1)  # no device file is seen, so nobody can claim it
     assert absent.line() == "cuda:0"
+
+
+def test_a_pool_on_the_cpu_has_all_its_workers_whatever_gpus_were_asked_for() -> None:
+    settings = pool_settings({"models": {"m": "/m"}, "gpu": 3, "device": "cpu", "cpu_workers": 2}, "a test")
+    claim = Claim(settings, [Candidate("cpu:0"), Candidate("cpu:1")], 0)
+    assert claim.wait(PoolState(Identity.own(), "/none"), lambda: False, lambda: None) == ["cpu:0", "cpu:1"]
 
 
 def test_a_wait_ends_with_what_to_do(nodes: list[Path], claim: Callable[..., Claimant]) -> None:

@@ -148,8 +148,8 @@ class Claim:
                 never.append(f"{candidate} has {sizes[0]:.1f} GiB of memory, the models need {sizes[1]:.1f} and some")
             else:
                 usable.append(candidate._replace(node=None) if settings.share_gpu else candidate)
-        self._least = settings.gpu or (1 if candidates[0].uuid else len(candidates))
-        self._most = settings.gpu or len(candidates)
+        asked = settings.gpu if candidates[0].uuid else len(candidates)
+        self._least, self._most = asked or 1, asked or len(candidates)
         self._candidates = usable
         if self._least > len(usable):
             raise ResourceError(f"{self._least} device(s) asked for, {len(usable)} can be used: {'; '.join(never)}")
@@ -185,7 +185,8 @@ class Claim:
             time.sleep(random.uniform(LOOK_S, 2 * LOOK_S))
         state.reason = ""
         for candidate in taken:
-            log.info("%s: %s", "claimed" if candidate in self._locks else "taken", candidate)
+            if candidate.uuid:
+                log.info("%s: %s", "claimed" if candidate in self._locks else "taken without a claim", candidate)
         return [candidate.name for candidate in taken]
 
     def _take(self) -> list[Candidate]:
@@ -208,8 +209,7 @@ class Claim:
             return True
         try:
             file = os.open(candidate.node, os.O_RDONLY)
-        except OSError as error:
-            log.warning("%s: %s: %s; other pools may take it, too", candidate, candidate.node, error.strerror)
+        except OSError:  # nobody can claim it, from here at least
             return True
         self._locks[candidate] = file
         try:
