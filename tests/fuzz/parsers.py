@@ -163,11 +163,11 @@ def try_classifier(path: Path) -> None:
 
 
 def try_source(path: Path) -> None:
-    read_checkpoint(path, None).own_tensors()
+    dict(read_checkpoint(path, None).own_tensors())
 
 
 def try_source_directory(path: Path) -> None:
-    read_checkpoint(path.parent, None).own_tensors()
+    dict(read_checkpoint(path.parent, None).own_tensors())
 
 
 def try_prepared(path: Path) -> None:

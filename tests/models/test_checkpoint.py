@@ -26,7 +26,7 @@ Change = Callable[[dict[str, Tensor]], object]
 def refusal(source: Path) -> str:
     """Why a checkpoint is refused."""
     with pytest.raises(WeightsError) as caught:
-        read_checkpoint(source, None).own_tensors()
+        dict(read_checkpoint(source, None).own_tensors())
     return str(caught.value)
 
 
@@ -224,7 +224,7 @@ def test_wrong_tensors_of_esm2_are_listed(tmp_path: Path, change: Change, compla
     state = checkpoints.fair_esm_state()
     change(state)
     with pytest.raises(WeightsError, match=complaint):
-        read_checkpoint(checkpoints.write_fair_esm(tmp_path / "esm2.pt", state), None).own_tensors()
+        dict(read_checkpoint(checkpoints.write_fair_esm(tmp_path / "esm2.pt", state), None).own_tensors())
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_wrong_tensors_of_dnabert_s_are_listed(dnabert: Path, change: Change, co
     change(state)
     save_file(state, dnabert / "model.safetensors")
     with pytest.raises(WeightsError, match=complaint):
-        read_checkpoint(dnabert, None).own_tensors()
+        dict(read_checkpoint(dnabert, None).own_tensors())
 
 
 def test_a_configuration_that_contradicts_the_tensors_is_refused(tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ def test_preparation_says_what_the_model_is(model: Model) -> None:
     assert (prepared.max_length, prepared.long) == (published.max_length, published.long)
     assert prepared.is_protein == (published.family != "mosaic_bert")
     assert str(prepared.verification["reference"]).startswith(published.reference)
-    assert 0 < verified_difference(prepared) < 1e-5
+    assert 0 <= verified_difference(prepared) < 1e-5
+    assert verified_difference(prepared) > 0 or published.reference.startswith("none"), "others round otherwise"
 
 
 def test_every_layer_of_a_mixed_batch_equals_the_oracle(model: Model, expected: States) -> None:
@@ -172,7 +173,7 @@ def test_half_precision_stays_close(model: Model, precision: str) -> None:
 def test_tensors_that_the_encoder_does_not_know_or_lacks_are_listed(model: Model, tmp_path: Path) -> None:
     def refusal(state: dict[str, Tensor], name: str) -> str:
         with pytest.raises(WeightsError) as caught:
-            read_checkpoint(replace_state(model.source, tmp_path / name, state), None).own_tensors()
+            dict(read_checkpoint(replace_state(model.source, tmp_path / name, state), None).own_tensors())
         return str(caught.value)
 
     plain = read_state(model.source)

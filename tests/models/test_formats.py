@@ -75,10 +75,12 @@ def test_weights_in_any_file_are_taken_as_they_are(
     source = copy_without_weights(published[name], tmp_path / "published")
     write(state, source)
     prepared = prepare(str(source), tmp_path / "prepared")
-    assert str(prepared.verification["reference"]).startswith(PUBLISHED[name].reference)
-    assert 0 < verified_difference(prepared) < 1e-5
+    reference = str(prepared.verification["reference"])
+    assert reference.startswith(PUBLISHED[name].reference)
+    assert 0 <= verified_difference(prepared) < 1e-5
+    assert verified_difference(prepared) > 0 or reference.startswith("none"), "others round otherwise"
     found = load_file(tmp_path / "prepared" / "model.safetensors")
-    expected = read_checkpoint(published[name], None).own_tensors()
+    expected = dict(read_checkpoint(published[name], None).own_tensors())
     assert {tensor.dtype for own, tensor in found.items() if own != "inv_freq"} == {dtype}
     found.pop("inv_freq", None)
     expected.pop("inv_freq", None)
@@ -108,7 +110,7 @@ def test_heads_that_no_embedding_needs_are_ignored(
     assert {bare(key) for key in headed} != {bare(key) for key in plain}
     assert 0 < verified_difference(prepare(str(source), tmp_path / "prepared")) < 1e-5
     found = load_file(tmp_path / "prepared" / "model.safetensors")
-    require_equal(found, read_checkpoint(published[name], None).own_tensors())
+    require_equal(found, dict(read_checkpoint(published[name], None).own_tensors()))
 
 
 def bare(name: str) -> str:

@@ -37,9 +37,10 @@ class ServedPool:
     """A pool in a process of its own, with a spool and an endpoint."""
 
     def __init__(self, directory: Path, models: dict[str, Path], **changed: Any) -> None:
-        """Start it; ``changed`` are settings, and ``environment`` variables of the process."""
+        """Start it; ``changed`` are settings, ``environment`` variables of the process, ``entry`` the program."""
         directory.mkdir(exist_ok=True)
         environment = changed.pop("environment", {})
+        entry = changed.pop("entry", SCRIPTS / "entry.py")
         self.spool_path = changed.pop("spool", directory / "spool")
         self.endpoint = directory / "endpoint.json"
         self.log = directory / "pool.log"
@@ -53,7 +54,7 @@ class ServedPool:
         arguments = ["--config", directory / "pool.yaml", "--spool", self.spool_path, "--endpoint", self.endpoint]
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, SCRIPTS / "entry.py", "serve", *arguments],
+                [sys.executable, entry, "serve", *arguments],
                 env={**os.environ, **environment},
                 stdout=log,
                 stderr=subprocess.STDOUT,

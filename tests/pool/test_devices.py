@@ -27,7 +27,9 @@ def waiting(directory: Path, sequences: int) -> Ledger:
 def new_devices(count: int) -> Devices:
     """Devices without workers."""
     settings = pool_settings({"models": {"esm2": "/m"}}, "a test")
-    return Devices(settings, {}, [f"cpu:{number}" for number in range(count)], "fp32")
+    devices = Devices(settings, {}, "fp32")
+    devices.add([f"cpu:{number}" for number in range(count)])
+    return devices
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ def test_defaults_are_those_of_the_config_and_given_values_are_kept(tmp_path: Pa
         "cache": "/shared/vectors",
         "device": "cuda",
         "gpu": 2,
+        "share_gpu": True,
+        "gpu_wait_s": 0,
         "threads": 3,
         "cpu_workers": 2,
         "tokens_per_batch": 64,

@@ -309,6 +309,8 @@ STAND_IN_DRIVER = """
 int cuInit(unsigned flags) { return INIT; }
 int cuDriverGetVersion(int *version) { *version = VERSION; return 0; }
 int cuDeviceGetCount(int *count) { *count = 3; return 0; }
+int cuDeviceGet(int *device, int number) { *device = 10 + number; return 0; }
+int cuDeviceGetUuid_v2(char *bytes, int device) { for (int i = 0; i < 16; i++) bytes[i] = device; return 0; }
 """
 
 
@@ -323,7 +325,7 @@ int cuDeviceGetCount(int *count) { *count = 3; return 0; }
         (None, "13.0", 0),
     ],
 )
-def test_devices_are_counted_by_the_driver_without_torch(
+def test_devices_are_listed_by_the_driver_without_torch(
     tmp_path: Path, driver: dict[str, int] | None, built: str | None, counted: int
 ) -> None:
     """With a library that stands in for NVIDIA's driver, and the version file of a torch that was built for CUDA."""
@@ -335,13 +337,15 @@ def test_devices_are_counted_by_the_driver_without_torch(
     (tmp_path / "torch/__init__.py").write_text("raise RuntimeError('imported')")
     (tmp_path / "torch/version.py").write_text(f"cuda = {built!r}\n")
     ended = subprocess.run(
-        [sys.executable, "-c", "from holdfast.pool import hardware; print(hardware.count_devices())"],
+        [sys.executable, "-c", "from holdfast.pool import hardware; print(*hardware.list_devices())"],
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{SCRIPTS}", "LD_LIBRARY_PATH": str(tmp_path)},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert ended.stdout == f"{counted}\n"
+    assert ended.stdout.split() == [
+        f"{digits * 4}-{digits * 2}-{digits * 2}-{digits * 2}-{digits * 6}" for digits in ("0a", "0b", "0c")[:counted]
+    ]
     assert ended.stderr.count("the driver knows CUDA 12 only, torch was built for 13.0") == (
         driver is not None and driver["VERSION"] < 13000
     )

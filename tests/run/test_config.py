@@ -139,7 +139,7 @@ def test_one_layer_or_pooling_is_a_list_of_one(layers: Any, wanted: list[Any]) -
         ({"method": {"codon": "esm2"}}, "unknown key 'method.codon'; known are protein, dna"),
         (
             {"pool": {"zzz": 1}},
-            "unknown key 'pool.zzz'; known are lifecycle, spool, replicas, device, threads, cpu_workers",
+            "unknown key 'pool.zzz'; known are lifecycle, spool, replicas, device, share_gpu, gpu_wait_s",
         ),
         ({"chunk_length": "five"}, "'chunk_length' must be of type integer, is 'five'"),
         ({"chunk_length": 500.5}, "'chunk_length' must be of type integer, is 500.5"),

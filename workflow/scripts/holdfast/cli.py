@@ -196,13 +196,26 @@ def serve(parser: Parser) -> Callable[[Arguments], None]:
 
 @command("status", "holdfast status .holdfast/spool --live")
 def status(parser: Parser) -> Callable[[Arguments], None]:
-    """Say what the pools of a spool do now: devices, jobs, what waits, and how long it will take."""
-    parser.add_argument("spool", type=_path, metavar="SPOOL", help="such as .holdfast/spool")
+    """Say what the pools of a spool do now: devices, jobs, what waits, and how long it will take.
+
+    With --host, which GPUs this host has, and which pool holds each.
+    """
+    parser.add_argument("spool", type=_path, nargs="?", metavar="SPOOL", help="such as .holdfast/spool")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--live", action="store_true", help="go on until interrupted")
     how.add_argument("--json", action="store_true", help="as JSON, see docs/watching.md")
+    how.add_argument("--host", action="store_true", help="the GPUs of this host, in place of a spool")
 
     def do(given: Arguments) -> None:
+        if (given.spool is None) != given.host:
+            raise ConfigError("holdfast status takes either a SPOOL or --host")
+        if given.host:
+            from .pool.claims import survey_host
+            from .run.screen import print_host
+
+            print_host(survey_host())
+            return
+
         from .run.watch import SpoolWatch
 
         watch = SpoolWatch(given.spool)

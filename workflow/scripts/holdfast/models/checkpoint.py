@@ -1,12 +1,13 @@
 """Published checkpoints, read without running any code in them.
 
 :func:`read_checkpoint` recognises the model, compares the digest before the weights are parsed, and maps the tensors;
-:meth:`Checkpoint.own_tensors` matches them one by one against the names and shapes that an encoder wants. How a
-family's files name their tensors and state their sizes stands in the family's module.
+:meth:`Checkpoint.own_tensors` matches them one by one against the names and shapes that an encoder wants, and makes
+each of those when it is asked for. How a family's files name their tensors and state their sizes stands in the family's
+module.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,18 @@ from ..errors import WeightsError
 from ..sequences import Alphabet
 from .published import CONFIGURATION_FILE, digest_files, read_json_object, weights_files
 from .registry import DESCRIPTION_FILE, FAMILIES, Letters, family_module
+from .safetensors_file import Entry
 from .torch_file import LONGEST_START_BYTES, first_line, load_torch, only_tensors, require_unwrapped
 
 ADAPTER_FILE = "adapter_config.json"
 NAMESPACE = "argparse.Namespace"  # in fair-esm's files, the configuration
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+"""As safetensors names them."""
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The numbers of a tensor on the CPU, as they lie in memory."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def join_rows(parts: Sequence[Tensor]) -> Tensor:
@@ -39,11 +48,13 @@ class Source:
         names: Published names, without prefix.
         shape: Of each tensor of these names.
         make: Makes the encoder's tensor of them, in their order; ValueError where they contradict each other.
+        dtype: Of what that makes; None for that of the published tensors.
     """
 
     names: Sequence[str]
     shape: tuple[int, ...]
     make: Callable[[Sequence[Tensor]], Tensor] = join_rows
+    dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,7 @@ class Checkpoint:
     long: str = "whole"
     sources: Mapping[str, Callable[[tuple[int, ...]], Source]] = field(default_factory=dict)
 
-    def own_tensors(self) -> dict[str, Tensor]:
+    def own_tensors(self) -> "OwnTensors":
         """Every tensor of the encoder, by its own name, in the checkpoint's dtype; ``inv_freq`` in fp32.
 
         Raises:
@@ -137,8 +148,7 @@ class Checkpoint:
                 own: self.sources[own](shape) if own in self.sources else self.layout.source(own, shape)
                 for own, shape in shapes.items()
             }
-            tensors = self._named(sources.values())
-            return {own: source.make([tensors[name] for name in source.names]) for own, source in sources.items()}
+            return OwnTensors(self.where, shapes, sources, self._named(sources.values()))
         except ValueError as error:
             raise WeightsError(f"{self.where}: {error}; download it again") from None
 
@@ -175,6 +185,52 @@ class Checkpoint:
         return found
 
 
+class OwnTensors(Mapping[str, Tensor]):
+    """The tensors of an encoder, each made of published ones when it is asked for: one is in memory at a time."""
+
+    def __init__(
+        self,
+        where: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        sources: Mapping[str, Source],
+        published: Mapping[str, Tensor],
+    ) -> None:
+        """Take what they are made of.
+
+        Args:
+            where: The path that messages name.
+            shapes: Of the encoder's tensors, by their names.
+            sources: What makes up each.
+            published: The tensors that the sources name.
+        """
+        self._where, self._shapes, self._sources, self._published = where, shapes, sources, published
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, own: str) -> Tensor:
+        """Make a tensor; WeightsError where the published ones contradict each other."""
+        try:
+            return self._sources[own].make(self._parts(own))
+        except ValueError as error:
+            raise WeightsError(f"{self._where}: {error}; download it again") from None
+
+    def entry(self, own: str) -> Entry:
+        """What a tensor will be, before it is made; WeightsError for numbers of another kind than :data:`DTYPES`."""
+        dtype = self._sources[own].dtype
+        for part in self._parts(own) if dtype is None else ():
+            dtype = part.dtype if dtype is None else torch.promote_types(dtype, part.dtype)
+        if dtype not in DTYPES:
+            raise WeightsError(f"{self._where}: {own} would be of {dtype}; save the model as float16 or float32")
+        return Entry(DTYPES[dtype], self._shapes[own])
+
+    def _parts(self, own: str) -> list[Tensor]:
+        return [self._published[name] for name in self._sources[own].names]
+
+
 def read_checkpoint(path: Path, sha256: str | None) -> Checkpoint:
     """Recognise the family, compare the digest, then map the tensors.
 
@@ -206,9 +262,7 @@ def read_checkpoint(path: Path, sha256: str | None) -> Checkpoint:
         known = ", ".join(map(repr, FAMILIES.values()))
         raise WeightsError(f"{configuration}: model_type is {found!r:.80}, known are {known}; give such a model")
     digest = digest_files(files, sha256)
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        tensors |= _map_safetensors(file) if file.suffix == ".safetensors" else only_tensors(file, load_torch(file))
+    tensors = map_tensors(files)
     try:
         checkpoint: Checkpoint = family_module(family).read_directory(path, config, tensors, digest)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
@@ -242,6 +296,18 @@ def stated_sizes(config: Mapping[str, Any]) -> dict[str, int | float | str | boo
         "vocabulary": int(config["vocab_size"]),
         "layer_norm_epsilon": float(config["layer_norm_eps"]),
     }
+
+
+def map_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
+    """Map the tensors of files of safetensors or torch, by published name; they take no memory.
+
+    Raises:
+        WeightsError: a file that is damaged, or that holds anything else.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= _map_safetensors(file) if file.suffix == ".safetensors" else only_tensors(file, load_torch(file))
+    return tensors
 
 
 def _map_safetensors(path: Path) -> dict[str, Tensor]:

@@ -38,8 +38,8 @@ class Encoder:
         tokens: Which tokens of a sequence count.
     """
 
-    def __init__(self, weights: dict[str, Tensor], prepared: Prepared) -> None:
-        """Take the weights as :func:`read_weights` gives them."""
+    def __init__(self, weights: Mapping[str, Tensor], prepared: Prepared) -> None:
+        """Take the weights as :func:`read_weights` gives them, or one by one, see :class:`WidenedWeights`."""
         architecture = prepared.architecture
         self.layers, self.width = prepared.layers, prepared.width
         self.device = weights["embed.weight"].device
@@ -196,6 +196,12 @@ def read_weights(
     The file is mapped, not read: on the CPU a tensor that needs no conversion stays in the page cache, which
     all processes share; on CUDA it is copied from there straight to the device. ``inv_freq`` stays fp32.
 
+    Args:
+        directory: Of the prepared model.
+        prepared: What its ``model.json`` says.
+        device: Where they go.
+        precision: As :func:`.registry.open_model` has it, or ``stored`` for what is in the file.
+
     Raises:
         WeightsError: a damaged file, or one of another model.
     """
@@ -203,7 +209,7 @@ def read_weights(
     path = Path(directory) / WEIGHTS_FILE
     if precision == "auto":
         precision = "fp16" if torch.device(device).type == "cuda" else "fp32"
-    if precision == "fp32":
+    if precision in ("fp32", "stored"):
         torch.set_float32_matmul_precision("highest")
     else:
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
@@ -218,12 +224,30 @@ def read_weights(
                 tensor = file.get_tensor(name)
                 if not tensor.is_floating_point():
                     raise WeightsError(f"{path}: holds {tensor.dtype}, not floating point; {PREPARE_AGAIN}")
-                weights[name] = tensor.to(torch.float32 if name in IN_FP32 else PRECISIONS[precision])
+                wanted = torch.float32 if name in IN_FP32 else PRECISIONS.get(precision, tensor.dtype)
+                weights[name] = tensor.to(wanted)
     except (SafetensorError, FileNotFoundError, ValueError) as error:
         raise WeightsError(f"{path}: not readable ({error}); {PREPARE_AGAIN}") from None
     if {name: tuple(tensor.shape) for name, tensor in weights.items()} != shapes:
         raise WeightsError(f"{path}: its tensors do not fit the architecture in its header; {PREPARE_AGAIN}")
     return weights
+
+
+class WidenedWeights(Mapping[str, Tensor]):
+    """Mapped weights in fp32, each made when it is asked for, so that one is in memory at a time."""
+
+    def __init__(self, mapped: Mapping[str, Tensor]) -> None:
+        """Take the weights as they are stored."""
+        self._mapped = mapped
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._mapped)
+
+    def __len__(self) -> int:
+        return len(self._mapped)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._mapped[name].float()
 
 
 def layer_shapes(layer: int, width: int, mlp: Mapping[str, tuple[int, int]]) -> Shapes:

@@ -88,7 +88,7 @@ def tensor_shapes(architecture: Architecture) -> Shapes:
 class Esm(Encoder):
     """The encoder of this family."""
 
-    def __init__(self, weights: dict[str, Tensor], prepared: Prepared) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], prepared: Prepared) -> None:
         super().__init__(weights, prepared)
         self._scale = UNMASKED_FRACTION if prepared.architecture["token_dropout"] else 1.0
 
@@ -212,7 +212,7 @@ def read_file(path: Path, content: Mapping[str, Any], sha256: str) -> Checkpoint
 
     def frequencies(shape: tuple[int, ...]) -> Source:
         names = [f"layers.{layer}.self_attn.rot_emb.inv_freq" for layer in range(int(sizes["layers"]))]
-        return Source(names, shape, partial(_agreed, names))
+        return Source(names, shape, partial(_agreed, names), torch.float32)
 
     return _checkpoint(
         where=path,
@@ -243,7 +243,8 @@ def read_directory(path: Path, config: dict[str, Any], tensors: dict[str, Tensor
 
     def frequencies(shape: tuple[int, ...]) -> Source:
         names = sorted(name for name in map(HUGGING_FACE.bare, tensors) if re.fullmatch(ROTARY, name))
-        return Source(names, shape, partial(_agreed, names) if names else partial(rotary_formula, base, shape[0]))
+        make = partial(_agreed, names) if names else partial(rotary_formula, base, shape[0])
+        return Source(names, shape, make, torch.float32)
 
     return _checkpoint(
         where=path,

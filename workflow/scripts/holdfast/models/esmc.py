@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
 from torch import Tensor
 
@@ -64,7 +65,7 @@ def tensor_shapes(architecture: Architecture) -> Shapes:
 class EsmC(Encoder):
     """ESM C, its residual stream in fp32: branches that are added to it are in the precision of the weights."""
 
-    def __init__(self, weights: dict[str, Tensor], prepared: Prepared) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], prepared: Prepared) -> None:
         super().__init__(weights, prepared)
         self._branch = 1 / math.sqrt(self.layers / 36)
 
@@ -204,4 +205,4 @@ def read_file(path: Path, content: Mapping[str, Any], sha256: str) -> Checkpoint
 
 def _frequencies(base: float) -> Any:
     """What makes the rotary frequencies, which the files leave to a formula."""
-    return lambda shape: Source([], shape, partial(rotary_formula, float(base), shape[0]))
+    return lambda shape: Source([], shape, partial(rotary_formula, float(base), shape[0]), torch.float32)

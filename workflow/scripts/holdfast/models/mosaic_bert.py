@@ -6,7 +6,7 @@ embeddings. Names in their files: zhihan1996/DNABERT-S.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def tensor_shapes(architecture: Architecture) -> Shapes:
 class MosaicBert(Encoder):
     """The encoder of this family; a mean is over all tokens, [CLS] and [SEP] included."""
 
-    def __init__(self, weights: dict[str, Tensor], prepared: Prepared) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], prepared: Prepared) -> None:
         super().__init__(weights, prepared)
         self._slopes = torch.tensor(alibi_slopes(self._heads), device=self.device)
 

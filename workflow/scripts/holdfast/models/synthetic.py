@@ -9,20 +9,20 @@ import io
 import json
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import WeightsError
 from . import esm, esmc, mosaic_bert, t5
-from .checkpoint import Layout
+from .checkpoint import DTYPES, Layout, as_bytes
 from .encoder import Architecture, Shapes
 from .registry import TOKENIZER_FILE
+from .safetensors_file import Entry, write_tensors
 
 PREFIX = "synthetic:"
 SEED = 20231116
@@ -106,7 +106,7 @@ def write_esm2(architecture: str, directory: Path) -> Path:
             state[f"encoder.{name}"] = state["encoder.sentence_encoder.embed_tokens.weight"]
         else:
             prefix = "encoder." if name.startswith("lm_head.") else "encoder.sentence_encoder."
-            state[prefix + name] = _random(name, shape, generator).to(dtype)
+            state[prefix + name] = _on_disk(_random(name, shape, generator).to(dtype), directory)
     config = argparse.Namespace(
         encoder_layers=layers,
         encoder_embed_dim=width,
@@ -137,7 +137,8 @@ def write_esm1(architecture: str, directory: Path) -> Path:
     for own, shape in esm.tensor_shapes(sizes).items():
         parts = esm.FAIR_ESM.published(own)
         for name in parts:
-            state[f"encoder.sentence_encoder.{name}"] = _random(name, (shape[0] // len(parts), *shape[1:]), generator)
+            values = _random(name, (shape[0] // len(parts), *shape[1:]), generator)
+            state[f"encoder.sentence_encoder.{name}"] = _on_disk(values, directory)
     state["encoder.lm_head.weight"] = state["encoder.sentence_encoder.embed_tokens.weight"]
     args = argparse.Namespace(
         arch="roberta_large",
@@ -284,11 +285,15 @@ def _write_directory(
         if own != "inv_freq":  # which these formats leave to a formula
             parts = layout.published(own)
             published |= {name: (shape[0] // len(parts), *shape[1:]) for name in parts}
-    tensors = {name: _random(name, shape, generator) for name, shape in {**published, **(more or {})}.items()}
-    for name in tensors:
-        if name.endswith("SelfAttention.q.weight"):
-            tensors[name] *= query_scale
-    save_file(tensors, directory / "model.safetensors")
+    published |= more or {}
+    entries = {name: Entry(DTYPES[torch.float32], shape) for name, shape in published.items()}
+
+    def contents() -> Iterator[tuple[str, memoryview]]:
+        for name, shape in published.items():
+            values = _random(name, shape, generator)
+            yield name, as_bytes(values * query_scale if name.endswith("SelfAttention.q.weight") else values)
+
+    write_tensors(directory / "model.safetensors", entries, None, contents())
     (directory / "config.json").write_text(json.dumps(config, indent=2))
 
 
@@ -300,6 +305,14 @@ def _random(name: str, shape: Sequence[int], generator: torch.Generator) -> Tens
     if name.endswith(("embed_tokens.weight", "word_embeddings.weight", "shared.weight", "embed_positions.weight")):
         return values
     return values / shape[-1] ** 0.5
+
+
+def _on_disk(values: Tensor, directory: Path) -> Tensor:
+    """The same values in a mapped file, which has no name and goes with the tensor: they take no memory."""
+    path = directory / "values"
+    mapped = torch.from_file(str(path), shared=True, size=values.numel(), dtype=values.dtype).view(values.shape)
+    path.unlink()
+    return mapped.copy_(values)
 
 
 def write_tokenizer(vocabulary: int, path: Path) -> None:

@@ -69,7 +69,7 @@ def tensor_shapes(architecture: Architecture) -> Shapes:
 class T5(Encoder):
     """A T5 encoder, its residual stream in fp32 and so is the MLP's output, which half precision overflows."""
 
-    def __init__(self, weights: dict[str, Tensor], prepared: Prepared) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], prepared: Prepared) -> None:
         super().__init__(weights, prepared)
         architecture = prepared.architecture
         self._gated = architecture["activation"] != "relu"

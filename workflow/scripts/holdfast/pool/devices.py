@@ -186,26 +186,32 @@ class Devices:
         totals: Batches, sequences, tokens and seconds of device work so far, and batches that had to be repeated.
     """
 
-    def __init__(self, settings: PoolSettings, models: dict[str, Path], names: list[str], precision: str) -> None:
-        """Make the devices, without workers.
+    def __init__(self, settings: PoolSettings, models: dict[str, Path], precision: str) -> None:
+        """Begin with no device.
 
         Args:
             settings: Of the pool.
             models: Directory of each prepared model.
-            names: Of the devices, see :func:`.hardware.name_devices`.
             precision: What they compute in, ``fp32`` or ``fp16``.
         """
+        self.devices: list[Device] = []
         self.load_s = 0.0
         self.speed = Speed()
         self.totals: dict[str, float] = defaultdict(float)
         self._settings = settings
+        self._models = models
+        self._precision = precision
         self._again: deque[Dispatch] = deque()
-        self.devices = [
+
+    def add(self, names: list[str]) -> None:
+        """Add devices without workers, by their names, such as ``cuda:0``."""
+        settings = self._settings
+        self.devices += [
             Device(
                 WorkerSettings(
                     name=name,
-                    models=models,
-                    precision=precision,
+                    models=self._models,
+                    precision=self._precision,
                     threads=max(1, settings.threads // len(names)),
                     allocator=settings.allocator,
                     memory_fraction=settings.memory_fraction,
@@ -216,9 +222,11 @@ class Devices:
             for name in names
         ]
 
-    def start(self) -> None:
-        """Start a worker on every device."""
+    def start(self, names: list[str]) -> None:
+        """Start a worker on every device of these names, such as ``cuda:0``."""
+        self.add(names)
         for device in self.devices:
+            log.info("loading %s on %s", ", ".join(self._models), device.name)
             device.start()
 
     def stop(self) -> None:

@@ -59,6 +59,8 @@ class PoolSettings:
     precision: str
     cache: str | None
     device: str
+    share_gpu: bool
+    gpu_wait_s: float
     threads: int
     cpu_workers: int
     tokens_per_batch: int

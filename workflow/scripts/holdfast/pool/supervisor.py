@@ -27,12 +27,13 @@ from ..spool.progress import History, LastErrors, Moment, Progress
 from ..spool.spool import Spool
 from ..spool.state import Launcher, Observer, PoolState, read_state, state_path
 from .batches import WINDOW_BATCHES, make_recipe
+from .claims import Claim, needed_memory
 from .devices import Devices
 from .distinct import DistinctSequences
 from .events import Embedded, GivenUp, TooLarge
 from .exchange import Exchange
 from .finish import EMBEDDINGS_FILE, copy_sample, finish_sample, join_parts
-from .hardware import name_devices, torch_versions
+from .hardware import find_devices, torch_versions
 from .ledger import Job, Ledger
 from .readers import Done, Readers
 from .sample import Contents, read_part, read_sample
@@ -75,9 +76,9 @@ class Supervisor:
             signal.signal(signal.SIGHUP, self._signalled)
         self.launcher, self.observer, self.errors = Launcher(), Observer(), LastErrors()
         self.history = History(self.spool.root / "pools" / f"{self.name}.tsv")
-        names, self.precision = name_devices(settings)
-        log.info("loading %s on %s", ", ".join(self.models), ", ".join(names))
-        self.devices = Devices(settings, self.directories, names, self.precision)
+        found, self.precision = find_devices(settings)
+        self.claim = Claim(settings, found, needed_memory(self.directories, self.precision))
+        self.devices = Devices(settings, self.directories, self.precision)
         self.readers = Readers(1 if settings.device == "cpu" else max(1, settings.threads - 1))
         self.ledger = Ledger(self.held, self.precision, self._blocks, self.name, settings.tokens_per_batch)
         self.software = software(PACKAGES) | torch_versions()
@@ -86,8 +87,7 @@ class Supervisor:
         self.jobs: dict[int, Job] = {}
         self.number = 0
         self.outcomes = {"done": 0, "failed": 0}
-        self.read_bytes: Counter[str] = Counter()
-        self.read_tokens: Counter[str] = Counter()
+        self.read_bytes, self.read_tokens = Counter[str](), Counter[str]()
         self.last_work = self.counted = time.monotonic()
         self.beaten = self.looked = self.ready_s = 0.0
 
@@ -98,7 +98,8 @@ class Supervisor:
             self.spool.enroll(self.name)
             self._take_over()
             self.readers.start()
-            self.devices.start()
+            self.devices.start(self.claim.wait(self.state, self._ended, self._beat))
+            self.last_work = time.monotonic()
             while not self._ended():
                 self._claim()
                 self.devices.dispatch(self.ledger, more=any(job.is_unread for job in self.jobs.values()))
@@ -118,7 +119,7 @@ class Supervisor:
         self.stop_reason = self.stop_reason or reason
 
     def _ended(self) -> bool:
-        idle_s = 0.0 if self.jobs else time.monotonic() - self.last_work
+        idle_s = time.monotonic() - self.last_work if self.devices.devices and not self.jobs else 0.0
         if self.signal:  # the ordinary end, if nothing is left undone: so Snakemake ends its services
             self._stop(self.signal if self.jobs else f"asked to end, with no job open ({self.signal})")
         elif not self.endpoint.exists():
@@ -369,7 +370,6 @@ class Supervisor:
 
     def _progress(self) -> Progress:
         devices, ledger = self.devices, self.ledger
-        loaded = devices.load_s > 0
         totals: dict[str, Any] = {
             name: round(value, 3) if name.endswith("_s") else int(value) for name, value in devices.totals.items()
         }
@@ -377,7 +377,7 @@ class Supervisor:
             precision=self.precision,
             load_s=round(devices.load_s, 3),
             devices=devices.progress(),
-            jobs=[job.progress(loaded) for job in self.jobs.values()],
+            jobs=[job.progress(devices.load_s > 0) for job in self.jobs.values()],
             errors=list(self.errors.last),
             budgets={self.held[weights]: budget for weights, budget in ledger.budgets.items()},
             ready_s=round(self.ready_s, 3),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ..errors import HoldfastError, ResourceError
+from ..pool.claims import HostGpu
 from ..spool.progress import DeviceProgress, JobProgress, in_words
 from .watch import PoolView, SpoolView, SpoolWatch
 
@@ -42,6 +43,8 @@ def show_job(watch: SpoolWatch) -> Iterator[None]:
         while not ended.wait(REFRESH_S / 4):
             with suppress(HoldfastError):
                 for pool in watch.look().pools:
+                    if pool.reason:
+                        bar.update(task, description=pool.reason)
                     for job in pool.progress.jobs:
                         done = job.sequences - job.sequences_left if job.sequences else 0
                         bar.update(task, description=job.state, total=job.sequences or None, completed=done)
@@ -83,7 +86,7 @@ def _show_pool(pool: PoolView) -> Iterator[RenderableType]:
     head = Text.assemble((pool.pool, "bold"), "  ", (pool.state, COLOURS.get(pool.state, "")))
     head.append(f"  {pool.reason}" if pool.reason else "")
     yield head
-    if pool.state not in ("starting", "ready"):
+    if pool.state not in ("starting", "ready") or not progress.devices:
         return
     budgets = ", ".join(f"{model} {tokens:,}" for model, tokens in progress.budgets.items())
     models = ", ".join(pool.models)
@@ -112,10 +115,21 @@ def _show_devices(devices: list[DeviceProgress]) -> Table:
             str(device.restarts),
             f"{device.busy:.0%}",
             "-" if device.use is None else f"{device.use:.0%}",
-            "-" if used is None or whole is None else f"{used / 2**30:.1f} of {whole / 2**30:.1f} GiB",
+            "-" if used is None or whole is None else f"{_gibibytes(used)} of {_gibibytes(whole)} GiB",
             "-" if device.temperature_c is None else f"{device.temperature_c} °C",
         )
     return table
+
+
+def print_host(gpus: list[HostGpu]) -> None:
+    """Print the GPUs of this host, and who has claimed each."""
+    table = Table("GPU", "claimed by", "memory used", "mode", "processes", box=None, pad_edge=False)
+    for gpu, card, holder in gpus:
+        used = card and f"{_gibibytes(card.memory_bytes - card.free_bytes)} of {_gibibytes(card.memory_bytes)} GiB"
+        processes = ", ".join(map(str, card.processes)) if card else ""
+        name = f"{gpu.name} {gpu.title}\n{gpu.uuid}"
+        table.add_row(name, str(holder or "nobody"), used or "-", card.mode if card else "-", processes or "-")
+    Console().print(table if gpus else "this host has no GPU that NVML shows")
 
 
 def _show_jobs(jobs: list[JobProgress]) -> Table:
@@ -130,6 +144,10 @@ def _show_jobs(jobs: list[JobProgress]) -> Table:
             f"{job.tokens_left:,}" if job.sequences else "-",
         )
     return table
+
+
+def _gibibytes(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f}"
 
 
 def _megabytes(size_bytes: int) -> str:

@@ -259,7 +259,8 @@ class RunWatch:
         if not self.pools:
             return f"{head}; no pool serves {self._spool} now, start one" if self._external else ""
         if all(pool.state == "starting" for pool in self.pools):
-            return f"{head}; loading the models"
+            waits = next((pool.reason for pool in self.pools if pool.reason), "")
+            return f"{head}; {waits or 'loading the models'}"
         progress = [pool.progress for pool in self.pools]
         devices = [device for pool in progress for device in pool.devices]
         use = sum(device.busy for device in devices) / max(1, len(devices))

@@ -81,7 +81,7 @@ class PoolState:
         models: ``weights_sha256`` of each model it holds.
         precision: As it was configured: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
         state: ``starting``, ``ready``, ``failed`` or ``ended``.
-        reason: Why it failed or ended.
+        reason: Why it failed or ended; while it starts, for whom it waits.
         beat: Counter that grows while the pool lives.
         lease_s: Seconds for which it may stand still before another host takes the pool for dead.
         progress: How far it is.
