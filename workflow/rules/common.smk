@@ -130,4 +130,6 @@ def targets(wildcards):
         wanted += [f"results/{name}/{config['export']}" for name in SAMPLES]
     for name in CALLED:
         wanted += [f"results/{name}/{table}.tsv" for table in ("frames", "chunks", "contigs")]
+    if SERVICE and PLAN.shared:
+        wanted += [f".holdfast/shared.{replica}" for replica in range(PLAN.replicas)]
     return [*wanted, "results/summary.tsv", "results/report.html"]

@@ -63,6 +63,32 @@ for number, share in enumerate(PLAN.consumers):
             + (" > {log:q} 2>&1" if SERVICE else " 2>&1 | tee {log:q}")
 
 
+# A pool of a run of several takes parts of the large samples of others as long as it has a consumer, so it gets one.
+for replica in range(PLAN.replicas if SERVICE and PLAN.shared else 0):
+
+    rule:
+        name:
+            f"share_{replica}"
+        input:
+            holdfast=ENTRY,
+            endpoint=f".holdfast/pool.{replica}.json",
+        output:
+            ended=temp(f".holdfast/shared.{replica}"),
+        log:
+            f"logs/embed/share_{replica}.log",
+        conda:
+            "../../envs/tables.yaml"
+        threads: 0
+        resources:
+            mem_mb=0,
+        params:
+            plan=lambda wildcards: PLAN.path,
+            results=lambda wildcards: place("results"),
+        shell:
+            'exec "${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} share {params.plan:q} --results {params.results:q}'
+            " --endpoint {input.endpoint:q} --output {output.ended:q} > {log:q} 2>&1"
+
+
 rule collect:
     input:
         holdfast=ENTRY,

@@ -327,6 +327,25 @@ def submit(parser: Parser) -> Callable[[Arguments], None]:
     return do
 
 
+@command("share")
+def share(parser: Parser) -> Callable[[Arguments], None]:
+    """Wait while other replicas have large samples in work, so that this one's pool lives and takes parts of them."""
+    parser.add_argument("plan", type=_path, help="plan of the run")
+    parser.add_argument("--results", type=_path, required=True, help="directory of the results")
+    parser.add_argument("--endpoint", type=_path, required=True, help="endpoint file of this replica's pool")
+    parser.add_argument("--output", type=_path, required=True, help="an empty file, written in the end")
+
+    def do(given: Arguments) -> None:
+        from .run.client import await_samples
+        from .run.plan import load_plan
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as `submit` does
+        await_samples(load_plan(given.plan), given.results, given.endpoint)
+        given.output.touch()
+
+    return do
+
+
 @command("collect")
 def collect(parser: Parser) -> Callable[[Arguments], None]:
     """Fetch the embeddings of a sample from the spool, or exit 2 with the error of its job."""

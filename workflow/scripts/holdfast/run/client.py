@@ -20,7 +20,7 @@ from ..files import temporary_path
 from ..spool.job import Manifest, Receipt, digest_of, fingerprint, read_receipt
 from ..spool.spool import Spool
 from ..spool.state import Launcher, Observer, PoolState, read_state
-from .plan import jobs_of
+from .plan import Plan, jobs_of
 from .provenance import run_of
 
 FETCHED = ".embeddings.h5"
@@ -101,6 +101,36 @@ def submit_jobs(
             time.sleep(pause_s)
             pause_s = min(LAST_POLL_S, pause_s * 1.2)
     return [found[name] for name in order]
+
+
+def await_samples(plan: Plan, results: Path, endpoint: Path) -> None:
+    """Wait while pools of other replicas have large samples in work, so that the pool of this one takes parts of them.
+
+    Args:
+        plan: The plan of the run.
+        results: Directory of the results, where their receipts will be.
+        endpoint: Endpoint file of the pool of this replica; those of the others lie beside it.
+
+    Raises:
+        ResourceError: the pool of this replica has failed.
+    """
+    pool, observer, launcher = read_state(endpoint), Observer(), Launcher()
+    planned_ns = os.stat(plan.path).st_mtime_ns
+    waiting, seen = dict(plan.shared), set[int]()
+    while waiting and pool is not None and not launcher.is_gone():
+        for name, replica in list(waiting.items()):
+            there = endpoint.with_name(f"pool.{replica}.json").exists()
+            seen |= {replica} if there else set()
+            receipt = results / name / "receipt.json"
+            ended = receipt.exists() and os.stat(receipt).st_mtime_ns > planned_ns
+            if ended or (replica in seen and not there):
+                del waiting[name]
+        state = pool.now()
+        if state.state == "failed":
+            raise ResourceError(state.trouble(observer))
+        if state.state == "ended" or state.trouble(observer):
+            return
+        time.sleep(LAST_POLL_S)
 
 
 @dataclass(frozen=True)

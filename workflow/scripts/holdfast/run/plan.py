@@ -40,6 +40,8 @@ from .requests import check_classifier, check_room, job_settings, make_job, mode
 CONSUMERS_A_REPLICA = 16
 """With more of them samples take longer: each is a Python to start, and scheduling a group is quadratic in its members
 (measured 8 s for 250, 153 s for 2,000)."""
+SHARED_BYTES = 128_000_000
+"""Files from this size on have several parts, which all replicas embed (``pool.part.PART_LETTERS`` is a quarter)."""
 SAMPLES_A_CONSUMER = 100
 """Above this there are more consumers: what Snakemake keeps of one is its inputs times its outputs."""
 DEFAULT_SPOOL = ".holdfast/spool"
@@ -70,6 +72,8 @@ class Plan:
         gpu: GPUs of each replica; None for all that its job sees.
         threads: CPU threads of each replica.
         models: Names of the models that the pools hold.
+        shared: By large sample, the replica whose consumer hands it in; the others wait for it and take parts of it.
+        replicas: Pools of the run.
         sheet: The sample sheet: the config's, or one that holds the same samples.
     """
 
@@ -79,6 +83,8 @@ class Plan:
     threads: int
     models: list[str]
     sheet: str
+    shared: dict[str, int]
+    replicas: int
 
     @property
     def path(self) -> str:
@@ -208,7 +214,10 @@ def make_plan(
         consumers = min(CONSUMERS_A_REPLICA, cores or CONSUMERS_A_REPLICA)
     else:
         consumers = max(CONSUMERS_A_REPLICA, math.ceil(len(sizes) / replicas / SAMPLES_A_CONSUMER))
-    plan = Plan(str(directory), share_out(sizes, replicas, consumers), gpu, threads, in_use, sheet)
+    shares = share_out(sizes, replicas, consumers)
+    handed_in = {name: share.replica for share in shares for name in share.samples}
+    large = {name: handed_in[name] for name, size in sizes.items() if size >= SHARED_BYTES and replicas > 1}
+    plan = Plan(str(directory), shares, gpu, threads, in_use, sheet, large, replicas)
     if lifecycle == "external" and plan.consumers:
         warn_without_pool(Path(spool))
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -258,7 +267,11 @@ def read_plan(place: Place = str) -> Plan:
     Raises:
         ResourceError: it is not there.
     """
-    path = _directory(Identity.launcher(), place) / PLAN_FILE
+    return load_plan(_directory(Identity.launcher(), place) / PLAN_FILE)
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan; errors as :func:`read_plan`."""
     try:
         content = json.loads(path.read_text())["plan"]
     except OSError as error:
