@@ -226,7 +226,7 @@ def test_the_summary_has_a_row_a_sample(root: Path, tmp_path: Path) -> None:
     called, frameless, train, proteins = (dict(zip(header, line, strict=True)) for line in lines)
     # Three samples share the load of p1, 2.5 s, evenly, since each had 1.25 s of its devices; p2 has one.
     assert " ".join(called.values()) == (
-        f"{LONG}1 contigs  5 0 0 1 1 0 0 1 7 14 1400 2 1 1 1 1 3 2.5 0.833 0.5 1.25 4.0 280 0.625 fp32 "
+        f"{LONG}1 contigs  5 0 0 1 1 0 0 1 7 14 1400 2 1 1 0 1 1 3 2.5 0.833 0.5 1.25 4.0 280 0.625 fp32 "
         "CPU, 2 threads esm2 run-1"
     )
     assert [frameless[f"contigs_{name}"] for name in ("called", "no_stop_free_frame", "virus")] == ["0", "1", "0"]
