@@ -93,9 +93,11 @@ def test_equal_seeds_give_equal_files_whatever_the_threads_and_other_seeds_do_no
 
 def test_the_commands_train_write_what_was_learned_and_classify(tmp_path: Path) -> None:
     files = labelled(tmp_path, shift=1.5, contigs=10)
-    virus, non_viral = ([str(path) for path, label in files if label == wanted] for wanted in ("virus", "non-viral"))
-    learn = ["train", "--virus", *virus, "--non-viral", *non_viral, "--seed", "1", "--threshold", "0.6"]
-    apply = ["classify", virus[0], "--classifier", "trained/classifier.safetensors", "--threshold", "0.6"]
+    lines = "".join(f"{Path(path).parent.name}\tx.fna\t{label}\n" for path, label in files)
+    (tmp_path / "samples.tsv").write_text(f"sample\tfasta\tlabel\n{lines}none\tx.fna\t\n")
+    virus = next(str(path) for path, label in files if label == "virus")
+    learn = ["train", "samples.tsv", "--results", str(tmp_path), "--seed", "1", "--threshold", "0.6"]
+    apply = ["classify", virus, "--classifier", "trained/classifier.safetensors", "--threshold", "0.6"]
     apply += [word for name in ("frames", "chunks", "contigs") for word in (f"--{name}", f"{name}.tsv")]
     for words in ([*learn, "--output", "trained"], apply):
         command = [sys.executable, str(ENTRY), *words]

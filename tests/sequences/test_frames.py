@@ -234,6 +234,8 @@ def test_frames_are_named_as_virnucpro_names_them() -> None:
 def test_a_chunk_shorter_than_a_codon_is_refused() -> None:
     with pytest.raises(ConfigError, match="chunk length 2: must be at least 3 bases"):
         list(frames.find_frames("ACGT", 2))
+    with pytest.raises(ConfigError, match="chunk length 100001: must be at most 100000 bases"):
+        list(frames.find_frames("ACGT", 100_001))
 
 
 def test_memory_of_a_long_record_is_that_of_a_slab() -> None:

@@ -2,21 +2,16 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import zstandard
 from holdfast.results.embeddings import read_embeddings
 
-from tests.workflow.conftest import HOLDFAST, TIMEOUT_S, NewProject, fasta, stop_free_sequence
+from tests.workflow.conftest import REPOSITORY, TIMEOUT_S, WIDTHS, NewProject, fasta, stop_free_sequence
 
 PROTEINS = {"p1": "MKVLAAGIVGLLLAQWERTY", "p2": "MKKLLPTAAAGLLLLAAQPAMA"}
 CONTIGS = {"good": stop_free_sequence(600, 1), "gaps": f"{stop_free_sequence(300, 2)}-.-{stop_free_sequence(300, 3)}"}
-
-
-def command(*words: object, **options: object) -> "subprocess.CompletedProcess[str]":
-    """Run ``holdfast`` with these words."""
-    line = [*HOLDFAST, *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S, **options)  # type: ignore[call-overload]
 
 
 def test_braces_in_every_path_that_may_have_them(project: NewProject) -> None:
@@ -141,3 +136,18 @@ def test_no_command_of_a_run_names_each_of_its_samples(project: NewProject) -> N
         assert any(f" {word} " in line for line in commands)
     for line in commands:
         assert sum(name in line for name in labels) <= 1, line
+
+
+def test_a_pth_for_other_models_is_refused_before_anything_is_embedded(project: NewProject) -> None:
+    some = project()
+    some.write("data/a.fna", fasta(CONTIGS))
+    some.write_sheet(("a", "data/a.fna"))
+    publish = [sys.executable, "-W", "ignore", REPOSITORY / "tests/results/virnucpro.py", "10", some.path("data")]
+    subprocess.run(publish, check=True, timeout=TIMEOUT_S)
+    some.configure(classifier="data/500_model.pth")
+    run = some.run()
+    assert run.returncode != 0
+    assert "Traceback" not in run.text
+    assert f"takes 10 values, but the config gives {sum(WIDTHS.values())}" in run.text
+    assert not [name for name in run.jobs if name.startswith(("embed", "collect", "classify"))]
+    assert not some.path("results/a/receipt.json").exists()

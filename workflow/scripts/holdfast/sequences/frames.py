@@ -21,6 +21,7 @@ from . import Alphabet
 from .fasta import read_records
 
 FRAMES = ("F1", "F2", "F3", "R1", "R2", "R3")
+LONGEST_CHUNK_BP = 100_000  # as in the schema of the config
 _CODON_BP = 3
 _SLAB_CHUNKS = 128
 
@@ -68,10 +69,12 @@ def chunk_bounds(length_bp: int, chunk_length_bp: int) -> tuple[np.ndarray, np.n
     chunk is often short: 501 bases in chunks of 500 become 0-500 and 250-501.
 
     Raises:
-        ConfigError: a chunk shorter than a codon.
+        ConfigError: a chunk shorter than a codon, or longer than :data:`LONGEST_CHUNK_BP`.
     """
     if chunk_length_bp < _CODON_BP:
         raise ConfigError(f"chunk length {chunk_length_bp}: must be at least {_CODON_BP} bases, one codon")
+    if chunk_length_bp > LONGEST_CHUNK_BP:
+        raise ConfigError(f"chunk length {chunk_length_bp}: must be at most {LONGEST_CHUNK_BP} bases, as in a run")
     chunks = -(-length_bp // chunk_length_bp)
     index = np.arange(chunks, dtype=np.int64)
     share_bp, rest_bp = divmod(chunks * chunk_length_bp - length_bp, max(chunks, 1))
