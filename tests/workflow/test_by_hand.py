@@ -75,3 +75,21 @@ def test_what_cannot_be_embedded_is_one_line(models: Path, tmp_path: Path) -> No
         assert ended.stderr.startswith(f"holdfast: error: {words}")
         assert not output.exists()
     assert list(tmp_path.iterdir()) == [broken]
+
+
+def test_a_record_with_other_letters_is_left_out_and_told(models: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.faa"
+    odd.write_text(">p\nMKV\n>q\nMK1\n")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "e.npz").symlink_to("elsewhere/there.npz")
+    ended = embed(odd, models / "esm2", tmp_path / "e.npz")
+    assert ended.returncode == 0, ended.stderr
+    warning = "not all records were embedded as they are (1 bad_letters); the table of records says which"
+    assert ended.stderr == f"holdfast: warning: {odd}: {warning}\n"
+    with np.load(tmp_path / "elsewhere/there.npz") as made:
+        assert made["ids"].tolist() == ["p"]
+    assert (tmp_path / "e.npz").is_symlink()
+    assert (tmp_path / "e.records.tsv").read_text().splitlines()[1:] == [
+        "p\t3\t3\tok\t",
+        "q\t3\t0\tbad_letters\t'1' in column 3 of line 4 is no IUPAC protein letter",
+    ]
