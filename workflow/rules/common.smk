@@ -79,6 +79,7 @@ ENTRY = source("scripts/entry.py")  # the command line, as the input of rules; t
 SERVICE = config["pool"]["lifecycle"] == "service"
 SPOOL = config["pool"]["spool"] or place(planning.DEFAULT_SPOOL)
 MODELS = {model: config["models"][model] for model in PLAN.models}
+RUN = f".holdfast/runs/{os.path.basename(PLAN.directory)}"
 PENDING = {name for share in PLAN.consumers for name in share.samples}
 CONTIG_SAMPLES = [entry.sample for entry in SAMPLES.values() if entry.kind == "contigs"]
 LABELLED = {entry.sample: entry.label for entry in SAMPLES.values() if entry.label}
@@ -131,5 +132,5 @@ def targets(wildcards):
     for name in CALLED:
         wanted += [f"results/{name}/{table}.tsv" for table in ("frames", "chunks", "contigs")]
     if SERVICE and PLAN.shared:
-        wanted += [f".holdfast/shared.{replica}" for replica in range(PLAN.replicas)]
+        wanted += [f"{RUN}/shared.{replica}" for replica in range(PLAN.replicas)]
     return [*wanted, "results/summary.tsv", "results/report.html"]

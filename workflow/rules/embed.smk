@@ -73,7 +73,7 @@ for replica in range(PLAN.replicas if SERVICE and PLAN.shared else 0):
             holdfast=ENTRY,
             endpoint=f".holdfast/pool.{replica}.json",
         output:
-            ended=temp(f".holdfast/shared.{replica}"),
+            ended=f"{RUN}/shared.{replica}",
         log:
             f"logs/embed/share_{replica}.log",
         conda:

@@ -20,7 +20,7 @@ from ..files import temporary_path
 from ..spool.job import Manifest, Receipt, digest_of, fingerprint, read_receipt
 from ..spool.spool import Spool
 from ..spool.state import Launcher, Observer, PoolState, read_state
-from .plan import Plan, jobs_of
+from .plan import Plan, jobs_of, load_plan
 from .provenance import run_of
 
 FETCHED = ".embeddings.h5"
@@ -165,7 +165,7 @@ def submit_planned(
         classifier: That frames will be classified with, if there is one already.
     """
     jobs = jobs_of(plan, consumer, models, classifier)
-    outputs = [results / job.sample / "receipt.json" for job in jobs]
+    outputs = [results / name / "receipt.json" for name in load_plan(plan).consumers[consumer].samples]
     return submit_jobs(jobs, Spool(spool), endpoint, outputs, patience_s, run_of(plan.parent))
 
 
