@@ -60,7 +60,7 @@ def test_the_bad_ones_of_fifty_samples_harm_nobody_and_run_again_when_repaired(
     project: NewProject, serve: Serve, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = project()
-    some.configure(store_dtype="float32", pool={"device": "cpu", "tokens_per_batch": 1024})
+    some.configure(store_dtype="float32", pool={"device": "cpu", "tokens_per_batch": 1024, "threads": 1})
     good = write_samples(some)
     undisturbed = serve()
     outcomes = undisturbed.embed(*(undisturbed.job(name, some.path(f"data/{name}")) for name in [*good, "killer"]))

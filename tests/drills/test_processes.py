@@ -49,7 +49,7 @@ def test_no_process_outlives_a_run_that_ends_by_itself_behind_a_wrapper(
     project: NewProject, launch: Launch, tmp_path: Path
 ) -> None:
     some = make(project, "a", "broken")
-    some.write("data/broken.faa", ">p\n123\n")
+    some.write("data/broken.faa", ">p\nMKV\n>p\nMKV\n")
     for status in (1, 0):
         run = launch(some, environment=wrapper(tmp_path, WRAPPER))
         assert run.wait() == status, run.text

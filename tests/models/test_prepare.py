@@ -170,6 +170,19 @@ def test_a_prepared_model_is_replaced_and_anything_else_left_alone(
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
 
 
+def test_a_link_to_a_prepared_model_stays_and_what_it_leads_to_is_replaced(dnabert: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "prepared").symlink_to("elsewhere/model")
+    for _ in range(2):
+        prepare(str(dnabert), tmp_path / "prepared")
+        assert (tmp_path / "prepared").is_symlink()
+        assert (tmp_path / "elsewhere/model/model.json").is_file()
+        assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["model"]
+        (tmp_path / "elsewhere/model/tokenizer.json").write_text("of yesterday")
+    prepare(str(dnabert), tmp_path / "prepared")
+    assert (tmp_path / "prepared/tokenizer.json").read_bytes() == (dnabert / "tokenizer.json").read_bytes()
+
+
 def test_synthetic_checkpoints_are_the_same_every_time(tmp_path: Path) -> None:
     digests = set()
     for name in ("a", "b"):

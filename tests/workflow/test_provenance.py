@@ -48,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, models: Path, classifiers: Pa
     some.configure(classifier=str(classifiers / "500_model.safetensors"), export="uniprot")
     for name in ("phage_proteins.faa", "bacterium_heldout.fna"):
         shutil.copy(DEMO / "data" / name, some.path("data"))
-    some.write("data/odd.faa", ">a\nMK!\n")
+    some.write("data/odd.faa", ">a\nMK\n>a\nMK\n")
     some.write_sheet(*SHEET)
     failed = some.run("--keep-going", *ALL_BUT_THE_REPORT)
     assert failed.returncode != 0
@@ -94,7 +94,7 @@ def test_a_record_says_what_ran_where_on_what_and_with_what(runs: Project) -> No
     assert 0 < pool["device_s"] <= pool["ready_s"] < first["seconds"]
     states = {name: sample["state"] for name, sample in first["samples"].items()}
     assert states == {"phage_proteins": "done", "bacterium_heldout": "done", "odd": "failed"}
-    assert "odd.faa, line 2, record 'a'" in first["samples"]["odd"]["error"]
+    assert "odd.faa, line 3, record 'a'" in first["samples"]["odd"]["error"]
     assert first["reused"] == {"samples": 0, "vectors": 0, "cached": 0, "origins": []}
     assert "results/failures.tsv" in first["outputs"]
     assert "results/summary.tsv" not in first["outputs"]

@@ -72,7 +72,7 @@ def prepare(source: str, output: Path, sha256: str | None = None) -> Prepared:
             misses tensors, has unknown or misshapen ones, or the encoder differs from the reference by more than
             1e-4 of the largest state; or ``output`` holds something else.
     """
-    output = output.absolute()
+    output = output.resolve()  # a link stays, what it leads to is replaced
     if output.exists() and not (output / DESCRIPTION_FILE).is_file() and not _may_be_replaced(output):
         raise WeightsError(f"{output}: exists and is not a prepared model; name another directory or remove it")
     output.parent.mkdir(parents=True, exist_ok=True)
