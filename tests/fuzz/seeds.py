@@ -29,6 +29,7 @@ from holdfast.pool.settings import pool_settings
 from holdfast.results.calls import call_contigs
 from holdfast.results.classifier import describe_prepared, load_classifier
 from holdfast.results.embeddings import EmbeddingsFile
+from holdfast.results.presets import PRESETS
 from holdfast.results.training import Network
 from holdfast.results.writer import EmbeddingsWriter
 from holdfast.sequences.frames import frame_id
@@ -238,11 +239,10 @@ def _embeddings(directory: Path) -> bytes:
 
 def _contigs(directory: Path) -> bytes:
     _embeddings(directory)
-    frames, chunks, contigs = (directory / f"{name}.tsv" for name in ("frames", "chunks", "contigs"))
     with EmbeddingsFile(directory / "sample.h5") as reader:
         probabilities = np.array([[0.25, 0.75], [0.5, 0.5]], np.float32)
-        call_contigs(reader, [(rows, probabilities) for rows in reader.blocks()], 0.5, frames, chunks, contigs)
-    return contigs.read_bytes()
+        call_contigs(reader, [(rows, probabilities) for rows in reader.blocks()], PRESETS["relaxed"], directory)
+    return (directory / "contigs.tsv").read_bytes()
 
 
 def _pth(directory: Path) -> bytes:

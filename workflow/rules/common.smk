@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shlex
@@ -63,6 +64,7 @@ def decide():
 
 config, SAMPLES, PLAN = decide()
 ENTRY = source("scripts/entry.py")  # the command line, as the input of rules; the package lies beside it
+TABLES = ("frames.tsv", "chunks.tsv", "contigs.tsv", "regions.tsv", "regions.bed")
 SERVICE = config["pool"]["lifecycle"] == "service"
 SPOOL = config["pool"]["spool"] or place(planning.DEFAULT_SPOOL)
 MODELS = {model: config["models"][model] for model in PLAN.models}
@@ -115,5 +117,5 @@ def targets(wildcards):
     if config["export"]:
         wanted += [f"results/{name}/{config['export']}" for name in SAMPLES]
     for name in CALLED:
-        wanted += [f"results/{name}/{table}.tsv" for table in ("frames", "chunks", "contigs")]
+        wanted += [f"results/{name}/{table}" for table in TABLES]
     return [*wanted, "results/summary.tsv", "results/report.html"]

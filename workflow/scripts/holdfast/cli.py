@@ -7,6 +7,7 @@ nowhere.
 """
 
 import argparse
+import json
 import re
 import signal
 import sys
@@ -276,19 +277,18 @@ def classify(parser: Parser) -> Callable[[Arguments], None]:
     """Classify the frames of a sample and call its chunks and contigs."""
     parser.add_argument("embeddings", type=Path, help="embeddings of the sample")
     parser.add_argument("--classifier", type=Path, required=True, help="a .safetensors")
-    parser.add_argument("--threshold", type=float, required=True, help="mean score from which a contig is a virus")
-    parser.add_argument("--frames", type=Path, required=True, metavar="frames.tsv")
-    parser.add_argument("--chunks", type=Path, required=True, metavar="chunks.tsv")
-    parser.add_argument("--contigs", type=Path, required=True, metavar="contigs.tsv")
-    parser.add_argument("--virnucpro", type=Path, metavar="DIR", help="also write VirNucPro's own two files")
+    _add_calls(parser)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the tables")
+    parser.add_argument("--virnucpro", action="store_true", help="also write VirNucPro's own two files, DIR/virnucpro/")
     _add_method(parser)
 
     def do(given: Arguments) -> None:
         from .results.calls import classify_contigs
+        from .results.presets import choose_rules
 
-        tables = (given.frames, given.chunks, given.contigs, given.virnucpro)
         method = {"protein": given.protein, "dna": given.dna}
-        classify_contigs(given.embeddings, given.classifier, given.threshold, *tables, method=method)
+        rules = choose_rules(given.calls)
+        classify_contigs(given.embeddings, given.classifier, rules, given.output, method, given.virnucpro)
 
     return do
 
@@ -299,16 +299,17 @@ def train(parser: Parser) -> Callable[[Arguments], None]:
     parser.add_argument("--virus", nargs="+", default=[], metavar="H5", help="embeddings of samples labelled virus")
     parser.add_argument("--non-viral", nargs="+", default=[], metavar="H5", help="of samples labelled non-viral")
     parser.add_argument("--seed", type=int, required=True, help="of split, weights, order and dropout")
-    parser.add_argument("--threshold", type=float, required=True, help="mean score from which a contig is a virus")
+    _add_calls(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the classifier and its figures")
     _add_method(parser)
 
     def do(given: Arguments) -> None:
+        from .results.presets import choose_rules
         from .results.training import train
 
         files = [(path, "virus") for path in given.virus] + [(path, "non-viral") for path in given.non_viral]
         method = {"protein": given.protein, "dna": given.dna}
-        trained = train(files, given.seed, threshold=given.threshold, method=method)
+        trained = train(files, given.seed, margin=choose_rules(given.calls).margin, method=method)
         trained.write(given.output)
         print(trained.summary())
 
@@ -331,6 +332,10 @@ def _words(option: str, text: str, pattern: str, wanted: str) -> list[str]:
 def _add_method(parser: Parser) -> None:
     parser.add_argument("--protein", metavar="NAME", help="the protein model; the only one without")
     parser.add_argument("--dna", metavar="NAME", help="the DNA model; the only one without")
+
+
+def _add_calls(parser: Parser) -> None:
+    parser.add_argument("--calls", type=json.loads, required=True, metavar="JSON", help="the key calls of the config")
 
 
 def _add_results(parser: Parser) -> None:
@@ -357,7 +362,7 @@ def draw(parser: Parser) -> Callable[[Arguments], None]:
     """Draw the report of a run, report.html, and figures/ beside it; the captions say which figures."""
     _add_results(parser)
     parser.add_argument("--spool", type=Path, required=True, help="where the pools left their record")
-    parser.add_argument("--threshold", type=float, required=True, help="score from which a contig is a virus")
+    _add_calls(parser)
     parser.add_argument("--projection", choices=("pca", "umap"), required=True)
     parser.add_argument("--seed", type=int, required=True, help="of the choice of points, and of UMAP")
     parser.add_argument("--template", type=Path, required=True, metavar="page.html")
@@ -365,8 +370,10 @@ def draw(parser: Parser) -> Callable[[Arguments], None]:
 
     def do(given: Arguments) -> None:
         from .report.page import write_report
+        from .results.presets import choose_rules
 
-        choices: dict[str, Any] = {"threshold": given.threshold, "projection": given.projection, "seed": given.seed}
+        threshold = choose_rules(given.calls).virus_score
+        choices: dict[str, Any] = {"threshold": threshold, "projection": given.projection, "seed": given.seed}
         files = (given.samples, given.results, given.spool)
         write_report(*files, given.template, given.captions, **choices)
 

@@ -61,20 +61,35 @@ class FrameCounts(NamedTuple):
 def chunk_bounds(length_bp: int, chunk_length_bp: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the starts and ends of a record's chunks, two int64 arrays [chunks]; none for an empty record.
 
+    Raises:
+        ConfigError: a chunk shorter than a codon.
+    """
+    _, starts, ends = bounds_of_records(np.array([length_bp]), chunk_length_bp)
+    return starts, ends
+
+
+def bounds_of_records(lengths_bp: np.ndarray, chunk_length_bp: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the record, start and end of every chunk of many records, in their order, three int64 arrays [chunks].
+
     n chunks of full length exceed the record by r bases. VirNucPro divides r by n, although only n - 1
     borders can take a share, and gives what is left over to the first borders, one base each. So the last
     chunk is often short: 501 bases in chunks of 500 become 0-500 and 250-501.
+
+    Args:
+        lengths_bp: Of the records, int64 [M].
+        chunk_length_bp: Length of a chunk.
 
     Raises:
         ConfigError: a chunk shorter than a codon.
     """
     if chunk_length_bp < _CODON_BP:
         raise ConfigError(f"chunk length {chunk_length_bp}: must be at least {_CODON_BP} bases, one codon")
-    chunks = -(-length_bp // chunk_length_bp)
-    index = np.arange(chunks, dtype=np.int64)
-    share_bp, rest_bp = divmod(chunks * chunk_length_bp - length_bp, max(chunks, 1))
-    starts = index * (chunk_length_bp - share_bp) - np.minimum(index, share_bp + rest_bp)
-    return starts, np.minimum(starts + chunk_length_bp, length_bp)
+    chunks = -(-lengths_bp // chunk_length_bp)
+    record = np.repeat(np.arange(len(lengths_bp)), chunks)
+    index = np.arange(len(record)) - np.repeat(np.cumsum(chunks) - chunks, chunks)
+    share_bp, rest_bp = np.divmod(chunks * chunk_length_bp - lengths_bp, np.maximum(chunks, 1))
+    starts = index * (chunk_length_bp - share_bp[record]) - np.minimum(index, (share_bp + rest_bp)[record])
+    return record, starts, np.minimum(starts + chunk_length_bp, lengths_bp[record])
 
 
 def find_frames(sequence: str, chunk_length_bp: int) -> Iterator[Frame]:
