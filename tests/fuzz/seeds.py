@@ -167,7 +167,7 @@ def beside(name: str) -> dict[str, bytes]:
 def _manifest() -> bytes:
     outputs = [Output(0, "mean"), Output(33, "residues")]
     models = {"esm2": Request("a" * 64, outputs, "whole", 0), "dnabert_s": Request("b" * 64, outputs, "refuse", 1000)}
-    return Manifest("s1", "contigs", "/data/s1.fna", 100, 1700000000, 500, models, "auto", "float16").dump().encode()
+    return Manifest("s1", "contigs", "/data/s1.fna", 100, 1700000000, 500, 1, models, "auto", "float16").dump().encode()
 
 
 def _receipt(directory: Path) -> bytes:
@@ -224,7 +224,7 @@ def _state(directory: Path) -> bytes:
 def _embeddings(directory: Path) -> bytes:
     path = directory / "sample.h5"
     names = [frame_id("r", 1, frame) for frame in (0, 3)]
-    with EmbeddingsWriter.create(path, "s", "contigs", 500) as writer:
+    with EmbeddingsWriter.create(path, "s", "contigs", 500, 1) as writer:
         writer.append_records(["r", "short"], [400, 2], [400, 0], ["ok", "too_short"])
         writer.append_rows(names, [100, 90], [bytes(32)] * 2, [0, 0], [1, 1], [0, 3])
     with EmbeddingsWriter.reopen(path, {"torch": "2"}) as writer:

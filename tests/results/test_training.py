@@ -1,5 +1,7 @@
 """Training on synthetic features: what is learned, what is held out, figures against a recomputation, refusals."""
 
+import gzip
+import hashlib
 import json
 import subprocess
 import sys
@@ -93,10 +95,14 @@ def test_equal_seeds_give_equal_files_whatever_the_threads_and_other_seeds_do_no
 
 
 def test_the_commands_train_write_what_was_learned_and_classify(tmp_path: Path) -> None:
-    files = labelled(tmp_path, shift=1.5, contigs=10)
+    fasta = tmp_path / "a.fna"
+    fasta.write_text("".join(f">r{number}\n{'ACGT' * 500}\n" for number in range(11)))
+    digest = hashlib.sha256(fasta.read_bytes()).hexdigest()
+    files = labelled(tmp_path, shift=1.5, contigs=10, input_sha256=digest)
     virus, non_viral = ([str(path) for path, label in files if label == wanted] for wanted in ("virus", "non-viral"))
     learn = ["train", "--virus", *virus, "--non-viral", *non_viral, "--seed", "1", "--calls", CALLS]
     apply = ["classify", virus[0], "--classifier", "trained/classifier.safetensors", "--calls", CALLS, "--output", "."]
+    apply += ["--fasta", str(fasta), "--viruses", "virus.fna.gz"]
     for words in ([*learn, "--output", "trained"], apply):
         command = [sys.executable, str(ENTRY), *words]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -122,6 +128,8 @@ def test_the_commands_train_write_what_was_learned_and_classify(tmp_path: Path) 
     assert len(predictions) == 50
     assert predictions.count("virus") > 45
     assert (tmp_path / "contigs.tsv").read_text().count("\tvirus\t") == 10
+    with gzip.open(tmp_path / "virus.fna.gz", "rt") as viruses:
+        assert sum(line.startswith(">r") for line in viruses) == 10
 
     trained = train(files, seed=1).classifier
     loaded = load_classifier(written / "classifier.safetensors")

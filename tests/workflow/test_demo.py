@@ -16,7 +16,7 @@ from tests.workflow.conftest import DEMO, MEANS, WIDTHS, NewProject, Project, em
 CHUNK_LENGTH_BP = 500
 TRAINING = {"bacterium_train": "non-viral", "phage_train": "virus"}
 CALLED = ("bacterium_heldout", "phage_heldout", "mixture")
-TABLES = {"frames.tsv", "chunks.tsv", "contigs.tsv", "regions.tsv", "regions.bed"}
+TABLES = {"frames.tsv", "chunks.tsv", "contigs.tsv", "regions.tsv", "regions.bed", "virus.fna"}
 SYNTHETIC = {"esm2": "synthetic:esm2_t6_8M_UR50D", "dnabert_s": "synthetic:dnabert_s_tiny"}
 
 

@@ -67,7 +67,7 @@ def test_only_what_a_change_concerns_runs_again(project: NewProject, classifiers
     lost.unlink()
     run = some.run()
     assert run.returncode == 0, run.text
-    assert run.jobs == ["all", "classify_contigs a", "collect b", "draw", "summarize"]
+    assert run.jobs == ["all", "classify_contigs a", "collect b", "combine", "draw", "summarize"]
     assert [some.read(f"results/a/{name}.tsv") for name in ("frames", "chunks", "contigs")] == tables
     assert lost.samefile(kept)
     assert some.table("summary.tsv")["sample"].tolist() == ["a", "b"]

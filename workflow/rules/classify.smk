@@ -48,9 +48,11 @@ rule classify_contigs:
         holdfast=ENTRY,
         embeddings="results/{sample}/embeddings.h5",
         classifier=classifier_file,
+        fasta=lambda wildcards: ancient(local(SAMPLES[wildcards.sample].fasta)),
     output:
         contigs="results/{sample}/contigs.tsv",
         tables=[f"results/{{sample}}/{name}" for name in TABLES if name != "contigs.tsv"],
+        viruses=f"results/{{sample}}/{VIRUSES}",
         virnucpro=[f"results/{{sample}}/virnucpro/{name}" for name in PUBLISHED_NAMES if config["output_virnucpro"]],
     log:
         "logs/classify_contigs/{sample}.log",
@@ -63,4 +65,27 @@ rule classify_contigs:
         virnucpro="--virnucpro" if config["output_virnucpro"] else "",
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} classify {input.embeddings:q} --classifier {input.classifier:q}'
-        " --calls {params.calls:q} {params.method} --output {params.directory:q} {params.virnucpro} 2>&1 | tee {log:q}"
+        " --calls {params.calls:q} {params.method} --fasta {input.fasta:q} --output {params.directory:q} {params.virnucpro}"
+        " --viruses {output.viruses:q} 2>&1 | tee {log:q}"
+
+
+rule combine:
+    input:
+        holdfast=ENTRY,
+        sheet=local(PLAN.sheet),
+        contigs=expand("results/{sample}/contigs.tsv", sample=CALLED),
+        viruses=expand("results/{sample}/{file}", sample=CALLED, file=VIRUSES),
+    output:
+        contigs="results/contigs.tsv",
+        viruses=f"results/{VIRUSES}",
+    log:
+        "logs/combine.log",
+    localrule: True
+    conda:
+        "../../envs/tables.yaml"
+    params:
+        results=lambda wildcards, output: os.path.dirname(output.contigs),
+        called="--unlabelled" if TRAINS else "",
+    shell:
+        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} combine {input.sheet:q} --results {params.results:q}'
+        " {params.called} --contigs {output.contigs:q} --viruses {output.viruses:q} 2>&1 | tee {log:q}"

@@ -65,6 +65,7 @@ def decide():
 config, SAMPLES, PLAN = decide()
 ENTRY = source("scripts/entry.py")  # the command line, as the input of rules; the package lies beside it
 TABLES = ("frames.tsv", "chunks.tsv", "contigs.tsv", "regions.tsv", "regions.bed")
+VIRUSES = "virus.fna.gz" if config["output_bgzip"] else "virus.fna"
 SERVICE = config["pool"]["lifecycle"] == "service"
 SPOOL = config["pool"]["spool"] or place(planning.DEFAULT_SPOOL)
 MODELS = {model: config["models"][model] for model in PLAN.models}
@@ -117,5 +118,7 @@ def targets(wildcards):
     if config["export"]:
         wanted += [f"results/{name}/{config['export']}" for name in SAMPLES]
     for name in CALLED:
-        wanted += [f"results/{name}/{table}" for table in TABLES]
+        wanted += [f"results/{name}/{table}" for table in (*TABLES, VIRUSES)]
+    if CALLED:
+        wanted += ["results/contigs.tsv", f"results/{VIRUSES}"]
     return [*wanted, "results/summary.tsv", "results/report.html"]

@@ -7,7 +7,6 @@ nowhere.
 """
 
 import argparse
-import json
 import re
 import signal
 import sys
@@ -16,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .cli_calls import add_calls, add_results, classify, combine, train
 from .errors import ConfigError, guarded
 from .models.registry import POLICIES, POOLINGS
+from .sequences import GENETIC_CODES, STANDARD_CODE
 
 Arguments = argparse.Namespace
 Parser = argparse.ArgumentParser
@@ -25,7 +26,7 @@ Command = Callable[[Parser], Callable[[Arguments], None]]
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
-COMMANDS: dict[str, tuple[Command, str]] = {}
+COMMANDS: dict[str, tuple[Command, str]] = {"train": (train, ""), "classify": (classify, ""), "combine": (combine, "")}
 """By name: the function, and an example for people; empty where only rules call it."""
 
 
@@ -118,13 +119,18 @@ def frames(parser: Parser) -> Callable[[Arguments], None]:
     parser.add_argument("fasta", type=Path, metavar="FASTA", help="FASTA or FASTQ of nucleotides, plain or compressed")
     chunk_length = "bases in a chunk; VirNucPro has classifiers for 300 and 500"
     parser.add_argument("--chunk-length", type=int, required=True, metavar="N", help=chunk_length)
+    known = f"NCBI's number of the code by which frames are read: {', '.join(map(str, GENETIC_CODES))}"
+    code: dict[str, Any] = {"type": int, "choices": GENETIC_CODES, "default": STANDARD_CODE, "help": known}
+    parser.add_argument("--genetic-code", metavar="CODE", **code)
     parser.add_argument("--nucleotides", type=Path, required=True, metavar="N.fna", help="output: bases of each frame")
     parser.add_argument("--proteins", type=Path, required=True, metavar="P.faa", help="output: amino acids of each")
 
     def do(given: Arguments) -> None:
         from .sequences.frames import write_frames_fasta
 
-        written = write_frames_fasta(given.fasta, given.chunk_length, given.nucleotides, given.proteins)
+        written = write_frames_fasta(
+            given.fasta, given.chunk_length, given.nucleotides, given.proteins, given.genetic_code
+        )
         print(f"{written.records} records, {written.chunks} chunks, {written.frames} stop-free frames")
 
     return do
@@ -272,50 +278,6 @@ def collect(parser: Parser) -> Callable[[Arguments], None]:
     return do
 
 
-@command("classify")
-def classify(parser: Parser) -> Callable[[Arguments], None]:
-    """Classify the frames of a sample and call its chunks and contigs."""
-    parser.add_argument("embeddings", type=Path, help="embeddings of the sample")
-    parser.add_argument("--classifier", type=Path, required=True, help="a .safetensors")
-    _add_calls(parser)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the tables")
-    parser.add_argument("--virnucpro", action="store_true", help="also write VirNucPro's own two files, DIR/virnucpro/")
-    _add_method(parser)
-
-    def do(given: Arguments) -> None:
-        from .results.calls import classify_contigs
-        from .results.presets import choose_rules
-
-        method = {"protein": given.protein, "dna": given.dna}
-        rules = choose_rules(given.calls)
-        classify_contigs(given.embeddings, given.classifier, rules, given.output, method, given.virnucpro)
-
-    return do
-
-
-@command("train")
-def train(parser: Parser) -> Callable[[Arguments], None]:
-    """Train the classifier on the embeddings of labelled samples."""
-    parser.add_argument("--virus", nargs="+", default=[], metavar="H5", help="embeddings of samples labelled virus")
-    parser.add_argument("--non-viral", nargs="+", default=[], metavar="H5", help="of samples labelled non-viral")
-    parser.add_argument("--seed", type=int, required=True, help="of split, weights, order and dropout")
-    _add_calls(parser)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the classifier and its figures")
-    _add_method(parser)
-
-    def do(given: Arguments) -> None:
-        from .results.presets import choose_rules
-        from .results.training import train
-
-        files = [(path, "virus") for path in given.virus] + [(path, "non-viral") for path in given.non_viral]
-        method = {"protein": given.protein, "dna": given.dna}
-        trained = train(files, given.seed, margin=choose_rules(given.calls).margin, method=method)
-        trained.write(given.output)
-        print(trained.summary())
-
-    return do
-
-
 def _words(option: str, text: str, pattern: str, wanted: str) -> list[str]:
     """The words of a list with commas, each of which matches a pattern.
 
@@ -329,24 +291,10 @@ def _words(option: str, text: str, pattern: str, wanted: str) -> list[str]:
     return words
 
 
-def _add_method(parser: Parser) -> None:
-    parser.add_argument("--protein", metavar="NAME", help="the protein model; the only one without")
-    parser.add_argument("--dna", metavar="NAME", help="the DNA model; the only one without")
-
-
-def _add_calls(parser: Parser) -> None:
-    parser.add_argument("--calls", type=json.loads, required=True, metavar="JSON", help="the key calls of the config")
-
-
-def _add_results(parser: Parser) -> None:
-    parser.add_argument("samples", type=Path, help="sample sheet")
-    parser.add_argument("--results", type=Path, required=True, help="directory of the results")
-
-
 @command("summarize")
 def summarize(parser: Parser) -> Callable[[Arguments], None]:
     """Write the summary table: one row a sample."""
-    _add_results(parser)
+    add_results(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="summary.tsv")
 
     def do(given: Arguments) -> None:
@@ -360,9 +308,9 @@ def summarize(parser: Parser) -> Callable[[Arguments], None]:
 @command("draw")
 def draw(parser: Parser) -> Callable[[Arguments], None]:
     """Draw the report of a run, report.html, and figures/ beside it; the captions say which figures."""
-    _add_results(parser)
+    add_results(parser)
     parser.add_argument("--spool", type=Path, required=True, help="where the pools left their record")
-    _add_calls(parser)
+    add_calls(parser)
     parser.add_argument("--projection", choices=("pca", "umap"), required=True)
     parser.add_argument("--seed", type=int, required=True, help="of the choice of points, and of UMAP")
     parser.add_argument("--template", type=Path, required=True, metavar="page.html")

@@ -17,7 +17,7 @@ SHEET_LIMIT_BYTES = 2**24
 SHOWN = 20
 TAKEN = (
     *("classifier", "contigs.tsv", "failures.tsv", "figures", "report.html", "ro-crate-metadata.json"),
-    *("run.json", "runs", "summary.tsv", "virus.fna"),
+    *("run.json", "runs", "summary.tsv", "virus.fna", "virus.fna.gz"),
 )
 HERE = "the config (config/config.yaml, --config)"
 LISTED = "the list 'samples' of the config"
