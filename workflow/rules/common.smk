@@ -18,6 +18,7 @@ for imported in [name for name in sys.modules if name.partition(".")[0] == "hold
 sys.path.insert(0, str(next(path for path in FILES if path.name == "entry.py").parent))
 
 from holdfast.errors import HoldfastError  # noqa: E402
+from holdfast.results.presets import choose_rules  # noqa: E402
 from holdfast.run import client, config as configuration, failures, plan as planning, provenance, watch  # noqa: E402
 
 if not workflow.deployment_settings.deployment_method:
@@ -64,8 +65,6 @@ def decide():
 
 config, SAMPLES, PLAN = decide()
 ENTRY = source("scripts/entry.py")  # the command line, as the input of rules; the package lies beside it
-TABLES = ("frames.tsv", "chunks.tsv", "contigs.tsv", "regions.tsv", "regions.bed")
-VIRUSES = "virus.fna.gz" if config["output_bgzip"] else "virus.fna"
 SERVICE = config["pool"]["lifecycle"] == "service"
 SPOOL = config["pool"]["spool"] or place(planning.DEFAULT_SPOOL)
 MODELS = {model: config["models"][model] for model in PLAN.models}
@@ -102,6 +101,12 @@ def classifier_file(wildcards):
     return local(given) if given.endswith(".safetensors") else "resources/classifier.safetensors"
 
 
+def calibration_file(wildcards):
+    """What calibrates calls: made of labelled samples, or beside the classifier that is given; or nothing."""
+    beside = configuration.calibration_beside(config["classifier"]) or []
+    return "results/classifier/calibration.json" if LABELLED else local(beside)
+
+
 def given_classifier(wildcards):
     """The classifier if the config names one and there are contigs: what needs no sample to be there."""
     return classifier_file(wildcards) if config["classifier"] and CONTIG_SAMPLES else []
@@ -119,6 +124,5 @@ def targets(wildcards):
         wanted += [f"results/{name}/{config['export']}" for name in SAMPLES]
     for name in CALLED:
         wanted += [f"results/{name}/{table}" for table in (*TABLES, VIRUSES)]
-    if CALLED:
-        wanted += ["results/contigs.tsv", f"results/{VIRUSES}"]
+    wanted += ["results/contigs.tsv", f"results/{VIRUSES}"] if CALLED else []
     return [*wanted, "results/summary.tsv", "results/report.html"]

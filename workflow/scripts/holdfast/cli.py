@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .cli_calls import add_calls, add_results, classify, combine, train
+from .cli_calls import add_calls, add_results, calibrate, classify, combine, train
 from .errors import ConfigError, guarded
 from .models.registry import POLICIES, POOLINGS
 from .sequences import GENETIC_CODES, STANDARD_CODE
@@ -26,7 +26,9 @@ Command = Callable[[Parser], Callable[[Arguments], None]]
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
-COMMANDS: dict[str, tuple[Command, str]] = {"train": (train, ""), "classify": (classify, ""), "combine": (combine, "")}
+COMMANDS: dict[str, tuple[Command, str]] = {
+    function.__name__: (function, "") for function in (train, calibrate, classify, combine)
+}
 """By name: the function, and an example for people; empty where only rules call it."""
 
 
