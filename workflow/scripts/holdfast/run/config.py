@@ -183,7 +183,7 @@ def check_fit(config: Mapping[str, Any], samples: Mapping[str, Sample]) -> None:
         way = "training needs" if classifier is None else "to calibrate the classifier takes"
         otherwise = "or remove the labels" if classifier else "or set 'classifier' in the config, or remove the labels"
         problems.append(
-            f"{name}: every labelled sample is '{labels.pop()}'; {way} samples of both labels, "
+            f"{name}: every labelled sample is '{min(labels)}'; {way} samples of both labels, "
             f"virus and non-viral ({otherwise})"
         )
     if config["calls"]["max_fdr"] is not None and not labels and calibration_beside(classifier) is None:
