@@ -372,7 +372,7 @@ def test_a_classifier_is_a_file_that_labels_calibrate(tmp_path: Path, monkeypatc
     check_fit(with_defaults(classifier="c.pth"), both)
     check_fit(with_defaults(classifier="c.pth", calls={"max_fdr": 0.1}), both)
     (line,) = fit_problems(with_defaults(classifier="c.pth"), samples(("a", "contigs", "virus")))
-    assert line.startswith("samples.tsv: every labelled sample is 'virus'; to calibrate the classifier takes samples of")
+    assert line.startswith("samples.tsv: every labelled sample is 'virus'; to calibrate the classifier takes")
     for wrong in ("none.pth", str(tmp_path)):
         (line,) = fit_problems(with_defaults(classifier=wrong), samples(("a", "contigs", "")))
         assert line == f"classifier: {wrong} is not a file (looked in {tmp_path})"
