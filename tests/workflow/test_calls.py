@@ -3,7 +3,9 @@
 import hashlib
 import json
 import shutil
+from io import StringIO
 
+import numpy as np
 import pandas  # type: ignore[import-untyped]
 from Bio import SeqIO
 from holdfast.sequences import Alphabet
@@ -35,14 +37,14 @@ def check_sequences(some: Project, samples: dict[str, dict[str, str]], name: str
             if row["contig"] not in viruses:
                 start, end = int(row["start_1based"]), int(row["end_1based"])
                 expected[f"{row['contig']}|region_{start}_{end}"] = sequences[row["contig"]][start - 1 : end]
-        found = SeqIO.to_dict(SeqIO.parse(some.path(f"results/{sample}/{name}"), "fasta"))
+        found = SeqIO.to_dict(SeqIO.parse(StringIO(some.read(f"results/{sample}/{name}")), "fasta"))
         assert {key: str(record.seq) for key, record in found.items()} == expected
         together |= {f"{sample}|{key}": sequence for key, sequence in expected.items()}
         bed = some.read(f"results/{sample}/regions.bed").splitlines()
         assert [line.split("\t")[:3] for line in bed] == [
             [row["contig"], str(int(row["start_1based"]) - 1), row["end_1based"]] for row in regions.to_dict("records")
         ]
-    found = SeqIO.to_dict(SeqIO.parse(some.path(f"results/{name}"), "fasta"))
+    found = SeqIO.to_dict(SeqIO.parse(StringIO(some.read(f"results/{name}")), "fasta"))
     assert {key: str(record.seq) for key, record in found.items()} == together
     parts = [some.table(f"{sample}/contigs.tsv").assign(sample=sample) for sample in samples]
     expected_table = pandas.concat(parts, ignore_index=True)
@@ -96,7 +98,7 @@ def test_contigs_are_called_calibrated_and_written(project: NewProject) -> None:
         table = some.table(f"{sample}/contigs.tsv")
         table = table[table["decision"] != "not called"].astype({"score": float, "p_virus": float, "fdr": float})
         table = table.sort_values("score", ascending=False)
-        expected = (1 - table["p_virus"]).cumsum() / range(1, len(table) + 1)
+        expected = (1 - table["p_virus"]).cumsum() / np.arange(1, len(table) + 1)
         assert (table["fdr"] - expected.groupby(table["score"]).transform("last")).abs().max() < 1e-7
         assert ((table["decision"] == "virus") == (table["fdr"] <= 0.4)).all()
         assert some.path(f"results/{sample}/virus.fna.gz").exists()
