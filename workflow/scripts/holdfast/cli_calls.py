@@ -57,8 +57,8 @@ def train(parser: Parser) -> Callable[[Arguments], None]:
         from .results.training import train
 
         trained = train(_labelled(given), given.seed, margin=given.margin, method=_method(given))
-        trained.write(given.output)
-        print(trained.summary())
+        calibration = trained.write(given.output)
+        print(f"{trained.summary()}\n{calibration.summary()}")
 
     return do
 

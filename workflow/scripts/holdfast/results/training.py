@@ -16,7 +16,7 @@ import torch
 
 from ..errors import ConfigError, WeightsError
 from ..files import atomic_text
-from .calibration import calibrate
+from .calibration import Calibration, calibrate
 from .classifier import (
     BATCH_NORM_EPSILON,
     CLASSES,
@@ -90,19 +90,23 @@ class Training:
         note = "; the models have synthetic weights, so this says nothing about biology"
         return figures.format_map(self.metrics) + (note if self.metrics["synthetic"] else "")
 
-    def write(self, directory: str | Path) -> None:
+    def write(self, directory: str | Path) -> Calibration:
         """Write ``classifier.safetensors`` and, in text, what is known of it.
 
         ``calibration.json`` is made of the held-out contigs, see :mod:`.calibration`. ``metrics.json`` has the metrics,
         ``history.tsv`` a row for each epoch, ``confusion.tsv`` a row for each label: its held-out frames by their
         prediction.
+
+        Returns:
+            What ``calibration.json`` holds.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "classifier.safetensors"
         self.classifier.save(path)
         split, margin = self.metrics["split"], self.metrics["margin"]
-        calibrate(self.score, self.label, split, margin, path).write(directory / "calibration.json")
+        calibration = calibrate(self.score, self.label, split, margin, path)
+        calibration.write(directory / "calibration.json")
         with atomic_text(directory / "metrics.json") as file:
             file.write(json.dumps(self.metrics, indent=2, ensure_ascii=False) + "\n")
         with atomic_text(directory / "history.tsv") as table:
@@ -112,6 +116,7 @@ class Training:
             table.write("\t".join(("label", *CLASSES)) + "\n")
             for label, predictions in self.metrics["confusion"].items():
                 table.write("\t".join((label, *(str(predictions[name]) for name in CLASSES))) + "\n")
+        return calibration
 
 
 @dataclass(frozen=True)
