@@ -55,7 +55,7 @@ def test_contigs_are_called_calibrated_and_written(project: NewProject) -> None:
     some = project()
     phage, bacterium = genome("phage_heldout.fna"), genome("bacterium_heldout.fna")
     some.write("data/phage.fna", pieces(genome("phage_train.fna"), 1500, 1000))
-    some.write("data/bacterium.fna", pieces(genome("bacterium_train.fna.gz")[:60_000], 1500, 1500))
+    some.write("data/bacterium.fna", pieces(genome("bacterium_train.fna.gz"), 1500, 1500))
     sequences = {"lysogen": bacterium[:8000] + phage[:9000] + bacterium[8000:16000], "phage": phage, "stub": "AC"}
     some.write("data/new.fna", fasta(sequences))
     some.configure(genetic_code=11, calls={"region_min_chunks": 2})
@@ -85,7 +85,7 @@ def test_contigs_are_called_calibrated_and_written(project: NewProject) -> None:
     shutil.copy(path, some.path("data/kept.safetensors"))
     some.write("data/phage2.fna", pieces(phage, 700, 300))
     some.write("data/bacterium2.fna", pieces(bacterium, 700, 300))
-    calls = {"preset": "conservative", "margin": 0.2, "min_length_bp": 700, "min_chunks": 1, "max_fdr": 0.4}
+    calls = {"preset": "conservative", "margin": 0.2, "min_length_bp": 700, "min_chunks": 1, "max_fdr": 0.5}
     some.configure(genetic_code=11, calls=calls, classifier="data/kept.safetensors", output_bgzip=True)
     labelled = [("p2", "data/phage2.fna", "contigs", "virus"), ("b2", "data/bacterium2.fna", "contigs", "non-viral")]
     some.write_sheet(*labelled, ("new", "data/new.fna"))
@@ -100,7 +100,7 @@ def test_contigs_are_called_calibrated_and_written(project: NewProject) -> None:
         table = table.sort_values("score", ascending=False)
         expected = (1 - table["p_virus"]).cumsum() / np.arange(1, len(table) + 1)
         assert (table["fdr"] - expected.groupby(table["score"]).transform("last")).abs().max() < 1e-7
-        assert ((table["decision"] == "virus") == (table["fdr"] <= 0.4)).all()
+        assert ((table["decision"] == "virus") == (table["fdr"] <= 0.5)).all()
         assert some.path(f"results/{sample}/virus.fna.gz").exists()
     assert some.path("results/virus.fna.gz").exists()
     assert some.run().jobs == []
