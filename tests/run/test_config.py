@@ -378,13 +378,16 @@ def test_a_classifier_is_a_file_that_labels_calibrate(tmp_path: Path, monkeypatc
         assert line == f"classifier: {wrong} is not a file (looked in {tmp_path})"
 
 
-def test_max_fdr_needs_something_that_calibrates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("key", ["max_fdr", "virus_share"])
+def test_probabilities_need_something_that_calibrates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.safetensors").touch()
-    config = with_defaults(classifier="c.safetensors", calls={"max_fdr": 0.1})
+    config = with_defaults(classifier="c.safetensors", calls={key: 0.1})
     unlabelled = samples(("a", "contigs", ""))
     (line,) = fit_problems(config, unlabelled)
-    assert line == "calls.max_fdr: without labelled samples nothing is calibrated; label some, or remove the key"
+    assert line == f"calls.{key}: without labelled samples nothing is calibrated; label some, or remove it"
     (tmp_path / "calibration.json").touch()
     check_fit(config, unlabelled)
     (line,) = fit_problems(with_defaults(calls={"virus_score": 0.1}), unlabelled)

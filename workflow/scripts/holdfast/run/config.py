@@ -186,8 +186,9 @@ def check_fit(config: Mapping[str, Any], samples: Mapping[str, Sample]) -> None:
             f"{name}: every labelled sample is '{min(labels)}'; {way} samples of both labels, "
             f"virus and non-viral ({otherwise})"
         )
-    if config["calls"]["max_fdr"] is not None and not labels and calibration_beside(classifier) is None:
-        problems.append("calls.max_fdr: without labelled samples nothing is calibrated; label some, or remove the key")
+    for key in ("max_fdr", "virus_share"):
+        if config["calls"][key] is not None and not labels and calibration_beside(classifier) is None:
+            problems.append(f"calls.{key}: without labelled samples nothing is calibrated; label some, or remove it")
     if problems:
         raise _several("the config and the sample sheet do not fit:", problems)
 
