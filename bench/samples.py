@@ -69,7 +69,7 @@ class Client:
         """Seconds from the first submission of these files to the last receipt, and the receipts."""
         fitting = {model: known for model, known in self.known.items() if known.fits(kind)}
         requests = {model: make_request(model, known, ASKED) for model, known in fitting.items()}
-        jobs = [make_manifest(path.stem, kind, str(path), CHUNK_BP, requests, "auto", "float32") for path in paths]
+        jobs = [make_manifest(path.stem, kind, str(path), CHUNK_BP, 1, requests, "auto", "float32") for path in paths]
         began = time.perf_counter()
         for job in jobs:
             self.spool.submit(job)

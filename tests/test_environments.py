@@ -18,9 +18,11 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 PYPI_NAMES = {"pytorch": "torch", "pytorch-gpu": "torch"}
 IMPORT_NAMES = {
+    "Bio": "biopython",
     "yaml": "pyyaml",
     "esm": "fair-esm",
     "pynvml": "nvidia-ml-py",
+    "sklearn": "scikit-learn",
     "umap": "umap-learn",
     "vl_convert": "vl-convert-python",
 }
@@ -29,7 +31,10 @@ NOT_CALLED = {  # in an environment, functions that import more and that none of
     "pool": {"encode_fair_esm", "encode_transformers", "_quiet_transformers", "locate_checkpoint", "_letters"},
     "models": {"_open_zstandard"},
     **{
-        name: {"open_model", "load_tokenizer", "family_module", "load_published", "_open_zstandard"}
+        name: {
+            *("open_model", "load_tokenizer", "family_module", "load_published"),
+            *("_open_zstandard", "_fit", "_predict_by_others"),
+        }
         for name in ("tables", "report", "umap")
     },
 }

@@ -24,8 +24,9 @@ from holdfast.models.prepare import _copy_tokenizer
 from holdfast.models.registry import KINDS, load_tokenizer, open_model, read_prepared
 from holdfast.pool.settings import read_settings
 from holdfast.report.tally import write_summary
-from holdfast.results.calls import CONTIG_STATUSES, read_contigs
 from holdfast.results.classifier import load_classifier, load_published
+from holdfast.results.contigs import read_contigs
+from holdfast.results.decisions import DECISIONS, TIERS
 from holdfast.results.embeddings import EmbeddingsFile, read_embeddings
 from holdfast.run.config import check_config, check_files, check_fit, read_samples, write_samples
 from holdfast.sequences import Alphabet
@@ -143,8 +144,9 @@ def try_state(path: Path) -> None:
 
 def try_calls(path: Path) -> None:
     for call in read_contigs(path):
-        assert call.outcome in ("virus", "non-viral", *CONTIG_STATUSES[1:])
-        assert call.score is None or 0 <= call.score <= 1
+        assert call.decision in DECISIONS
+        assert (call.tier in TIERS) == (call.score is not None) == (call.decision != "not called")
+        assert all(share is None or 0 <= share <= 1 for share in (call.score, call.p_virus, call.fdr))
 
 
 def try_embeddings(path: Path) -> None:

@@ -21,6 +21,7 @@ from holdfast.report.projection import pca, umap
 from holdfast.report.tally import SUMMARY_COLUMNS, Tally, count_results, write_summary
 from holdfast.results.calls import call_contigs
 from holdfast.results.embeddings import RECORD_STATUSES, EmbeddingsFile
+from holdfast.results.presets import PRESETS
 from holdfast.results.writer import EmbeddingsWriter
 from holdfast.spool.job import Receipt
 from holdfast.spool.progress import History, Moment
@@ -59,10 +60,9 @@ def write_sample(
     places: list[Place] = [row[:3] for row in rows]
     path = write_results(directory / "embeddings.h5", records, places, matrices, kind, synthetic=["esm2"])
     if called:
-        tables = (directory / f"{name}.tsv" for name in ("frames", "chunks", "contigs"))
         with EmbeddingsFile(path) as reader:
             probabilities = np.array([row[3:] for row in rows], np.float32).reshape(-1, 2)
-            call_contigs(reader, zip(reader.blocks(), [probabilities], strict=False), 0.5, *tables)
+            call_contigs(reader, zip(reader.blocks(), [probabilities], strict=False), PRESETS["relaxed"], directory)
     with EmbeddingsFile(path) as reader:
         statuses = Counter(status for block in reader.record_blocks() for status in block.status)
     counts = {"records": len(records), "rows": len(rows), **{status: statuses[status] for status in RECORD_STATUSES}}
@@ -122,12 +122,12 @@ def texts(svg: str) -> str:
 
 def test_everything_is_counted_as_by_hand(counted: Tally) -> None:
     called, frameless, train, proteins = counted.samples
-    # c1 scores (0.75 / 1.625 + 1) / 2 = 0.73, the hostile one 0.25.
+    # c1 has margins -0.125 and 1, with weights 0.625 and 1, and scores 0.78; the hostile one, with -0.5 twice, 0.25.
     assert called.outcomes == {"virus": 1, "non-viral": 1, "no_stop_free_frame": 1, "too_short": 1, "failed": 1}
     assert frameless.outcomes == Counter(no_stop_free_frame=1)
     assert train.outcomes == Counter(embedded=2, no_stop_free_frame=1)
     assert proteins.outcomes == Counter(embedded=4)
-    assert {int(place): int(called.scores[place]) for place in np.flatnonzero(called.scores)} == {12: 1, 36: 1}
+    assert {int(place): int(called.scores[place]) for place in np.flatnonzero(called.scores)} == {12: 1, 39: 1}
     # 2 + 3 + 1 + 1 + 2 chunks, of which three have one, two or three frames and one has one.
     assert called.frames.tolist() == [5, 2, 1, 1, 0, 0, 0]
     assert frameless.frames.tolist() == [2, 0, 0, 0, 0, 0, 0]
@@ -135,7 +135,10 @@ def test_everything_is_counted_as_by_hand(counted: Tally) -> None:
     assert not proteins.frames.any()
     assert counted.lengths.total() == counted.contig_count == 6
     assert counted.lengths[1000.0, "non-viral"] == 1  # 1,200 bp
-    assert [(call.contig, call.outcome) for _, call in counted.contigs[:2]] == [("c1", "virus"), (HOSTILE, "non-viral")]
+    assert [(call.contig, call.decision) for _, call in counted.contigs[:2]] == [
+        ("c1", "virus"),
+        (HOSTILE, "non-viral"),
+    ]
     assert {call.score for _, call in counted.contigs[2:]} == {None}
     assert counted.synthetic == {"esm2"}
     first, second = counted.pools["p1"], counted.pools["../p2"]
@@ -226,10 +229,10 @@ def test_the_summary_has_a_row_a_sample(root: Path, tmp_path: Path) -> None:
     called, frameless, train, proteins = (dict(zip(header, line, strict=True)) for line in lines)
     # Three samples share the load of p1, 2.5 s, evenly, since each had 1.25 s of its devices; p2 has one.
     assert " ".join(called.values()) == (
-        f"{LONG}1 contigs  5 0 0 1 1 0 0 1 7 14 1400 2 1 1 1 1 3 2 2.5 0.833 0.5 1.25 4.0 280 0.625 fp32 "
+        f"{LONG}1 contigs  5 0 0 1 1 0 0 1 7 14 1400 2 1 0 3 3 2.5 0.833 0.5 1.25 4.0 280 0.625 fp32 "
         "CPU, 2 threads esm2 run-1"
     )
-    assert [frameless[f"contigs_{name}"] for name in ("called", "no_stop_free_frame", "virus")] == ["0", "1", "0"]
+    assert [frameless[f"contigs_{name}"] for name in ("called", "not_called", "virus")] == ["0", "1", "0"]
     assert (train["label"], train["contigs_called"], train["load_share_s"]) == ("virus", "", "2.5")
     assert [called[status] for status in ("no_stop_free_frame", "too_short", "failed", "rows")] == ["1", "1", "1", "7"]
     assert (proteins["kind"], proteins["tokens"], proteins["contigs_virus"]) == ("proteins", "400", "")

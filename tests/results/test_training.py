@@ -1,5 +1,7 @@
 """Training on synthetic features: what is learned, what is held out, figures against a recomputation, refusals."""
 
+import gzip
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,17 +12,20 @@ import numpy as np
 import pytest
 import torch
 from holdfast.errors import ConfigError, WeightsError
+from holdfast.results.calibration import read_calibration
 from holdfast.results.classifier import load_classifier
+from holdfast.results.contigs import read_contigs
 from holdfast.results.embeddings import EmbeddingsFile
-from holdfast.results.training import _held_out_contigs, _load_frames, area_under_curve, train
+from holdfast.results.training import _hold_out, _load_frames, area_under_curve, train
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from tests.results.samples import ESM2_WIDTH, FEATURE_WIDTH, write_features
 
+CALLS = '{"preset": "relaxed", "margin": 0.3}'
 ENTRY = Path(__file__).parents[2] / "workflow/scripts/entry.py"
 LABELS = ("non-viral", "virus")
 KNOWN = {"layer": 2, "pooling": "mean", "source": "facebook/x", "weights_sha256": "cd" * 32, "synthetic": False}
-FILES = ["classifier.safetensors", "confusion.tsv", "history.tsv", "metrics.json"]
+FILES = ["calibration.json", "classifier.safetensors", "confusion.tsv", "history.tsv", "metrics.json"]
 
 Labelled = list[tuple[str | Path, str]]
 
@@ -92,13 +97,16 @@ def test_equal_seeds_give_equal_files_whatever_the_threads_and_other_seeds_do_no
 
 
 def test_the_commands_train_write_what_was_learned_and_classify(tmp_path: Path) -> None:
-    files = labelled(tmp_path, shift=1.5, contigs=10)
+    fasta = tmp_path / "a.fna"
+    fasta.write_text("".join(f">r{number}\n{'ACGT' * 500}\n" for number in range(11)))
+    digest = hashlib.sha256(fasta.read_bytes()).hexdigest()
+    files = labelled(tmp_path, shift=1.5, contigs=10, input_sha256=digest)
     lines = "".join(f"{Path(path).parent.name}\tx.fna\t{label}\n" for path, label in files)
     (tmp_path / "samples.tsv").write_text(f"sample\tfasta\tlabel\n{lines}none\tx.fna\t\n")
     virus = next(str(path) for path, label in files if label == "virus")
-    learn = ["train", "samples.tsv", "--results", str(tmp_path), "--seed", "1", "--threshold", "0.6"]
-    apply = ["classify", virus, "--classifier", "trained/classifier.safetensors", "--threshold", "0.6"]
-    apply += [word for name in ("frames", "chunks", "contigs") for word in (f"--{name}", f"{name}.tsv")]
+    learn = ["train", "samples.tsv", "--results", str(tmp_path), "--seed", "1", "--margin", "0.3"]
+    apply = ["classify", virus, "--classifier", "trained/classifier.safetensors", "--calls", CALLS, "--output", "."]
+    apply += ["--calibration", "trained/calibration.json", "--fasta", str(fasta), "--viruses", "virus.fna.gz"]
     for words in ([*learn, "--output", "trained"], apply):
         command = [sys.executable, str(ENTRY), *words]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -107,7 +115,7 @@ def test_the_commands_train_write_what_was_learned_and_classify(tmp_path: Path) 
     written = tmp_path / "trained"
     assert sorted(path.name for path in written.iterdir()) == FILES
     metrics = json.loads((written / "metrics.json").read_text())
-    assert (metrics["seed"], metrics["threshold"]) == (1, 0.6)
+    assert (metrics["seed"], metrics["margin"]) == (1, 0.3)
     assert metrics["models"] == {
         "dna": {"model": "dnabert_s", "family": "mosaic_bert", "width": 6, **KNOWN},
         "protein": {"model": "esm2", "family": "esm", "width": 10, **KNOWN},
@@ -123,7 +131,24 @@ def test_the_commands_train_write_what_was_learned_and_classify(tmp_path: Path) 
     predictions = [line.split("\t")[4] for line in (tmp_path / "frames.tsv").read_text().splitlines()[1:]]
     assert len(predictions) == 50
     assert predictions.count("virus") > 45
-    assert (tmp_path / "contigs.tsv").read_text().count("\tcalled\tTrue\t") == 10
+    assert (tmp_path / "contigs.tsv").read_text().count("\tvirus\t") == 10
+    with gzip.open(tmp_path / "virus.fna.gz", "rt") as viruses:
+        assert sum(line.startswith(">r") for line in viruses) == 10
+
+    calibration = read_calibration(written / "calibration.json", written / "classifier.safetensors", 0.3)
+    assert calibration is None  # 4 contigs of each label are held out
+    again = ["calibrate", "samples.tsv", "--results", str(tmp_path), "--classifier", apply[3], "--margin", "0.3"]
+    command = [sys.executable, str(ENTRY), *again, "--output", "calibration.json"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("calibrated on 20 virus and 20 non-viral contigs (sigmoid), Brier score 0.0")
+    calibration = read_calibration(tmp_path / "calibration.json", written / "classifier.safetensors", 0.3)
+    assert calibration is not None
+    subprocess.run([sys.executable, str(ENTRY), *[word.replace("trained/cal", "cal") for word in apply]], cwd=tmp_path)
+    (*called, empty) = read_contigs(tmp_path / "contigs.tsv")
+    assert empty.p_virus is None
+    scores = np.array([call.score for call in called])
+    np.testing.assert_allclose([call.p_virus for call in called], calibration.apply(scores), rtol=1e-6)
+    assert all(call.fdr is not None and 0.02 < call.fdr < 0.2 for call in called)  # 40 contigs show no less than 1/42
 
     trained = train(files, seed=1).classifier
     loaded = load_classifier(written / "classifier.safetensors")
@@ -151,7 +176,7 @@ def test_metrics_on_frames_and_contigs_equal_a_recomputation(tmp_path: Path) -> 
         files.append((write_features(tmp_path / label, features, records.tolist(), chunks.tolist()), label))
     trained = train(files, seed=3, epochs=2)
     data = _load_frames(files, 240, trained.classifier.models)
-    held = np.isin(data.contig, _held_out_contigs(data, 3))
+    held = np.isin(data.contig, _hold_out(data, 3)[1])
     probabilities = trained.classifier.predict(data.features[held])
     actual = data.label[held]
     assert trained.metrics["auc"] == pytest.approx(roc_auc_score(actual, probabilities[:, 1]), abs=1e-12)
@@ -160,11 +185,33 @@ def test_metrics_on_frames_and_contigs_equal_a_recomputation(tmp_path: Path) -> 
     correct = []
     for first in range(0, len(actual), 4):
         chunks_of_contig = (probabilities[first : first + 3], probabilities[first + 3 : first + 4])
-        scores = [part.max(0)[1] / part.max(0).sum() for part in chunks_of_contig]
-        correct.append((np.mean(scores) >= 0.5) == actual[first])
+        margins = [float(part.max(0)[1]) - float(part.max(0)[0]) for part in chunks_of_contig]
+        weights = [min(1, abs(margin) / 0.2) for margin in margins]
+        correct.append((np.average(margins, weights=weights) >= 0) == actual[first])
     assert trained.metrics["contig_accuracy"] == np.mean(correct)
     assert 0 < trained.metrics["contig_accuracy"] < 1
     assert 0 < trained.metrics["accuracy"] < 1
+
+
+def test_of_several_samples_whole_ones_are_held_out(tmp_path: Path) -> None:
+    random = np.random.default_rng(8)
+    files: Labelled = []
+    for label, samples, contigs in (("virus", 3, 4), ("non-viral", 8, 6)):
+        for number in range(samples):
+            features = random.normal(size=(contigs, FEATURE_WIDTH))
+            files.append((write_features(tmp_path / f"{label}{number}", features, list(range(contigs))), label))
+    trained = train(files, seed=2, epochs=1)
+    assert trained.metrics["split"] == "samples"
+    # One of 3, two of 8; a record without a frame has no part in it.
+    assert {label: counts["contigs"] for label, counts in trained.metrics["held_out"].items()} == {
+        "virus": 4,
+        "non-viral": 12,
+    }
+    assert (len(trained.score), trained.label.tolist().count(1)) == (16, 4)
+    data = _load_frames(files, 60, trained.classifier.models)
+    held = np.isin(data.contig, _hold_out(data, 2)[1])
+    assert all(len(set(held[data.file == number].tolist())) == 1 for number in range(11))
+    assert train(files[:2] + files[3:], seed=2, epochs=1).metrics["split"] == "contigs"
 
 
 def test_rare_classes_are_weighed_alike(tmp_path: Path) -> None:

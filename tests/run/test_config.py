@@ -8,6 +8,7 @@ import numpy
 import pandas  # type: ignore[import-untyped]
 import pytest
 from holdfast.errors import ConfigError
+from holdfast.results.presets import CallRules
 from holdfast.run.config import (
     Sample,
     check_config,
@@ -69,10 +70,12 @@ def test_every_key_but_samples_and_models_has_a_default() -> None:
         "models": {"esm2": {"weights": "a", **ASKED}, "dnabert_s": {"weights": "b", **ASKED}},
         "method": {"protein": None, "dna": None},
         "chunk_length": 500,
+        "genetic_code": 1,
         "classifier": None,
         "container": None,
-        "threshold": 0.5,
+        "calls": {"preset": "relaxed", **dict.fromkeys(CallRules.__dataclass_fields__)},
         "output_virnucpro": False,
+        "output_bgzip": False,
         "seed": 1,
         "projection": "pca",
         "cache": None,
@@ -146,8 +149,12 @@ def test_one_layer_or_pooling_is_a_list_of_one(layers: Any, wanted: list[Any]) -
         ({"pool": {"lease_s": "inf"}}, "'pool.lease_s' must be of type number, is 'inf'"),
         ({"chunk_length": 2}, "'chunk_length' must be at least 3, is 2"),
         ({"chunk_length": 100_001}, "'chunk_length' must be at most 100000, is 100001"),
+        ({"genetic_code": 2}, "'genetic_code' must be one of 1, 4, 11, 15, 25, is 2"),
         ({"output_virnucpro": "maybe"}, "'output_virnucpro' must be of type boolean, is 'maybe'"),
-        ({"threshold": 1.5}, "'threshold' must be at most 1, is 1.5"),
+        ({"calls": {"virus_score": 1.5}}, "'calls.virus_score' must be at most 1, is 1.5"),
+        ({"calls": {"preset": "strict"}}, "'calls.preset' must be one of relaxed, conservative, is 'strict'"),
+        ({"calls": {"margin": 0}}, "'calls.margin' must be above 0, is 0"),
+        ({"threshold": 0.5}, "unknown key 'threshold'"),
         ({"classifier": 3}, "'classifier' must be of type string or null (write it in quotes), is 3"),
         ({"precision": "tf32"}, "'precision' must be one of auto, fp32, fp16, bf16, is 'tf32'"),
         ({"store_dtype": "double"}, "'store_dtype' must be one of float16, float32, is 'double'"),
@@ -498,13 +505,33 @@ def test_labels_of_one_class_cannot_train() -> None:
     check_fit(with_defaults(), samples(("a", "contigs", "")))
 
 
-def test_a_classifier_is_a_file_and_makes_labels_unnecessary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_classifier_is_a_file_that_labels_calibrate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.pth").touch()
-    check_fit(with_defaults(classifier="c.pth"), samples(("a", "contigs", "virus")))
+    both = samples(("a", "contigs", "virus"), ("b", "contigs", "non-viral"))
+    check_fit(with_defaults(classifier="c.pth"), both)
+    check_fit(with_defaults(classifier="c.pth", calls={"max_fdr": 0.1}), both)
+    (line,) = fit_problems(with_defaults(classifier="c.pth"), samples(("a", "contigs", "virus")))
+    assert line.startswith("samples.tsv: every labelled sample is 'virus'; to calibrate the classifier takes")
     for wrong in ("none.pth", str(tmp_path)):
         (line,) = fit_problems(with_defaults(classifier=wrong), samples(("a", "contigs", "")))
         assert line == f"classifier: {wrong} is not a file (looked in {tmp_path})"
+
+
+@pytest.mark.parametrize("key", ["max_fdr", "virus_share"])
+def test_probabilities_need_something_that_calibrates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.safetensors").touch()
+    config = with_defaults(classifier="c.safetensors", calls={key: 0.1})
+    unlabelled = samples(("a", "contigs", ""))
+    (line,) = fit_problems(config, unlabelled)
+    assert line == f"calls.{key}: without labelled samples nothing is calibrated; label some, or remove it"
+    (tmp_path / "calibration.json").touch()
+    check_fit(config, unlabelled)
+    (line,) = fit_problems(with_defaults(calls={"virus_score": 0.1}), unlabelled)
+    assert line.startswith("calls.non_viral_score: 0.4 is above virus_score, 0.1")
 
 
 def test_a_label_on_another_kind_is_refused() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from holdfast.models.registry import KINDS, POLICIES, POOLINGS, Output
+from holdfast.sequences import GENETIC_CODES
 from holdfast.spool.job import (
     DIGEST_PATTERN,
     FORMAT_VERSION,
@@ -43,6 +44,7 @@ EXAMPLE = Manifest(
     input_sha256="c" * 64,
     size_bytes=100,
     chunk_length=500,
+    genetic_code=1,
     models={"esm2": PROTEIN, "dnabert_s": DNA},
     precision="auto",
     store_dtype="float16",
@@ -54,6 +56,7 @@ OTHERS: dict[str, Any] = {
     "input_sha256": "d" * 64,
     "size_bytes": 101,
     "chunk_length": 300,
+    "genetic_code": 11,
     "models": {"esm2": PROTEIN, "dnabert_s": dataclasses.replace(DNA, max_length=99_999)},
     "precision": "fp32",
     "store_dtype": "float32",
@@ -109,6 +112,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         input_sha256=draw(st.just("") | st.from_regex(DIGEST_PATTERN, fullmatch=True)),
         size_bytes=draw(st.integers(-1, 2**62)),
         chunk_length=draw(st.integers(3, 100_000)) if kind == "contigs" else 0,
+        genetic_code=draw(st.sampled_from(sorted(GENETIC_CODES))) if kind == "contigs" else 0,
         models=draw(st.dictionaries(names, requests(), min_size=1, max_size=3)),
         precision=draw(st.sampled_from(PRECISIONS)),
         store_dtype=draw(st.sampled_from(STORE_DTYPES)),
@@ -152,7 +156,7 @@ def test_the_name_of_a_job_is_the_same_on_every_machine_and_day() -> None:
 
 def _digest_by_hand() -> str:
     text = (
-        '{"chunk_length": 500, "format_version": 4, '
+        '{"chunk_length": 500, "format_version": 4, "genetic_code": 1, '
         f'"input_sha256": "{"c" * 64}", "kind": "contigs", '
         '"models": {"dnabert_s": {"long": "refuse", "max_length": 100000, '
         f'"outputs": [{{"layer": 12, "pooling": "mean"}}], "weights_sha256": "{"b" * 64}"}}, '
@@ -328,23 +332,23 @@ def test_a_job_is_made_from_the_content_of_the_file(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.fna").write_text(">a\nACGT\n")
     models = {"esm2": PROTEIN, "dnabert_s": DNA}
-    job = make_manifest("s", "contigs", "a.fna", 300, models, "fp32", "float32")
+    job = make_manifest("s", "contigs", "a.fna", 300, 1, models, "fp32", "float32")
     digest = hashlib.sha256(b">a\nACGT\n").hexdigest()
-    assert job == Manifest("s", "contigs", f"{tmp_path}/a.fna", digest, 8, 300, models, "fp32", "float32")
+    assert job == Manifest("s", "contigs", f"{tmp_path}/a.fna", digest, 8, 300, 1, models, "fp32", "float32")
     (tmp_path / "elsewhere.fna").write_text(">a\nACGT\n")
-    other = make_manifest("t", "contigs", "elsewhere.fna", 300, models, "fp32", "float32")
+    other = make_manifest("t", "contigs", "elsewhere.fna", 300, 1, models, "fp32", "float32")
     assert (other.digest, other.job) == (job.digest, f"t-{job.digest}")
     assert job.weights == {"a" * 64, "b" * 64}
     (tmp_path / "a.fna").write_text(">a\nACGTA\n")
-    assert make_manifest("s", "contigs", "a.fna", 300, models, "fp32", "float32").job != job.job
+    assert make_manifest("s", "contigs", "a.fna", 300, 1, models, "fp32", "float32").job != job.job
 
 
 @pytest.mark.parametrize(("kind", "models"), [("proteins", {"esm2": PROTEIN}), ("dna", {"dnabert_s": DNA})])
-def test_only_contigs_have_a_chunk_length(kind: str, models: dict[str, Request]) -> None:
-    job = make_manifest("s", kind, "/none", 500, models, "auto", "float16")
-    assert (job.models, job.chunk_length) == (models, 0)
+def test_only_contigs_have_a_chunk_length_and_a_genetic_code(kind: str, models: dict[str, Request]) -> None:
+    job = make_manifest("s", kind, "/none", 500, 1, models, "auto", "float16")
+    assert (job.models, job.chunk_length, job.genetic_code) == (models, 0, 0)
     assert (job.size_bytes, job.input_sha256) == (-1, "")
-    assert make_manifest("s", kind, "/none", 300, models, "auto", "float16").job == job.job
+    assert make_manifest("s", kind, "/none", 300, 1, models, "auto", "float16").job == job.job
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def job(sample: str = "s", **changed: Any) -> Manifest:
         "input_sha256": hashlib.sha256(sample.encode()).hexdigest(),
         "size_bytes": 1,
         "chunk_length": 0,
+        "genetic_code": 0,
         "models": {"dnabert_s": Request("a" * 64, [Output(12, "mean")], "refuse", 100_000)},
         "precision": "auto",
         "store_dtype": "float16",

@@ -24,8 +24,9 @@ def test_a_given_classifier_calls_all_contigs_and_trains_nothing(project: NewPro
     )
     run = some.run()
     assert run.returncode == 0, run.text
-    assert run.jobs == jobs("a", "b", "p", called=("a", "b"), once=["convert_classifier"])
-    assert not some.path("results/classifier").exists()
+    assert run.jobs == jobs("a", "b", "p", called=("a", "b"), once=["convert_classifier", "calibrate"])
+    assert [path.name for path in some.path("results/classifier").iterdir()] == ["calibration.json"]
+    assert "4 non-viral contigs with evidence are too few" in some.read("results/classifier/calibration.json")
     assert not some.path("results/p/frames.tsv").exists()
 
     # The network written out, on the stored features.

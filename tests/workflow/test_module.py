@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from holdfast.results.embeddings import read_embeddings
 
-from tests.workflow.conftest import DEMO, MEANS, REPOSITORY, Project, fasta
+from tests.workflow.conftest import DEMO, MEANS, REPOSITORY, Project, fasta, jobs, stop_free_sequence
 
 EXAMPLE = REPOSITORY / "examples" / "module"
 GITHUB = 'github("OWNER/holdfast", path="workflow/Snakefile", tag="v0.1.0")'
@@ -62,6 +62,27 @@ onsuccess:
 onerror:
     first.onerror()
     second.onerror()
+"""
+
+ONE = """
+module holdfast:
+    snakefile: "{source}"
+    config: {config}
+
+use rule * from holdfast
+
+rule everything:
+    default_target: True
+    input:
+        rules.all.input,
+
+rule make:
+    input:
+        "data/c.fna",
+    output:
+        temp("made/c.fna"),
+    shell:
+        "cp {{input}} {{output}}"
 """
 
 
@@ -208,3 +229,27 @@ def test_mistakes_are_said_with_the_name_of_the_module(two: Project, tmp_path: P
     assert (run.returncode, run.jobs) == (1, [])
     assert "module 'second': the list 'samples' of the config is not valid:\n  entry 1: " in run.text, run.text
     assert "Traceback" not in run.text
+
+
+def test_a_temporary_file_lives_until_its_viruses_are_written(tmp_path: Path, models: Path, classifiers: Path) -> None:
+    some = Project(tmp_path / "project", models)
+    records = {f"c{number}": stop_free_sequence(900, number) for number in range(6)}
+    some.write("data/c.fna", fasta(records))
+    config = {
+        "models": some.models,
+        "samples": [{"sample": "c", "fasta": "made/c.fna"}],
+        "classifier": str(classifiers / "500_model.pth"),
+        "calls": {"virus_score": 0.0, "non_viral_score": 0.0},
+    }
+    some.write("Snakefile", ONE.format(source=REPOSITORY / "workflow/Snakefile", config=config))
+    run = some.run("-s", str(some.path("Snakefile")))
+    assert run.returncode == 0, run.text
+    wanted = [job for job in jobs("c", called=["c"], once=["convert_classifier", "everything", "make"]) if job != "all"]
+    assert run.jobs == wanted
+    assert not some.path("made/c.fna").exists()
+    lines = some.read("results/c/virus.fna").splitlines()
+    assert {head.split()[0][1:]: letters for head, letters in zip(lines[::2], lines[1::2], strict=True)} == records
+    assert some.read("results/virus.fna").startswith(">c|c0 ")
+    run = some.run("-s", str(some.path("Snakefile")))
+    assert NOTHING in run.text, run.text
+    assert some.processes_left() == []

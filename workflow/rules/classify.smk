@@ -1,33 +1,63 @@
 CLASSIFIER = "results/classifier"
 PUBLISHED_NAMES = ("prediction_results.txt", "prediction_results_highestscore.csv")
+TABLES = ("frames.tsv", "chunks.tsv", "contigs.tsv", "regions.tsv", "regions.bed")
+VIRUSES = "virus.fna.gz" if config["output_bgzip"] else "virus.fna"
 
 
-rule train:
-    input:
-        holdfast=ENTRY,
-        virus=[f"results/{name}/embeddings.h5" for name, label in LABELLED.items() if label == "virus"],
-        non_viral=[f"results/{name}/embeddings.h5" for name, label in LABELLED.items() if label == "non-viral"],
-    output:
-        classifier=f"{CLASSIFIER}/classifier.safetensors",
-        metrics=f"{CLASSIFIER}/metrics.json",
-        history=f"{CLASSIFIER}/history.tsv",
-        confusion=f"{CLASSIFIER}/confusion.tsv",
-    log:
-        "logs/train.log",
-    benchmark:
-        "benchmarks/train.tsv"
-    conda:
-        "../../envs/models.yaml"
-    params:
-        sheet=lambda wildcards: PLAN.sheet,  # no input, since a sheet with one more sample to call trains nothing anew
-        results=lambda wildcards, output: os.path.dirname(os.path.dirname(output.classifier)),
-        seed=config["seed"],
-        threshold=config["threshold"],
-        method=named_method(),
-        directory=lambda wildcards, output: os.path.dirname(output.classifier),
-    shell:
-        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} train {params.sheet:q} --results {params.results:q}'
-        " --seed {params.seed} --threshold {params.threshold} {params.method} --output {params.directory:q} 2>&1 | tee {log:q}"
+# Labelled samples train a classifier, a part of them held out to calibrate it; one that is given they calibrate only.
+if TRAINS:
+
+    rule train:
+        input:
+            holdfast=ENTRY,
+            virus=[f"results/{name}/embeddings.h5" for name, label in LABELLED.items() if label == "virus"],
+            non_viral=[f"results/{name}/embeddings.h5" for name, label in LABELLED.items() if label == "non-viral"],
+        output:
+            classifier=f"{CLASSIFIER}/classifier.safetensors",
+            calibration=f"{CLASSIFIER}/calibration.json",
+            metrics=f"{CLASSIFIER}/metrics.json",
+            history=f"{CLASSIFIER}/history.tsv",
+            confusion=f"{CLASSIFIER}/confusion.tsv",
+        log:
+            "logs/train.log",
+        benchmark:
+            "benchmarks/train.tsv"
+        conda:
+            "../../envs/models.yaml"
+        params:
+            sheet=lambda wildcards: PLAN.sheet,  # no input, since a sheet with one more sample to call trains nothing anew
+            results=lambda wildcards, output: os.path.dirname(os.path.dirname(output.classifier)),
+            seed=config["seed"],
+            margin=choose_rules(config["calls"]).margin,
+            method=named_method(),
+            directory=lambda wildcards, output: os.path.dirname(output.classifier),
+        shell:
+            '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} train {params.sheet:q} --results {params.results:q}'
+            " --seed {params.seed} --margin {params.margin} {params.method} --output {params.directory:q} 2>&1 | tee {log:q}"
+
+else:
+
+    rule calibrate:
+        input:
+            holdfast=ENTRY,
+            classifier=classifier_file,
+            virus=[f"results/{name}/embeddings.h5" for name, label in LABELLED.items() if label == "virus"],
+            non_viral=[f"results/{name}/embeddings.h5" for name, label in LABELLED.items() if label == "non-viral"],
+        output:
+            calibration=f"{CLASSIFIER}/calibration.json",
+        log:
+            "logs/calibrate.log",
+        conda:
+            "../../envs/models.yaml"
+        params:
+            sheet=lambda wildcards: PLAN.sheet,
+            results=lambda wildcards, output: os.path.dirname(os.path.dirname(output.calibration)),
+            margin=choose_rules(config["calls"]).margin,
+            method=named_method(),
+        shell:
+            '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} calibrate {params.sheet:q} --results {params.results:q}'
+            " --classifier {input.classifier:q} --margin {params.margin} {params.method} --output {output.calibration:q}"
+            " 2>&1 | tee {log:q}"
 
 
 rule convert_classifier:
@@ -50,22 +80,48 @@ rule classify_contigs:
         holdfast=ENTRY,
         embeddings="results/{sample}/embeddings.h5",
         classifier=classifier_file,
+        calibration=calibration_file,
+        fasta=lambda wildcards: ancient(local(SAMPLES[wildcards.sample].fasta)),
     output:
-        frames="results/{sample}/frames.tsv",
-        chunks="results/{sample}/chunks.tsv",
         contigs="results/{sample}/contigs.tsv",
+        tables=[f"results/{{sample}}/{name}" for name in TABLES if name != "contigs.tsv"],
+        viruses=f"results/{{sample}}/{VIRUSES}",
         virnucpro=[f"results/{{sample}}/virnucpro/{name}" for name in PUBLISHED_NAMES if config["output_virnucpro"]],
     log:
         "logs/classify_contigs/{sample}.log",
     conda:
         "../../envs/tables.yaml"
     params:
-        threshold=config["threshold"],
+        calls=json.dumps(config["calls"]),
         method=named_method(),
-        virnucpro=lambda wildcards, output: (
-            f"--virnucpro {shlex.quote(os.path.dirname(output.virnucpro[0]))}" if output.virnucpro else ""
+        calibration=lambda wildcards, input: (
+            f"--calibration {shlex.quote(input.calibration)}" if input.calibration else ""
         ),
+        directory=lambda wildcards, output: os.path.dirname(output.contigs),
+        virnucpro="--virnucpro" if config["output_virnucpro"] else "",
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} classify {input.embeddings:q} --classifier {input.classifier:q}'
-        " --threshold {params.threshold} {params.method} --frames {output.frames:q} --chunks {output.chunks:q}"
-        " --contigs {output.contigs:q} {params.virnucpro} 2>&1 | tee {log:q}"
+        " {params.calibration} --calls {params.calls:q} {params.method} --fasta {input.fasta:q} --output {params.directory:q} {params.virnucpro}"
+        " --viruses {output.viruses:q} 2>&1 | tee {log:q}"
+
+
+rule combine:
+    input:
+        holdfast=ENTRY,
+        sheet=local(PLAN.sheet),
+        contigs=expand("results/{sample}/contigs.tsv", sample=CALLED),
+        viruses=expand("results/{sample}/{file}", sample=CALLED, file=VIRUSES),
+    output:
+        contigs="results/contigs.tsv",
+        viruses=f"results/{VIRUSES}",
+    log:
+        "logs/combine.log",
+    localrule: True
+    conda:
+        "../../envs/tables.yaml"
+    params:
+        results=lambda wildcards, output: os.path.dirname(output.contigs),
+        called="--unlabelled" if TRAINS else "",
+    shell:
+        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} combine {input.sheet:q} --results {params.results:q}'
+        " {params.called} --contigs {output.contigs:q} --viruses {output.viruses:q} 2>&1 | tee {log:q}"

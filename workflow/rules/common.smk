@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shlex
@@ -17,15 +18,8 @@ for imported in [name for name in sys.modules if name.partition(".")[0] == "hold
 sys.path.insert(0, str(next(path for path in FILES if path.name == "entry.py").parent))
 
 from holdfast.errors import HoldfastError  # noqa: E402
-from holdfast.run import (
-    client,
-    config as configuration,
-    failures,
-    pending,
-    plan as planning,
-    provenance,
-    watch,
-)  # noqa: E402
+from holdfast.results.presets import choose_rules  # noqa: E402
+from holdfast.run import client, config as configuration, failures, pending, plan as planning, provenance, watch  # noqa: E402
 
 if not workflow.deployment_settings.deployment_method:
     planning.use_this_python()
@@ -114,6 +108,12 @@ def classifier_file(wildcards):
     return local(given) if given.endswith(".safetensors") else "resources/classifier.safetensors"
 
 
+def calibration_file(wildcards):
+    """What calibrates calls: made of labelled samples, or beside the classifier that is given; or nothing."""
+    beside = configuration.calibration_beside(config["classifier"]) or []
+    return "results/classifier/calibration.json" if LABELLED else local(beside)
+
+
 def given_classifier(wildcards):
     """The classifier if the config names one and there are contigs: what needs no sample to be there."""
     return classifier_file(wildcards) if config["classifier"] and CONTIG_SAMPLES else []
@@ -130,7 +130,8 @@ def targets(wildcards):
     if config["export"]:
         wanted += [f"results/{name}/{config['export']}" for name in SAMPLES]
     for name in CALLED:
-        wanted += [f"results/{name}/{table}.tsv" for table in ("frames", "chunks", "contigs")]
+        wanted += [f"results/{name}/{table}" for table in (*TABLES, VIRUSES)]
+    wanted += ["results/contigs.tsv", f"results/{VIRUSES}"] if CALLED else []
     if SERVICE and PLAN.shared:
         wanted += [f"{RUN}/shared.{replica}" for replica in range(PLAN.replicas)]
     return [*wanted, "results/summary.tsv", "results/report.html"]

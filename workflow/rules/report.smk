@@ -64,11 +64,11 @@ rule draw:
     params:
         results=lambda wildcards, output: os.path.dirname(output.page),
         spool=lambda wildcards: SPOOL,
-        threshold=config["threshold"],
+        calls=json.dumps(config["calls"]),
         projection=config["projection"],
         seed=config["seed"],
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} draw {input.sheet:q} --results {params.results:q}'
-        " --spool {params.spool:q} --threshold {params.threshold}"
+        " --spool {params.spool:q} --calls {params.calls:q}"
         " --projection {params.projection} --seed {params.seed} --template {input.page:q}"
         " --captions {input.captions:q} 2>&1 | tee {log:q}"

@@ -7,9 +7,7 @@ nowhere.
 """
 
 import argparse
-import os
 import re
-import signal
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
@@ -17,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .cli_rules import calibrate, classify, collect, combine, draw, path, share, submit, summarize, train
 from .errors import ConfigError, guarded
 from .files import check_outputs, say
 from .models.registry import POLICIES, POOLINGS
+from .sequences import GENETIC_CODES, STANDARD_CODE
 
 Arguments = argparse.Namespace
 Parser = argparse.ArgumentParser
@@ -27,15 +27,10 @@ Command = Callable[[Parser], Callable[[Arguments], None]]
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
-
-def _path(text: str) -> Path:
-    """A path of the command line; ``~`` is the home directory, which shells overlook in ``--output=~/x``."""
-    if not text or "\0" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is no path")
-    return Path(os.path.expanduser(text))
-
-
-COMMANDS: dict[str, tuple[Command, str]] = {}
+COMMANDS: dict[str, tuple[Command, str]] = {
+    function.__name__: (function, "")
+    for function in (submit, share, collect, train, calibrate, classify, combine, summarize, draw)
+}
 """By name: the function, and an example for people; empty where only rules call it."""
 
 
@@ -82,11 +77,9 @@ def embed(parser: Parser) -> Callable[[Arguments], None]:
     Weights that are not prepared yet are fetched and prepared once, in the user's cache directory. The output's suffix
     says what is written: .h5 (as the workflow's), .npz (all in memory), .parquet (pyarrow) or .h5ad (anndata).
     """
-    parser.add_argument(
-        "fasta", type=_path, metavar="FASTA", help="FASTA or FASTQ, of the letters that the model knows"
-    )
+    parser.add_argument("fasta", type=path, metavar="FASTA", help="FASTA or FASTQ, of the letters that the model knows")
     parser.add_argument("--model", required=True, metavar="SOURCE", help="a prepared model, or what `prepare` takes")
-    parser.add_argument("--output", type=_path, required=True, metavar="OUT", help=".h5, .npz, .parquet or .h5ad")
+    parser.add_argument("--output", type=path, required=True, metavar="OUT", help=".h5, .npz, .parquet or .h5ad")
     parser.add_argument("--layers", default="last", metavar="N,N", help="from 0 (embedding of tokens) on, or last")
     parser.add_argument("--pooling", default="mean", metavar="NAME,NAME", help="of mean, cls, max, residues")
     parser.add_argument("--long", choices=POLICIES, help="for sequences above --max-length; else what suits the model")
@@ -115,7 +108,7 @@ def prepare(parser: Parser) -> Callable[[Arguments], None]:
     """Turn a published checkpoint into a prepared model: safetensors, compared with a reference implementation."""
     source = "fair-esm .pt file, Hugging Face directory or hub id, or synthetic:ARCHITECTURE for random weights"
     parser.add_argument("source", metavar="SOURCE", help=source)
-    parser.add_argument("--output", type=_path, required=True, metavar="DIR", help="to write; complete or absent")
+    parser.add_argument("--output", type=path, required=True, metavar="DIR", help="to write; complete or absent")
     parser.add_argument("--sha256", metavar="HEX", help="expected digest of the weights, checked before they are read")
 
     def do(given: Arguments) -> None:
@@ -129,16 +122,20 @@ def prepare(parser: Parser) -> Callable[[Arguments], None]:
 @command("frames", "holdfast frames contigs.fna --chunk-length 500 --nucleotides frames.fna --proteins frames.faa")
 def frames(parser: Parser) -> Callable[[Arguments], None]:
     """Write the stop-free frames of a file's chunks as two FASTA files, byte-equal to VirNucPro's."""
-    parser.add_argument("fasta", type=_path, metavar="FASTA", help="FASTA or FASTQ of nucleotides, plain or compressed")
+    parser.add_argument("fasta", type=path, metavar="FASTA", help="FASTA or FASTQ of nucleotides, plain or compressed")
     chunk_length = "bases in a chunk; VirNucPro has classifiers for 300 and 500"
     parser.add_argument("--chunk-length", type=int, required=True, metavar="N", help=chunk_length)
-    parser.add_argument("--nucleotides", type=_path, required=True, metavar="N.fna", help="output: bases of each frame")
-    parser.add_argument("--proteins", type=_path, required=True, metavar="P.faa", help="output: amino acids of each")
+    known = f"NCBI's number of the code by which frames are read: {', '.join(map(str, GENETIC_CODES))}"
+    code: dict[str, Any] = {"type": int, "choices": GENETIC_CODES, "default": STANDARD_CODE, "help": known}
+    parser.add_argument("--genetic-code", metavar="CODE", **code)
+    parser.add_argument("--nucleotides", type=path, required=True, metavar="N.fna", help="output: bases of each frame")
+    parser.add_argument("--proteins", type=path, required=True, metavar="P.faa", help="output: amino acids of each")
 
     def do(given: Arguments) -> None:
         from .sequences.frames import write_frames_fasta
 
-        written = write_frames_fasta(given.fasta, given.chunk_length, given.nucleotides, given.proteins)
+        outputs = (given.nucleotides, given.proteins)
+        written = write_frames_fasta(given.fasta, given.chunk_length, *outputs, given.genetic_code)
         if written.left_out:
             left_out = f"{written.left_out} record(s) left out, the first: {written.problem}"
             print(f"holdfast: warning: {given.fasta}: {left_out}", file=sys.stderr)
@@ -154,11 +151,11 @@ def export(parser: Parser) -> Callable[[Arguments], None]:
 
     Without --model the output is a directory, with a file a protein and a file a residue for every model.
     """
-    parser.add_argument("embeddings", type=_path, metavar="EMBEDDINGS", help="embeddings file of a sample")
+    parser.add_argument("embeddings", type=path, metavar="EMBEDDINGS", help="embeddings file of a sample")
     parser.add_argument("--model", metavar="NAME", help="whose embeddings; all without")
     parser.add_argument("--layer", type=int, metavar="L", help="of which layer; the last that there is without")
     parser.add_argument("--per", choices=("protein", "residue"), default="protein", help="default: %(default)s")
-    parser.add_argument("--output", type=_path, required=True, metavar="OUT.h5", help="file, or directory, to write")
+    parser.add_argument("--output", type=path, required=True, metavar="OUT.h5", help="file, or directory, to write")
 
     def do(given: Arguments) -> None:
         from .results.export import export_all, export_embeddings
@@ -176,9 +173,9 @@ def export(parser: Parser) -> Callable[[Arguments], None]:
 @command("serve", "holdfast serve --config POOL.yaml --spool /shared/spool --endpoint pool.json")
 def serve(parser: Parser) -> Callable[[Arguments], None]:
     """Serve a pool: hold the models on the devices and work through the jobs of a spool."""
-    parser.add_argument("--config", type=_path, required=True, metavar="POOL.yaml", help="its settings")
-    parser.add_argument("--spool", type=_path, required=True, metavar="DIR", help="spool to serve; made if missing")
-    parser.add_argument("--endpoint", type=_path, required=True, metavar="FILE", help="the pool ends when this goes")
+    parser.add_argument("--config", type=path, required=True, metavar="POOL.yaml", help="its settings")
+    parser.add_argument("--spool", type=path, required=True, metavar="DIR", help="spool to serve; made if missing")
+    parser.add_argument("--endpoint", type=path, required=True, metavar="FILE", help="the pool ends when this goes")
 
     def do(given: Arguments) -> None:
         from .spool.state import Identity, PoolState
@@ -200,7 +197,7 @@ def status(parser: Parser) -> Callable[[Arguments], None]:
 
     With --host, which GPUs this host has, and which pool holds each.
     """
-    parser.add_argument("spool", type=_path, nargs="?", metavar="SPOOL", help="such as .holdfast/spool")
+    parser.add_argument("spool", type=path, nargs="?", metavar="SPOOL", help="such as .holdfast/spool")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--live", action="store_true", help="go on until interrupted")
     how.add_argument("--json", action="store_true", help="as JSON, see docs/watching.md")
@@ -268,8 +265,8 @@ def cache(parser: Parser) -> Callable[[Arguments], None]:
 @command("convert-classifier", "holdfast convert-classifier 500_model.pth classifier.safetensors")
 def convert_classifier(parser: Parser) -> Callable[[Arguments], None]:
     """Convert VirNucPro's classifier, a pickled .pth, to safetensors; nothing in it is executed."""
-    parser.add_argument("classifier", type=_path, metavar="PTH", help="VirNucPro's, such as 500_model.pth")
-    parser.add_argument("output", type=_path, metavar="OUT.safetensors", help="the same network")
+    parser.add_argument("classifier", type=path, metavar="PTH", help="VirNucPro's, such as 500_model.pth")
+    parser.add_argument("output", type=path, metavar="OUT.safetensors", help="the same network")
 
     def do(given: Arguments) -> None:
         from .results.classifier import convert_published
@@ -283,7 +280,7 @@ def convert_classifier(parser: Parser) -> Callable[[Arguments], None]:
 @command("crate", "holdfast crate results --license https://spdx.org/licenses/CC-BY-4.0")
 def crate(parser: Parser) -> Callable[[Arguments], None]:
     """Describe the results of runs as an RO-Crate: ro-crate-metadata.json beside them."""
-    parser.add_argument("results", type=_path, metavar="RESULTS", help="directory of the results of a run")
+    parser.add_argument("results", type=path, metavar="RESULTS", help="directory of the results of a run")
     parser.add_argument("--license", required=True, metavar="URL", help="of the results")
 
     def do(given: Arguments) -> None:
@@ -293,115 +290,6 @@ def crate(parser: Parser) -> Callable[[Arguments], None]:
         for name in write_crate(given.results, given.license):
             print(f"left out, changed since its run: {given.results / name}")
         print(given.results / CRATE)
-
-    return do
-
-
-def _add_results(parser: Parser) -> None:
-    parser.add_argument("samples", type=_path, help="sample sheet")
-    parser.add_argument("--results", type=_path, required=True, help="directory of the results")
-
-
-@command("submit")
-def submit(parser: Parser) -> Callable[[Arguments], None]:
-    """Hand in the jobs of one consumer, wait, and write a receipt for every sample, done or failed."""
-    parser.add_argument("plan", type=_path, help="plan of the run")
-    parser.add_argument("--consumer", type=int, required=True, help="its number in the plan")
-    parser.add_argument("--models", nargs="+", type=_path, required=True, metavar="model.json", help="prepared models")
-    parser.add_argument("--spool", type=_path, required=True, help="where to hand the jobs in")
-    parser.add_argument("--endpoint", type=_path, help="endpoint file of the pool that was started for them")
-    parser.add_argument("--classifier", type=_path, help="that frames will be classified with; checked before all else")
-    parser.add_argument("--patience-s", type=float, metavar="S", help="give up when no pool could do them for S")
-    parser.add_argument("--results", type=_path, required=True, help="directory of the results, where receipts go")
-
-    def do(given: Arguments) -> None:
-        from .run.client import submit_planned
-
-        if given.endpoint:  # a scheduler signals all of a job; the pool then needs its time, and says when it has ended
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        directories = [path.parent for path in given.models]
-        waiting = (given.spool, given.endpoint, given.results, given.patience_s, given.classifier)
-        for outcome in submit_planned(given.plan, given.consumer, directories, *waiting):
-            print(f"{outcome.sample}: {outcome.state}{': ' if outcome.error else ''}{outcome.error}")
-
-    return do
-
-
-@command("share")
-def share(parser: Parser) -> Callable[[Arguments], None]:
-    """Wait while other replicas have large samples in work, so that this one's pool lives and takes parts of them."""
-    parser.add_argument("plan", type=_path, help="plan of the run")
-    parser.add_argument("--results", type=_path, required=True, help="directory of the results")
-    parser.add_argument("--endpoint", type=_path, required=True, help="endpoint file of this replica's pool")
-    parser.add_argument("--output", type=_path, required=True, help="an empty file, written in the end")
-
-    def do(given: Arguments) -> None:
-        from .run.client import await_samples
-        from .run.plan import load_plan
-
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as `submit` does
-        await_samples(load_plan(given.plan), given.results, given.endpoint)
-        given.output.touch()
-
-    return do
-
-
-@command("collect")
-def collect(parser: Parser) -> Callable[[Arguments], None]:
-    """Fetch the embeddings of a sample from the spool, or exit 2 with the error of its job."""
-    parser.add_argument("receipt", type=_path, help="receipt of the sample")
-    parser.add_argument("--fasta", type=_path, required=True, help="sequence file of the sample")
-    parser.add_argument("--output", type=_path, required=True, metavar="OUT.h5")
-    parser.add_argument("--records", type=_path, required=True, metavar="records.tsv")
-
-    def do(given: Arguments) -> None:
-        from .run.client import collect_embeddings
-
-        collect_embeddings(given.receipt, given.fasta, given.output, given.records)
-
-    return do
-
-
-@command("classify")
-def classify(parser: Parser) -> Callable[[Arguments], None]:
-    """Classify the frames of a sample and call its chunks and contigs."""
-    parser.add_argument("embeddings", type=_path, help="embeddings of the sample")
-    parser.add_argument("--classifier", type=_path, required=True, help="a .safetensors")
-    parser.add_argument("--threshold", type=float, required=True, help="mean score from which a contig is a virus")
-    parser.add_argument("--frames", type=_path, required=True, metavar="frames.tsv")
-    parser.add_argument("--chunks", type=_path, required=True, metavar="chunks.tsv")
-    parser.add_argument("--contigs", type=_path, required=True, metavar="contigs.tsv")
-    parser.add_argument("--virnucpro", type=_path, metavar="DIR", help="also write VirNucPro's own two files")
-    _add_method(parser)
-
-    def do(given: Arguments) -> None:
-        from .results.calls import classify_contigs
-
-        tables = (given.frames, given.chunks, given.contigs, given.virnucpro)
-        method = {"protein": given.protein, "dna": given.dna}
-        classify_contigs(given.embeddings, given.classifier, given.threshold, *tables, method=method)
-
-    return do
-
-
-@command("train")
-def train(parser: Parser) -> Callable[[Arguments], None]:
-    """Train the classifier on the embeddings of labelled samples."""
-    _add_results(parser)
-    parser.add_argument("--seed", type=int, required=True, help="of split, weights, order and dropout")
-    parser.add_argument("--threshold", type=float, required=True, help="mean score from which a contig is a virus")
-    parser.add_argument("--output", type=_path, required=True, metavar="DIR", help="for the classifier and its figures")
-    _add_method(parser)
-
-    def do(given: Arguments) -> None:
-        from .results.training import train
-        from .run.config import labelled_files
-
-        files = labelled_files(given.samples, given.results)
-        method = {"protein": given.protein, "dna": given.dna}
-        trained = train(files, given.seed, threshold=given.threshold, method=method)
-        trained.write(given.output)
-        print(trained.summary())
 
     return do
 
@@ -417,46 +305,6 @@ def _words(option: str, text: str, pattern: str, wanted: str) -> list[str]:
         if not re.fullmatch(pattern, word):
             raise ConfigError(f"{option} {text}: {word!r:.40} is not {wanted}")
     return words
-
-
-def _add_method(parser: Parser) -> None:
-    parser.add_argument("--protein", metavar="NAME", help="the protein model; the only one without")
-    parser.add_argument("--dna", metavar="NAME", help="the DNA model; the only one without")
-
-
-@command("summarize")
-def summarize(parser: Parser) -> Callable[[Arguments], None]:
-    """Write the summary table: one row a sample."""
-    _add_results(parser)
-    parser.add_argument("--output", type=_path, required=True, metavar="summary.tsv")
-
-    def do(given: Arguments) -> None:
-        from .report.tally import write_summary
-
-        write_summary(given.samples, given.results, given.output)
-
-    return do
-
-
-@command("draw")
-def draw(parser: Parser) -> Callable[[Arguments], None]:
-    """Draw the report of a run, report.html, and figures/ beside it; the captions say which figures."""
-    _add_results(parser)
-    parser.add_argument("--spool", type=_path, required=True, help="where the pools left their record")
-    parser.add_argument("--threshold", type=float, required=True, help="score from which a contig is a virus")
-    parser.add_argument("--projection", choices=("pca", "umap"), required=True)
-    parser.add_argument("--seed", type=int, required=True, help="of the choice of points, and of UMAP")
-    parser.add_argument("--template", type=_path, required=True, metavar="page.html")
-    parser.add_argument("--captions", type=_path, nargs="+", required=True, metavar="FIGURE.rst")
-
-    def do(given: Arguments) -> None:
-        from .report.page import write_report
-
-        choices: dict[str, Any] = {"threshold": given.threshold, "projection": given.projection, "seed": given.seed}
-        files = (given.samples, given.results, given.spool)
-        write_report(*files, given.template, given.captions, **choices)
-
-    return do
 
 
 if __name__ == "__main__":

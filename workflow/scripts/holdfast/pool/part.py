@@ -68,7 +68,8 @@ class PartWriter:
             name: enter(DistinctWriter(directory, name, load_tokenizer(prepared, place)))
             for name, (prepared, place) in self._models.items()
         }
-        described = (manifest.sample, manifest.kind, manifest.chunk_length, manifest.whole)
+        cutting = (manifest.chunk_length, manifest.genetic_code)
+        described = (manifest.sample, manifest.kind, *cutting, manifest.whole)
         self._file = enter(EmbeddingsWriter.create(directory / ROWS_FILE, *described))
         self._file.name_input(manifest.input_sha256)
         self._problems = enter(open(directory / PROBLEMS_FILE, "w", encoding="utf-8"))
@@ -154,7 +155,7 @@ def in_blocks(items: Iterable[Item], letters: Callable[[Item], int]) -> Iterator
 
 def _rows(manifest: Manifest, number: int, record: Record) -> Iterator[Row]:
     if manifest.kind == "contigs":
-        for found in find_frames(record.sequence, manifest.chunk_length):
+        for found in find_frames(record.sequence, manifest.chunk_length, manifest.genetic_code):
             identifier = frame_id(record.id, found.chunk, found.frame)
             texts = {Alphabet.PROTEIN.name: found.protein, Alphabet.NUCLEOTIDE.name: found.nucleotides}
             yield Row(identifier, number, found.chunk, found.frame, texts)

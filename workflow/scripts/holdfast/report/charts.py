@@ -11,7 +11,8 @@ from typing import Any
 import altair
 import vl_convert
 
-from ..results.calls import THRESHOLD, VIRUS
+from ..results.calls import VIRUS
+from ..results.presets import PRESETS
 from .tally import OUTCOMES, SampleTally
 
 WIDTH = 520
@@ -24,7 +25,11 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
 GREY, PALE_GREEN = "#b0b0b0", "#8fd4bd"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW, BLACK)
 OUTCOME_COLOURS = dict(
-    zip(OUTCOMES, (VERMILION, BLUE, GREEN, SKY, PALE_GREEN, GREY, YELLOW, PURPLE, ORANGE, BLACK), strict=True)
+    zip(
+        OUTCOMES,
+        (VERMILION, BLUE, GREEN, SKY, PALE_GREEN, GREY, YELLOW, PURPLE, ORANGE, BLACK, "#e6a0c4", "#7f7f7f"),
+        strict=True,
+    )
 )
 SHORT_LABEL = "length(datum.label) > 34 ? slice(datum.label, 0, 17) + '\u2026' + slice(datum.label, -16) : datum.label"
 """Both ends of a long name: names of one study differ at the end, as a rule."""
@@ -45,7 +50,7 @@ class Choices:
     """
 
     results: Path
-    threshold: float = THRESHOLD
+    threshold: float = PRESETS["relaxed"].virus_score
     method: str = "pca"
     seed: int = 1
 

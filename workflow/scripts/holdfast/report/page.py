@@ -69,7 +69,7 @@ def _write_page(
     records = sum(sample.records for sample in tally.samples)
     places = {name: place for place, name in enumerate(dict.fromkeys(sample for sample, _ in tally.contigs))}
     contigs = [
-        (places[name], call.contig, call.length_bp, call.chunks, call.chunks_with_frames, call.outcome, call.score)
+        (places[name], call.contig, call.length_bp, call.chunks, call.evidence, call.decision, call.score)
         for name, call in tally.contigs
     ]
     facts = [f"{len(tally.samples):,} samples, {records:,} records."]

@@ -16,7 +16,8 @@ import numpy as np
 
 from ..errors import InputError, ResourceError
 from ..files import atomic_text
-from ..results.calls import CONTIG_STATUSES, NON_VIRAL, VIRUS, ContigCall, read_contigs
+from ..results.calls import NON_VIRAL, VIRUS
+from ..results.contigs import ContigCall, read_contigs
 from ..results.embeddings import EmbeddingsFile
 from ..run.config import Sample, read_samples
 from ..run.provenance import describe_pools, number
@@ -25,15 +26,15 @@ from ..spool.job import Receipt, read_receipt
 from ..spool.progress import Moment, read_moments
 
 STATUSES = ("truncated", "windowed", "no_stop_free_frame", "too_short", "too_long", "bad_letters", "failed")
-OUTCOMES = (VIRUS, NON_VIRAL, "embedded", *STATUSES)
+OUTCOMES = (VIRUS, NON_VIRAL, "embedded", *STATUSES, "ambiguous", "not called")
 SCORE_BINS = 50
 LENGTH_BINS_A_DECADE = 4
 POINTS = 20_000
 LISTED = 20_000
 SUMMARY_COLUMNS = (
     *("sample", "kind", "label", "records", *STATUSES, "rows", "distinct_sequences", "tokens"),
-    *(f"contigs_{status}" for status in CONTIG_STATUSES),
-    *("contigs_virus", "inherited_vectors", "cached_vectors"),
+    *("contigs_called", "contigs_virus", "contigs_ambiguous", "contigs_not_called"),
+    *("inherited_vectors", "cached_vectors"),
     *("load_s", "load_share_s", "read_s", "device_s", "total_s", "tokens_per_s", "device_busy"),
     *("precision", "devices", "synthetic_weights", "run"),
 )
@@ -110,10 +111,9 @@ def _summary_row(entry: Sample, directory: Path, receipt: Receipt) -> dict[str, 
     device_s = receipt.seconds.get("device_s", 0.0)
     calls: dict[str, int] = {}
     if (directory / "contigs.tsv").exists():
-        met = [(call.status, call.is_virus) for call in read_contigs(directory / "contigs.tsv")]
-        statuses = Counter(status for status, _ in met)
-        calls = {f"contigs_{status}": statuses[status] for status in CONTIG_STATUSES}
-        calls["contigs_virus"] = sum(is_virus is True for _, is_virus in met)
+        met = Counter(call.decision for call in read_contigs(directory / "contigs.tsv"))
+        calls = {f"contigs_{name.replace(' ', '_')}": met[name] for name in ("virus", "ambiguous", "not called")}
+        calls["contigs_called"] = met.total() - met["not called"]
     return {
         **counts,
         **receipt.seconds,
@@ -317,24 +317,26 @@ def _count_records(tally: Tally, sample: SampleTally, file: EmbeddingsFile, cont
         sample.frames[0] = (-(-lengths_bp // file.chunk_length_bp)).sum() - len(with_frames)
     if not contigs.exists():
         return ["embedded" if status == "ok" else status for status in statuses]
-    return _count_contigs(tally, sample, contigs, len(statuses))
+    return _count_contigs(tally, sample, contigs, statuses)
 
 
-def _count_contigs(tally: Tally, sample: SampleTally, path: Path, records: int) -> list[str]:
+def _count_contigs(tally: Tally, sample: SampleTally, path: Path, statuses: list[str]) -> list[str]:
     """Count the calls of a sample; the outcome of each of its records."""
-    outcomes = []
+    outcomes: list[str] = []
     for call in read_contigs(path):
-        outcomes.append(call.outcome)
+        status = statuses[len(outcomes)] if len(outcomes) < len(statuses) else "ok"
+        outcome = call.decision if call.tier or status == "ok" else status
+        outcomes.append(outcome)
         tally.contigs.append((sample.name, call))
         if call.score is not None:
             sample.scores[min(int(call.score * SCORE_BINS), SCORE_BINS - 1)] += 1
         if call.length_bp:
             place = np.floor(np.log10(call.length_bp) * LENGTH_BINS_A_DECADE) / LENGTH_BINS_A_DECADE
-            tally.lengths[round(float(10**place), 3), call.outcome] += 1
+            tally.lengths[round(float(10**place), 3), outcome] += 1
         if len(tally.contigs) > 5 * LISTED:
             tally.contigs = _highest(tally.contigs)
-    if len(outcomes) != records:
-        raise InputError(f"has {len(outcomes)} contigs, but there are {records} records; run again", path)
+    if len(outcomes) != len(statuses):
+        raise InputError(f"has {len(outcomes)} contigs, but there are {len(statuses)} records; run again", path)
     tally.contig_count += len(outcomes)
     return outcomes
 

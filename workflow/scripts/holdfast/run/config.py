@@ -12,6 +12,7 @@ from typing import Any
 from ..documents import DocumentError, check_values, own_schema, plain, read_text, schema_problems, with_defaults
 from ..errors import ConfigError
 from ..files import atomic_text, expanded
+from ..results.presets import choose_rules
 from ..spool.job import RESERVED
 
 SHEET_LIMIT_BYTES = 2**24
@@ -19,8 +20,8 @@ SHOWN = 20
 LONGEST_LINE = 400
 SEPARATORS = "\t,;"
 TAKEN = (
-    *("classifier", "failures.tsv", "figures", "report.html", "ro-crate-metadata.json"),
-    *("run.json", "runs", "summary.tsv"),
+    *("classifier", "contigs.tsv", "failures.tsv", "figures", "report.html", "ro-crate-metadata.json"),
+    *("run.json", "runs", "summary.tsv", "virus.fna", "virus.fna.gz"),
 )
 HERE = "the config (config/config.yaml, --config)"
 TRACKED = ("weights", "classifier", "container")
@@ -265,6 +266,10 @@ def check_fit(config: Mapping[str, Any], samples: Mapping[str, Sample]) -> None:
         ConfigError: names every sample concerned.
     """
     problems = []
+    try:
+        choose_rules(config["calls"])
+    except ConfigError as error:
+        problems.append(str(error))
     name = name_of(config["samples"])
     for entry in samples.values():
         where = f"{name}: sample '{entry.sample}'"
@@ -285,13 +290,24 @@ def check_fit(config: Mapping[str, Any], samples: Mapping[str, Sample]) -> None:
     classifier = config["classifier"]
     if classifier is not None and not os.path.isfile(classifier):
         problems.append(f"classifier: {classifier} is not a file (looked in {os.getcwd()})")
-    if classifier is None and len(labels) == 1:
+    if len(labels) == 1:
+        way = "training needs" if classifier is None else "to calibrate the classifier takes"
+        otherwise = "or remove the labels" if classifier else "or set 'classifier' in the config, or remove the labels"
         problems.append(
-            f"{name}: every labelled sample is '{labels.pop()}'; training needs samples of both labels, "
-            "virus and non-viral (or set 'classifier' in the config, or remove the labels)"
+            f"{name}: every labelled sample is '{min(labels)}'; {way} samples of both labels, "
+            f"virus and non-viral ({otherwise})"
         )
+    for key in ("max_fdr", "virus_share"):
+        if config["calls"][key] is not None and not labels and calibration_beside(classifier) is None:
+            problems.append(f"calls.{key}: without labelled samples nothing is calibrated; label some, or remove it")
     if problems:
         raise _several("the config and the sample sheet do not fit:", problems)
+
+
+def calibration_beside(classifier: str | None) -> str | None:
+    """The calibration beside a classifier that was trained here; None where there is none."""
+    beside = os.path.join(os.path.dirname(classifier or ""), "calibration.json")
+    return beside if (classifier or "").endswith(".safetensors") and os.path.isfile(beside) else None
 
 
 def check_files(name: str, samples: Mapping[str, Sample]) -> None:

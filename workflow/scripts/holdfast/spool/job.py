@@ -23,6 +23,7 @@ from ..documents import DocumentError, fill, parse_json, read_json
 from ..errors import ConfigError, HoldfastError, ResourceError
 from ..files import atomic_text
 from ..models.registry import KINDS, POLICIES, POOLINGS, WINDOW, Output, Prepared
+from ..sequences import GENETIC_CODES
 
 FORMAT_VERSION = 4
 MANIFEST_LIMIT_BYTES = 2**16
@@ -75,6 +76,7 @@ class Manifest:
         input_sha256: Digest of that file's bytes (hex); empty if it was not there.
         size_bytes: Its size; -1 if it was not there.
         chunk_length: Chunk length in bp (kind ``contigs``), otherwise 0.
+        genetic_code: NCBI's number of the code by which frames are read (kind ``contigs``), otherwise 0.
         models: What is asked of each model, by the user's name for it.
         precision: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
         store_dtype: ``float16`` or ``float32``.
@@ -89,6 +91,7 @@ class Manifest:
     input_sha256: str
     size_bytes: int
     chunk_length: int
+    genetic_code: int
     models: dict[str, Request]
     precision: str
     store_dtype: str
@@ -128,6 +131,7 @@ def make_manifest(
     kind: str,
     fasta: str,
     chunk_length: int,
+    genetic_code: int,
     models: Mapping[str, Request],
     precision: str,
     store_dtype: str,
@@ -138,10 +142,8 @@ def make_manifest(
     size_bytes, _ = fingerprint(path)
     if input_sha256 is None:
         input_sha256 = digest_of(path)
-    if kind != "contigs":
-        chunk_length = 0
-    models = dict(models)
-    return Manifest(sample, kind, path, input_sha256, size_bytes, chunk_length, models, precision, store_dtype)
+    cutting = (chunk_length, genetic_code) if kind == "contigs" else (0, 0)
+    return Manifest(sample, kind, path, input_sha256, size_bytes, *cutting, dict(models), precision, store_dtype)
 
 
 def make_request(name: str, prepared: Prepared, options: Mapping[str, Any]) -> Request:
@@ -245,6 +247,7 @@ def _checks(manifest: Manifest) -> dict[str, bool]:
         "fasta": manifest.fasta.startswith("/") and "\0" not in manifest.fasta,
         "input_sha256": DIGEST_PATTERN.fullmatch(manifest.input_sha256 or "0" * 64) is not None,
         "chunk_length": manifest.chunk_length in (range(3, 100_001) if manifest.kind == "contigs" else (0,)),
+        "genetic_code": manifest.genetic_code in (GENETIC_CODES if manifest.kind == "contigs" else (0,)),
         "precision": manifest.precision in PRECISIONS,
         "part": -1 <= manifest.part < 10**6,
         "computed_in": manifest.computed_in in ("", *PRECISIONS[1:]),

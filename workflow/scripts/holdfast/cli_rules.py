@@ -1,0 +1,223 @@
+"""The commands that only rules call: hand in and collect, train and classify, combine, count and draw.
+
+Each is a function as those of :mod:`.cli`, which has the commands for people.
+"""
+
+import argparse
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Arguments = argparse.Namespace
+Parser = argparse.ArgumentParser
+
+
+def path(text: str) -> Path:
+    """A path of the command line; ``~`` is the home directory, which shells overlook in ``--output=~/x``."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no path")
+    return Path(os.path.expanduser(text))
+
+
+def _add_calls(parser: Parser) -> None:
+    """Take what the config says under ``calls``."""
+    parser.add_argument("--calls", type=json.loads, required=True, metavar="JSON", help="the key calls of the config")
+
+
+def _add_results(parser: Parser) -> None:
+    """Take the samples of a run, and where their results are."""
+    parser.add_argument("samples", type=path, help="sample sheet")
+    parser.add_argument("--results", type=path, required=True, help="directory of the results")
+
+
+def _add_method(parser: Parser) -> None:
+    parser.add_argument("--protein", metavar="NAME", help="the protein model; the only one without")
+    parser.add_argument("--dna", metavar="NAME", help="the DNA model; the only one without")
+
+
+def _method(given: Arguments) -> dict[str, str | None]:
+    return {"protein": given.protein, "dna": given.dna}
+
+
+def _labelled(given: Arguments) -> list[tuple[str | Path, str]]:
+    """Embeddings and label of every labelled sample."""
+    from .run.config import labelled_files
+
+    return [*labelled_files(given.samples, given.results)]
+
+
+def _add_margin(parser: Parser) -> None:
+    parser.add_argument("--margin", type=float, required=True, help="from which a chunk is confident")
+
+
+def submit(parser: Parser) -> Callable[[Arguments], None]:
+    """Hand in the jobs of one consumer, wait, and write a receipt for every sample, done or failed."""
+    parser.add_argument("plan", type=path, help="plan of the run")
+    parser.add_argument("--consumer", type=int, required=True, help="its number in the plan")
+    parser.add_argument("--models", nargs="+", type=path, required=True, metavar="model.json", help="prepared models")
+    parser.add_argument("--spool", type=path, required=True, help="where to hand the jobs in")
+    parser.add_argument("--endpoint", type=path, help="endpoint file of the pool that was started for them")
+    parser.add_argument("--classifier", type=path, help="that frames will be classified with; checked before all else")
+    parser.add_argument("--patience-s", type=float, metavar="S", help="give up when no pool could do them for S")
+    parser.add_argument("--results", type=path, required=True, help="directory of the results, where receipts go")
+
+    def do(given: Arguments) -> None:
+        from .run.client import submit_planned
+
+        if given.endpoint:  # a scheduler signals all of a job; the pool then needs its time, and says when it has ended
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        directories = [path.parent for path in given.models]
+        waiting = (given.spool, given.endpoint, given.results, given.patience_s, given.classifier)
+        for outcome in submit_planned(given.plan, given.consumer, directories, *waiting):
+            print(f"{outcome.sample}: {outcome.state}{': ' if outcome.error else ''}{outcome.error}")
+
+    return do
+
+
+def share(parser: Parser) -> Callable[[Arguments], None]:
+    """Wait while other replicas have large samples in work, so that this one's pool lives and takes parts of them."""
+    parser.add_argument("plan", type=path, help="plan of the run")
+    parser.add_argument("--results", type=path, required=True, help="directory of the results")
+    parser.add_argument("--endpoint", type=path, required=True, help="endpoint file of this replica's pool")
+    parser.add_argument("--output", type=path, required=True, help="an empty file, written in the end")
+
+    def do(given: Arguments) -> None:
+        from .run.client import await_samples
+        from .run.plan import load_plan
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as `submit` does
+        await_samples(load_plan(given.plan), given.results, given.endpoint)
+        given.output.touch()
+
+    return do
+
+
+def collect(parser: Parser) -> Callable[[Arguments], None]:
+    """Fetch the embeddings of a sample from the spool, or exit 2 with the error of its job."""
+    parser.add_argument("receipt", type=path, help="receipt of the sample")
+    parser.add_argument("--fasta", type=path, required=True, help="sequence file of the sample")
+    parser.add_argument("--output", type=path, required=True, metavar="OUT.h5")
+    parser.add_argument("--records", type=path, required=True, metavar="records.tsv")
+
+    def do(given: Arguments) -> None:
+        from .run.client import collect_embeddings
+
+        collect_embeddings(given.receipt, given.fasta, given.output, given.records)
+
+    return do
+
+
+def train(parser: Parser) -> Callable[[Arguments], None]:
+    """Train the classifier on the embeddings of labelled samples."""
+    _add_results(parser)
+    parser.add_argument("--seed", type=int, required=True, help="of split, weights, order and dropout")
+    _add_margin(parser)
+    parser.add_argument("--output", type=path, required=True, metavar="DIR", help="for the classifier and its figures")
+    _add_method(parser)
+
+    def do(given: Arguments) -> None:
+        from .results.training import train
+
+        trained = train(_labelled(given), given.seed, margin=given.margin, method=_method(given))
+        calibration = trained.write(given.output)
+        print(f"{trained.summary()}\n{calibration.summary()}")
+
+    return do
+
+
+def calibrate(parser: Parser) -> Callable[[Arguments], None]:
+    """Calibrate a classifier that was given on the embeddings of labelled samples."""
+    _add_results(parser)
+    parser.add_argument("--classifier", type=path, required=True, help="a .safetensors")
+    _add_margin(parser)
+    parser.add_argument("--output", type=path, required=True, metavar="calibration.json")
+    _add_method(parser)
+
+    def do(given: Arguments) -> None:
+        from .results.calibration import calibrate_classifier
+
+        found = calibrate_classifier(_labelled(given), given.classifier, _method(given), given.margin)
+        found.write(given.output)
+        print(found.summary())
+
+    return do
+
+
+def classify(parser: Parser) -> Callable[[Arguments], None]:
+    """Classify the frames of a sample, call its contigs, and write the sequences of its viruses."""
+    parser.add_argument("embeddings", type=path, help="embeddings of the sample")
+    parser.add_argument("--classifier", type=path, required=True, help="a .safetensors")
+    _add_calls(parser)
+    parser.add_argument("--fasta", type=path, required=True, help="sequence file of the sample")
+    parser.add_argument("--output", type=path, required=True, metavar="DIR", help="for the tables")
+    parser.add_argument("--calibration", type=path, metavar="JSON", help="what calibrates the classifier")
+    parser.add_argument("--virnucpro", action="store_true", help="also write VirNucPro's own two files, DIR/virnucpro/")
+    parser.add_argument("--viruses", type=path, required=True, metavar="virus.fna", help="as BGZF with .gz at its end")
+    _add_method(parser)
+
+    def do(given: Arguments) -> None:
+        from .results.calls import classify_contigs
+        from .results.presets import choose_rules
+        from .results.viruses import write_viruses
+
+        calls = (given.embeddings, given.classifier, choose_rules(given.calls), given.output)
+        classify_contigs(*calls, _method(given), given.virnucpro, given.calibration)
+        write_viruses(given.viruses, given.fasta, given.embeddings, given.output)
+
+    return do
+
+
+def combine(parser: Parser) -> Callable[[Arguments], None]:
+    """Put the contigs of all samples into one table, and the sequences of their viruses into one file."""
+    _add_results(parser)
+    parser.add_argument("--unlabelled", action="store_true", help="only of samples without a label")
+    parser.add_argument("--contigs", type=path, required=True, metavar="contigs.tsv")
+    parser.add_argument("--viruses", type=path, required=True, metavar="virus.fna", help="named as each sample's")
+
+    def do(given: Arguments) -> None:
+        from .results.viruses import combine
+        from .run.config import read_samples
+
+        entries = [entry for entry in read_samples(given.samples).values() if entry.kind == "contigs"]
+        names = [entry.sample for entry in entries if not (given.unlabelled and entry.label)]
+        combine(names, given.results, given.contigs, given.viruses)
+
+    return do
+
+
+def summarize(parser: Parser) -> Callable[[Arguments], None]:
+    """Write the summary table: one row a sample."""
+    _add_results(parser)
+    parser.add_argument("--output", type=path, required=True, metavar="summary.tsv")
+
+    def do(given: Arguments) -> None:
+        from .report.tally import write_summary
+
+        write_summary(given.samples, given.results, given.output)
+
+    return do
+
+
+def draw(parser: Parser) -> Callable[[Arguments], None]:
+    """Draw the report of a run, report.html, and figures/ beside it; the captions say which figures."""
+    _add_results(parser)
+    parser.add_argument("--spool", type=path, required=True, help="where the pools left their record")
+    _add_calls(parser)
+    parser.add_argument("--projection", choices=("pca", "umap"), required=True)
+    parser.add_argument("--seed", type=int, required=True, help="of the choice of points, and of UMAP")
+    parser.add_argument("--template", type=path, required=True, metavar="page.html")
+    parser.add_argument("--captions", type=path, nargs="+", required=True, metavar="FIGURE.rst")
+
+    def do(given: Arguments) -> None:
+        from .report.page import write_report
+        from .results.presets import choose_rules
+
+        threshold = choose_rules(given.calls).virus_score
+        choices: dict[str, Any] = {"threshold": threshold, "projection": given.projection, "seed": given.seed}
+        files = (given.samples, given.results, given.spool)
+        write_report(*files, given.template, given.captions, **choices)
+
+    return do
