@@ -17,7 +17,7 @@ for imported in [name for name in sys.modules if name.partition(".")[0] == "hold
 sys.path.insert(0, str(next(path for path in FILES if path.name == "entry.py").parent))
 
 from holdfast.errors import HoldfastError  # noqa: E402
-from holdfast.run import client, config as configuration, failures, plan as planning, provenance, watch  # noqa: E402
+from holdfast.run import client, config as configuration, ending, failures, plan as planning, watch  # noqa: E402
 
 if not workflow.deployment_settings.deployment_method:
     planning.use_this_python()
@@ -55,7 +55,7 @@ def decide():
         if not IS_MODULE:  # in a module, files may be made by rules of the workflow around it
             configuration.check_files(configuration.name_of(settings["samples"]), samples)
         plan = planning.make_plan(settings, samples, gpus(), workflow.resource_settings.cores, place)
-        provenance.at_exit(plan.directory, lambda: workflow.scheduler and not (workflow.dryrun or workflow.touch))
+        ending.at_exit(plan, settings, place, lambda: workflow.scheduler and not (workflow.dryrun or workflow.touch))
         return settings, samples, plan
     except HoldfastError as error:
         raise WorkflowError(f"module '{MODIFIER.namespace}': {error}" if IS_MODULE else str(error)) from None
@@ -69,6 +69,7 @@ MODELS = {model: config["models"][model] for model in PLAN.models}
 CONTIG_SAMPLES = [entry.sample for entry in SAMPLES.values() if entry.kind == "contigs"]
 LABELLED = {entry.sample: entry.label for entry in SAMPLES.values() if entry.label}
 TRAINS = bool(LABELLED) and config["classifier"] is None
+RESULT = "results/{sample}/{file}"
 CALLED = [name for name in CONTIG_SAMPLES if config["classifier"] or (TRAINS and name not in LABELLED)]
 
 
@@ -109,11 +110,16 @@ def named_method():
     return " ".join(f"--{role} {name}" for role, name in config["method"].items() if name)
 
 
+def outcome(wildcards):
+    """Which samples are done and which are called: known when list_failures has run, and Snakemake asks again then."""
+    table = checkpoints.list_failures.get().output.failures
+    return failures.read_outcome(table, SAMPLES, CALLED, LABELLED if TRAINS else [])
+
+
 def targets(wildcards):
     """What `rule all` asks for."""
-    wanted = [f"results/{name}/{file}" for name in SAMPLES for file in ("embeddings.h5", "records.tsv")]
-    if config["export"]:
-        wanted += [f"results/{name}/{config['export']}" for name in SAMPLES]
-    for name in CALLED:
-        wanted += [f"results/{name}/{table}.tsv" for table in ("frames", "chunks", "contigs")]
-    return [*wanted, "results/summary.tsv", "results/report.html"]
+    of_all = ["embeddings.h5", "records.tsv", *([config["export"]] if config["export"] else [])]
+    of_called = ["frames.tsv", "chunks.tsv", "contigs.tsv"]
+    samples = outcome(wildcards)
+    wanted = expand(RESULT, sample=samples.done, file=of_all) + expand(RESULT, sample=samples.called, file=of_called)
+    return [*wanted, "results/summary.tsv", "results/report.html", ".holdfast/checked"]

@@ -12,11 +12,14 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import ConfigError, guarded
 from .models.registry import POLICIES, POOLINGS
+
+if TYPE_CHECKING:
+    from .report.results import Results
 
 Arguments = argparse.Namespace
 Parser = argparse.ArgumentParser
@@ -338,16 +341,58 @@ def _add_results(parser: Parser) -> None:
     parser.add_argument("--results", type=Path, required=True, help="directory of the results")
 
 
+def _add_outcome(parser: Parser) -> None:
+    parser.add_argument("--failures", type=Path, required=True, help="table of what failed")
+    parser.add_argument("--classifier", type=Path, nargs="*", default=[], help="that contigs were called with, if any")
+    parser.add_argument("--trained", action="store_true", help="the labelled samples trained it, and are not called")
+
+
+def _results(given: Arguments) -> "Results":
+    from .report.results import read_results
+
+    classifier = given.classifier[0] if given.classifier else None
+    return read_results(given.samples, given.results, given.failures, classifier, given.trained)
+
+
+@command("list-failures")
+def list_failures(parser: Parser) -> Callable[[Arguments], None]:
+    """List the samples that failed, and the rows that were given up, from the receipts."""
+    _add_results(parser)
+    parser.add_argument("--output", type=Path, required=True, metavar="failures.tsv")
+
+    def do(given: Arguments) -> None:
+        from .run.config import read_samples
+        from .run.failures import write_failures
+
+        write_failures(read_samples(given.samples), given.results, given.output)
+
+    return do
+
+
+@command("check-samples")
+def check_samples(parser: Parser) -> Callable[[Arguments], None]:
+    """Exit 2 with the names of the samples that failed, if there are any."""
+    parser.add_argument("failures", type=Path, help="table of what failed")
+
+    def do(given: Arguments) -> None:
+        from .run.failures import check_samples
+
+        check_samples(given.failures)
+
+    return do
+
+
 @command("summarize")
 def summarize(parser: Parser) -> Callable[[Arguments], None]:
     """Write the summary table: one row a sample."""
     _add_results(parser)
+    _add_outcome(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="summary.tsv")
 
     def do(given: Arguments) -> None:
         from .report.tally import write_summary
 
-        write_summary(given.samples, given.results, given.output)
+        write_summary(_results(given), given.output)
 
     return do
 
@@ -356,6 +401,7 @@ def summarize(parser: Parser) -> Callable[[Arguments], None]:
 def draw(parser: Parser) -> Callable[[Arguments], None]:
     """Draw the report of a run, report.html, and figures/ beside it; the captions say which figures."""
     _add_results(parser)
+    _add_outcome(parser)
     parser.add_argument("--spool", type=Path, required=True, help="where the pools left their record")
     parser.add_argument("--threshold", type=float, required=True, help="score from which a contig is a virus")
     parser.add_argument("--projection", choices=("pca", "umap"), required=True)
@@ -367,8 +413,7 @@ def draw(parser: Parser) -> Callable[[Arguments], None]:
         from .report.page import write_report
 
         choices: dict[str, Any] = {"threshold": given.threshold, "projection": given.projection, "seed": given.seed}
-        files = (given.samples, given.results, given.spool)
-        write_report(*files, given.template, given.captions, **choices)
+        write_report(_results(given), given.spool, given.template, given.captions, **choices)
 
     return do
 

@@ -39,12 +39,14 @@ class Choices:
 
     Attributes:
         results: Directory of the results, in it ``classifier/``.
+        classifier: That contigs were called with; None where there is none.
         threshold: Score from which a contig is a virus.
         method: Of the projection, ``pca`` or ``umap``.
         seed: Of the choice of points and of UMAP.
     """
 
     results: Path
+    classifier: Path | None = None
     threshold: float = THRESHOLD
     method: str = "pca"
     seed: int = 1

@@ -42,6 +42,7 @@ from .tally import LENGTH_BINS_A_DECADE, OUTCOMES, SCORE_BINS, PoolTally, Tally
 
 POOLS = 6
 TIME_BINS = 60
+UNTRAINED = "No classifier was trained, since a labelled sample failed."
 TENTHS = [tenth / 10 for tenth in range(11)]
 
 
@@ -192,6 +193,8 @@ def frames(tally: Tally, choices: Choices) -> Chart:
 
 def training(tally: Tally, choices: Choices) -> Chart:
     """Loss and held-out accuracy over the epochs."""
+    if choices.classifier is None:
+        return nothing(UNTRAINED)
     rows = _read(
         choices.results / "classifier" / "history.tsv", ("epoch", "loss", "held_out_loss", "held_out_accuracy")
     )
@@ -225,6 +228,8 @@ def training(tally: Tally, choices: Choices) -> Chart:
 
 def confusion(tally: Tally, choices: Choices) -> Chart:
     """Held-out frames by label and prediction."""
+    if choices.classifier is None:
+        return nothing(UNTRAINED)
     path = choices.results / "classifier" / "confusion.tsv"
     rows = _read(path, ("label", NON_VIRAL, VIRUS))
     values = []

@@ -17,6 +17,7 @@ from ..files import atomic_text
 from ..results.calls import VIRUS
 from .charts import Choices
 from .figures import write_figures
+from .results import Results
 from .tally import Tally, count_results
 
 WARNING = (
@@ -28,8 +29,7 @@ SAFE = {"file_insertion_enabled": False, "raw_enabled": False, "report_level": 2
 
 
 def write_report(
-    sheet: Path,
-    results: Path,
+    results: Results,
     spool: Path,
     template: Path,
     captions: Sequence[Path],
@@ -41,8 +41,7 @@ def write_report(
     """Read the results of a run, and write ``report.html`` and ``figures/`` beside them.
 
     Args:
-        sheet: The sample sheet.
-        results: Directory of the results.
+        results: What there is.
         spool: Where the pools left their history.
         template: The page, with ``$``-fields.
         captions: reStructuredText of each figure, in the order of the page; the file is named after the figure.
@@ -53,8 +52,8 @@ def write_report(
     Raises:
         HoldfastError: a file that is missing, or cannot be read, or UMAP where it is not installed.
     """
-    tally = count_results(sheet, results, spool, seed)
-    choices = Choices(results, threshold, projection, seed)
+    tally = count_results(results, spool, seed)
+    choices = Choices(results.directory, results.classifier, threshold, projection, seed)
     figures = write_figures([path.stem for path in captions], tally, choices)
     _write_page(template, captions, figures, tally, choices)
 

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError, ResourceError
+from ..errors import InputError
 from ..files import atomic_text
 from ..results.calls import CONTIG_STATUSES, NON_VIRAL, VIRUS, ContigCall, read_contigs
 from ..results.embeddings import EmbeddingsFile
-from ..run.config import Sample, read_samples
+from ..run.config import Sample
 from ..run.provenance import describe_pools, number
 from ..sequences.frames import FRAMES
-from ..spool.job import Receipt, read_receipt
+from ..spool.job import Receipt
 from ..spool.progress import Moment, read_moments
+from .results import Results
 
 STATUSES = ("truncated", "windowed", "no_stop_free_frame", "too_short", "too_long", "bad_letters", "failed")
 OUTCOMES = (VIRUS, NON_VIRAL, "embedded", *STATUSES)
@@ -31,7 +32,7 @@ LENGTH_BINS_A_DECADE = 4
 POINTS = 20_000
 LISTED = 20_000
 SUMMARY_COLUMNS = (
-    *("sample", "kind", "label", "records", *STATUSES, "rows", "distinct_sequences", "tokens"),
+    *("sample", "kind", "label", "state", "records", *STATUSES, "rows", "distinct_sequences", "tokens"),
     *(f"contigs_{status}" for status in CONTIG_STATUSES),
     *("contigs_virus", "inherited_vectors"),
     *("load_s", "load_share_s", "read_s", "device_s", "total_s", "tokens_per_s", "device_busy"),
@@ -39,25 +40,7 @@ SUMMARY_COLUMNS = (
 )
 
 
-def _read_run(sheet: Path, results: Path) -> tuple[dict[str, Sample], dict[str, Receipt]]:
-    """The samples of a sheet and their receipts, by name.
-
-    Raises:
-        ConfigError: the sheet cannot be read, or a line is wrong.
-        ResourceError: a receipt that is missing, or none.
-    """
-    samples = read_samples(sheet)
-    receipts: dict[str, Receipt] = {}
-    for name in samples:
-        path = results / name / "receipt.json"
-        receipt = read_receipt(path)
-        if receipt is None:
-            raise ResourceError(f"{path}: is missing; run again")
-        receipts[name] = receipt
-    return samples, receipts
-
-
-def write_summary(sheet: Path, results: Path, output: Path) -> None:
+def write_summary(results: Results, output: Path) -> None:
     """Write ``summary.tsv`` from receipts, embeddings and calls; a cell that does not apply is empty.
 
     ``load_s`` is the pool's time to load its models, the same for all its samples, and ``load_share_s`` the sample's
@@ -65,27 +48,26 @@ def write_summary(sheet: Path, results: Path, output: Path) -> None:
     batches it was in, by tokens; ``tokens_per_s`` is the tokens in that share over it. ``device_busy`` is the pool's.
 
     Args:
-        sheet: The sample sheet.
-        results: Directory with the results of every sample.
+        results: What there is.
         output: The table.
 
     Raises:
         HoldfastError: a file that is missing, or cannot be read.
     """
-    samples, receipts = _read_run(sheet, results)
+    receipts = results.receipts
     work_s: dict[str, list[float]] = defaultdict(list)
     for receipt in receipts.values():
         work_s[_pool_of(receipt)].append(receipt.seconds.get("device_s", 0.0))
     pools = describe_pools(receipts.values())
     with atomic_text(output) as file:
         file.write("\t".join(SUMMARY_COLUMNS) + "\n")
-        for name, entry in samples.items():
-            pool = _pool_of(receipts[name])
-            row = {
-                **_summary_row(entry, results / name, receipts[name]),
-                "load_share_s": _load_share_s(receipts[name], work_s[pool]),
-                "device_busy": pools[pool]["device_busy"],
-            }
+        for name, entry in results.samples.items():
+            row: dict[str, object] = {"sample": name, "kind": entry.kind, "label": entry.label, "state": "failed"}
+            if name in receipts:
+                pool = _pool_of(receipts[name])
+                row |= _summary_row(results, name)
+                row |= {"state": "done", "device_busy": pools[pool]["device_busy"]}
+                row |= {"load_share_s": _load_share_s(receipts[name], work_s[pool])}
             cells = (row.get(column) for column in SUMMARY_COLUMNS)
             file.write("\t".join("" if cell is None else str(cell) for cell in cells) + "\n")
 
@@ -102,15 +84,16 @@ def _load_share_s(receipt: Receipt, work_s: list[float]) -> float:
     return round(number(receipt.pool.get("load_s")) * share, 3)
 
 
-def _summary_row(entry: Sample, directory: Path, receipt: Receipt) -> dict[str, object]:
+def _summary_row(results: Results, name: str) -> dict[str, object]:
     """The cells of one sample by column, but for those that depend on the pool's other samples."""
-    with EmbeddingsFile(directory / "embeddings.h5") as file:
+    receipt = results.receipts[name]
+    with EmbeddingsFile(results.embeddings(name)) as file:
         synthetic = _synthetic(file)
     counts, pool = receipt.counts, receipt.pool
     device_s = receipt.seconds.get("device_s", 0.0)
     calls: dict[str, int] = {}
-    if (directory / "contigs.tsv").exists():
-        met = [(call.status, call.is_virus) for call in read_contigs(directory / "contigs.tsv")]
+    if name in results.called:
+        met = [(call.status, call.is_virus) for call in read_contigs(results.contigs(name))]
         statuses = Counter(status for status, _ in met)
         calls = {f"contigs_{status}": statuses[status] for status in CONTIG_STATUSES}
         calls["contigs_virus"] = sum(is_virus is True for _, is_virus in met)
@@ -118,9 +101,6 @@ def _summary_row(entry: Sample, directory: Path, receipt: Receipt) -> dict[str, 
         **counts,
         **receipt.seconds,
         **calls,
-        "sample": entry.sample,
-        "kind": entry.kind,
-        "label": entry.label,
         "distinct_sequences": counts.get("sequences", 0),
         "tokens": counts.get("tokens", 0),
         "inherited_vectors": counts.get("inherited"),
@@ -227,30 +207,30 @@ class Tally:
     synthetic: set[str] = field(default_factory=set)
 
 
-def count_results(sheet: Path, results: Path, spool: Path, seed: int) -> Tally:
+def count_results(results: Results, spool: Path, seed: int) -> Tally:
     """Count.
 
     Args:
-        sheet: The sample sheet.
-        results: Directory with the results of every sample.
+        results: What there is.
         spool: Where the pools left their history.
         seed: For the choice of points.
 
     Raises:
         HoldfastError: a file that is missing, or cannot be read.
     """
-    samples, receipts = _read_run(sheet, results)
+    receipts = results.receipts
     chosen = _choose(receipts, seed)
     tally = Tally()
     found: dict[str, list[tuple[np.ndarray, list[str]]]] = defaultdict(list)
     totals: Counter[str] = Counter()
-    by_sample = not any(entry.label or (results / name / "contigs.tsv").exists() for name, entry in samples.items())
-    for name, entry in samples.items():
+    by_sample = not (results.called or any(entry.label for entry in results.samples.values()))
+    for name in results.done:
+        entry = results.samples[name]
         _count_pool(tally, receipts[name], spool)
         sample = SampleTally(name)
         tally.samples.append(sample)
-        with EmbeddingsFile(results / name / "embeddings.h5") as file:
-            outcomes = _count_records(tally, sample, file, results / name / "contigs.tsv")
+        with EmbeddingsFile(results.embeddings(name)) as file:
+            outcomes = _count_records(tally, sample, file, results.contigs(name) if name in results.called else None)
             sample.outcomes.update(outcomes)
             tally.synthetic |= _synthetic(file)
             for model in file.models:
@@ -301,7 +281,7 @@ def _count_pool(tally: Tally, receipt: Receipt, spool: Path) -> None:
     pool.samples += 1
 
 
-def _count_records(tally: Tally, sample: SampleTally, file: EmbeddingsFile, contigs: Path) -> list[str]:
+def _count_records(tally: Tally, sample: SampleTally, file: EmbeddingsFile, contigs: Path | None) -> list[str]:
     """Count chunks, and scores and lengths where the sample is called; the outcome of each record."""
     places = [np.empty(0, np.int64)]
     places += [block.record * np.int64(2**31) + block.chunk for block in file.blocks()]
@@ -314,7 +294,7 @@ def _count_records(tally: Tally, sample: SampleTally, file: EmbeddingsFile, cont
         with_frames = np.unique(np.concatenate(places), return_counts=True)[1]
         sample.frames += np.bincount(with_frames, minlength=len(FRAMES) + 1)
         sample.frames[0] = (-(-lengths_bp // file.chunk_length_bp)).sum() - len(with_frames)
-    if not contigs.exists():
+    if contigs is None:
         return ["embedded" if status == "ok" else status for status in statuses]
     return _count_contigs(tally, sample, contigs, len(statuses))
 
