@@ -64,7 +64,7 @@ class Client:
             path = self.directory / f"sample{self._number}.fasta"
             sequences = ("".join(choices(letters, k=choice(lengths))) for _ in range(records))
             path.write_text("".join(f">r{number}\n{sequence}\n" for number, sequence in enumerate(sequences)))
-            jobs.append(make_manifest(path.stem, kind, str(path), CHUNK_BP, requests, "auto", "float32"))
+            jobs.append(make_manifest(path.stem, kind, str(path), CHUNK_BP, 1, requests, "auto", "float32"))
         began = time.perf_counter()
         for job in jobs:
             self.spool.submit(job)

@@ -12,10 +12,10 @@ def main() -> None:
     metrics = json.loads((results / "classifier" / "metrics.json").read_text())
     with open(results / "summary.tsv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    line = "{:<18} {:<9} {:>7} {:>8} {:>6} {:>5} {:>18}".format
-    print("\n" + line("sample", "kind", "records", "embedded", "called", "virus", "no stop-free frame"))
+    line = "{:<18} {:<9} {:>7} {:>8} {:>6} {:>5} {:>9} {:>10}".format
+    print("\n" + line("sample", "kind", "records", "embedded", "called", "virus", "ambiguous", "not called"))
     for row in rows:
-        counts = ("records", "rows", "contigs_called", "contigs_virus", "contigs_no_stop_free_frame")
+        counts = ("records", "rows", "contigs_called", "contigs_virus", "contigs_ambiguous", "contigs_not_called")
         print(line(row["sample"], row["kind"], *(row[name] or "-" for name in counts)))
     print(
         f"\nHeld-out contigs of the training samples: {metrics['contig_accuracy']:.1%} called right "

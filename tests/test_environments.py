@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 PYPI_NAMES = {"pytorch": "torch", "pytorch-gpu": "torch"}
 IMPORT_NAMES = {
+    "Bio": "biopython",
     "yaml": "pyyaml",
     "esm": "fair-esm",
     "pynvml": "nvidia-ml-py",

@@ -99,13 +99,13 @@ def look_at_page(chromium: Browser, some: Project, downloads: Path) -> None:
     assert count(chromium) == "nothing found"
     search.clear()
     search.send_keys(LONG[:20])
-    chromium.driver.find_element(By.CSS_SELECTOR, "#outcome option[value=no_stop_free_frame]").click()
+    chromium.driver.find_element(By.CSS_SELECTOR, "#outcome option[value='not called']").click()
     assert (column(chromium, 1), count(chromium)) == (["no"], "1 to 1 of 1")
     chromium.driver.find_element(By.ID, "save").click()
     saved = downloads / "contigs.tsv"
     WebDriverWait(chromium.driver, WAIT_S).until(lambda _: saved.exists())
     header, line = saved.read_text().splitlines()
-    assert header.split("\t") == ["sample", "contig", "length_bp", "chunks", "chunks_with_frames", "outcome", "score"]
+    assert header.split("\t") == ["sample", "contig", "length_bp", "chunks", "evidence", "decision", "score"]
     assert line.split("\t") == [LONG, "no", "500", "1", "0", "no_stop_free_frame", "NA"]
     assert chromium.complaints() == []
 

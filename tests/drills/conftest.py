@@ -106,7 +106,7 @@ class RunningPool:
 
     def job(self, sample: str, path: Path, kind: str = "proteins") -> Manifest:
         """A job on a file, its embeddings to be stored in float32."""
-        return make_manifest(sample, kind, str(path), 500, make_requests(self.models, kind), "auto", "float32")
+        return make_manifest(sample, kind, str(path), 500, 1, make_requests(self.models, kind), "auto", "float32")
 
     def hand_in(self, job: Manifest) -> Future[Receipt]:
         """Submit a job through a consumer of its own; its receipt, or why there will be none."""

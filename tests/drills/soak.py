@@ -46,7 +46,7 @@ def make_jobs(work: Path, models: dict[str, str], count: int) -> Iterator[Manife
         start = chance.randrange(len(genome) - LENGTH_BP)
         path = work / "fasta" / f"{number}.fna"
         path.write_text(f">piece_{number}\n{genome[start : start + LENGTH_BP]}\n")
-        yield make_manifest(f"s{number}", "contigs", str(path), 500, requests, "fp32", "float16")
+        yield make_manifest(f"s{number}", "contigs", str(path), 500, 1, requests, "fp32", "float16")
 
 
 def measure(pool: psutil.Process, spool: Path, done: int, began: float) -> dict[str, float]:

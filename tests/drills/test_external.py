@@ -255,6 +255,7 @@ def test_a_waiting_consumer_hands_in_anew_what_was_lost(tmp_path: Path, monkeypa
         0,
         0,
         0,
+        0,
         {"esm2": Request("a" * 64, [Output(6, "mean")], "whole", 0)},
         "auto",
         "float32",

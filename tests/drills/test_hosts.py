@@ -126,6 +126,7 @@ def test_hosts_whose_processes_have_the_same_ids_hand_in_whole_jobs(tmp_path: Pa
         0,
         0,
         0,
+        0,
         {"esm2": Request("a" * 64, [Output(6, "mean")], "whole", 0)},
         "auto",
         "float32",

@@ -19,11 +19,14 @@ from holdfast.models.esm import VOCABULARY, letters_of
 from holdfast.models.prepare import _copy_tokenizer
 from holdfast.models.registry import KINDS, load_tokenizer, open_model, read_prepared
 from holdfast.pool.settings import read_settings
-from holdfast.report.tally import write_summary
-from holdfast.results.calls import CONTIG_STATUSES, read_contigs
+from holdfast.report.results import read_results
+from holdfast.report.summary import write_summary
 from holdfast.results.classifier import load_classifier, load_published
+from holdfast.results.contigs import read_contigs
+from holdfast.results.decisions import DECISIONS, TIERS
 from holdfast.results.embeddings import EmbeddingsFile, read_embeddings
 from holdfast.run.config import check_config, check_files, check_fit, read_samples
+from holdfast.run.failures import write_failures
 from holdfast.sequences import Alphabet
 from holdfast.sequences.fasta import read_records
 from holdfast.sequences.frames import find_frames, frame_id
@@ -99,8 +102,9 @@ def try_state(path: Path) -> None:
 
 def try_calls(path: Path) -> None:
     for call in read_contigs(path):
-        assert call.outcome in ("virus", "non-viral", *CONTIG_STATUSES[1:])
-        assert call.score is None or 0 <= call.score <= 1
+        assert call.decision in DECISIONS
+        assert (call.tier in TIERS) == (call.score is not None) == (call.decision != "not called")
+        assert all(share is None or 0 <= share <= 1 for share in (call.score, call.p_virus, call.fdr))
 
 
 def try_embeddings(path: Path) -> None:
@@ -151,7 +155,9 @@ def try_published_tokenizer(path: Path) -> None:
 
 def try_for_summary(path: Path) -> None:
     results, table = path.parent.parent, path.with_name("summary.tsv")
-    write_summary(path.with_name("samples.tsv"), results, table)
+    sheet, failures = path.with_name("samples.tsv"), path.with_name("failures.tsv")
+    write_failures(read_samples(sheet), results, failures)
+    write_summary(read_results(sheet, results, failures, path, trained=False), table)
     header, row = table.read_text().splitlines()
     assert header.count("\t") == row.count("\t")
 

@@ -29,6 +29,7 @@ from holdfast.pool.settings import pool_settings
 from holdfast.results.calls import call_contigs
 from holdfast.results.classifier import describe_prepared, load_classifier
 from holdfast.results.embeddings import EmbeddingsFile
+from holdfast.results.presets import PRESETS
 from holdfast.results.training import Network
 from holdfast.results.writer import EmbeddingsWriter
 from holdfast.sequences.frames import frame_id
@@ -166,7 +167,7 @@ def beside(name: str) -> dict[str, bytes]:
 def _manifest() -> bytes:
     outputs = [Output(0, "mean"), Output(33, "residues")]
     models = {"esm2": Request("a" * 64, outputs, "whole", 0), "dnabert_s": Request("b" * 64, outputs, "refuse", 1000)}
-    return Manifest("s1", "contigs", "/data/s1.fna", 100, 1700000000, 500, models, "auto", "float16").dump().encode()
+    return Manifest("s1", "contigs", "/data/s1.fna", 100, 1700000000, 500, 1, models, "auto", "float16").dump().encode()
 
 
 def _receipt(directory: Path) -> bytes:
@@ -223,7 +224,7 @@ def _state(directory: Path) -> bytes:
 def _embeddings(directory: Path) -> bytes:
     path = directory / "sample.h5"
     names = [frame_id("r", 1, frame) for frame in (0, 3)]
-    with EmbeddingsWriter.create(path, "s", "contigs", 500) as writer:
+    with EmbeddingsWriter.create(path, "s", "contigs", 500, 1) as writer:
         writer.append_records(["r", "short"], [400, 2], [400, 0], ["ok", "too_short"])
         writer.append_rows(names, [100, 90], [bytes(32)] * 2, [0, 0], [1, 1], [0, 3])
     with EmbeddingsWriter.reopen(path, {"torch": "2"}) as writer:
@@ -238,11 +239,10 @@ def _embeddings(directory: Path) -> bytes:
 
 def _contigs(directory: Path) -> bytes:
     _embeddings(directory)
-    frames, chunks, contigs = (directory / f"{name}.tsv" for name in ("frames", "chunks", "contigs"))
     with EmbeddingsFile(directory / "sample.h5") as reader:
         probabilities = np.array([[0.25, 0.75], [0.5, 0.5]], np.float32)
-        call_contigs(reader, [(rows, probabilities) for rows in reader.blocks()], 0.5, frames, chunks, contigs)
-    return contigs.read_bytes()
+        call_contigs(reader, [(rows, probabilities) for rows in reader.blocks()], PRESETS["relaxed"], directory)
+    return (directory / "contigs.tsv").read_bytes()
 
 
 def _pth(directory: Path) -> bytes:

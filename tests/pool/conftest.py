@@ -149,7 +149,7 @@ def job(
     asked = {"layers": ["last"], "pooling": ["mean"], "long": None, "max_length": None} | options
     known = {model: read_prepared(directory) for model, directory in models.items()}
     requests = {model: make_request(model, found, asked) for model, found in known.items() if found.fits(kind)}
-    return make_manifest(sample, kind, str(path), 500, requests, "auto", dtype)
+    return make_manifest(sample, kind, str(path), 500, 1, requests, "auto", dtype)
 
 
 def submit(pool: ServedPool, *jobs: Manifest) -> dict[str, Receipt]:

@@ -53,7 +53,7 @@ def job(
         for model, prepared in known.items()
         if prepared.fits(kind)
     }
-    return make_manifest("s", kind, str(path), chunk_length, requests, "fp32", dtype)
+    return make_manifest("s", kind, str(path), chunk_length, 1, requests, "fp32", dtype)
 
 
 def asked_for(submitted: Manifest, models: dict[str, Path]) -> Models:
@@ -427,7 +427,7 @@ WHOLE = Request("d" * 64, [Output(1, "mean")], "whole", 0)
 def test_what_becomes_of_a_record_depends_on_its_length_and_what_is_asked(
     kind: str, asked: dict[str, Request], length: int, fate: Fate
 ) -> None:
-    assert judge(make_manifest("s", kind, "/none", 500, asked, "fp32", "float32"), length) == fate
+    assert judge(make_manifest("s", kind, "/none", 500, 1, asked, "fp32", "float32"), length) == fate
 
 
 @pytest.mark.parametrize(
@@ -524,7 +524,7 @@ def test_what_a_model_cannot_do_is_refused_whoever_asks(models: dict[str, Path],
         ("dna", {"esm2": short}, "is of kind dna, which esm2 does not embed"),
         ("contigs", {"esm2": short}, "chunk_length 500 gives frames of up to 166 letters, more than esm2 takes, 100"),
     ):
-        submitted = make_manifest("s", kind, str(path), 500, asked, "fp32", "float32")
+        submitted = make_manifest("s", kind, str(path), 500, 1, asked, "fp32", "float32")
         with pytest.raises(InputError, match=rf"s\.faa: {message}"):
             read(submitted, directory, models)
 

@@ -60,6 +60,7 @@ def write_results(
     weights_sha256: str = "cd" * 32,
     layer: int = 2,
     synthetic: Sequence[str] = (),
+    input_sha256: str = "",
 ) -> Path:
     """Write a results file.
 
@@ -73,17 +74,19 @@ def write_results(
         weights_sha256: Of the models.
         layer: Whose means the matrices are.
         synthetic: Models that are synthetic instead.
+        input_sha256: Of the sequence file.
     """
     ids = [records[record][0] for record, *_ in rows]
     if kind == "contigs":
         ids = [frame_id(name, chunk, frame) for name, (_, chunk, frame) in zip(ids, rows, strict=True)]
     columns = np.array(rows, np.int32).reshape(-1, 3).T
     chunk_length_bp = CHUNK_LENGTH_BP if kind == "contigs" else 0
-    with EmbeddingsWriter.create(path, path.parent.name, kind, chunk_length_bp) as writer:
+    with EmbeddingsWriter.create(path, path.parent.name, kind, chunk_length_bp, int(kind == "contigs")) as writer:
         names, lengths, statuses = zip(*records, strict=True) if records else ((), (), ())
         seen = ("ok", "truncated", "windowed")
         used = [length if status in seen else 0 for length, status in zip(lengths, statuses, strict=True)]
         writer.append_records(names, lengths, used, statuses)
+        writer.name_input(input_sha256)
         writer.append_rows(ids, [165] * len(rows), [bytes(32)] * len(rows), *columns)
         if kind == "contigs":
             writer.mark_empty("no_stop_free_frame")

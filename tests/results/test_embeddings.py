@@ -44,7 +44,7 @@ def create(path: Path, rows: int = len(IDS), block_rows: int = 3) -> dict[str, n
         "chunk": np.arange(rows, dtype=np.int32) + 1,
         "frame": np.arange(rows, dtype=np.uint8) % 6,
     }
-    with EmbeddingsWriter.create(path, "sample ä", "contigs", 500, job="s-1") as writer:
+    with EmbeddingsWriter.create(path, "sample ä", "contigs", 500, 1, job="s-1") as writer:
         writer.append_records(IDS[:2], [10, 3_000_000_000], [10, 2_500_000_000], STATUSES[:2])
         writer.append_records(IDS[2:], [1, 2, 3, 4, 5], [1, 2, 0, 0, 0], STATUSES[2:])
         for start in range(0, rows, block_rows):
@@ -86,6 +86,7 @@ def test_everything_written_is_read_back(tmp_path: Path) -> None:
         "sample": "sample ä",
         "kind": "contigs",
         "chunk_length_bp": 500,
+        "genetic_code": 1,
         "job": "s-1",
         "input_sha256": "ef" * 32,
         "complete": True,
@@ -143,7 +144,7 @@ def test_blocks_together_are_the_whole_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sample_without_rows_is_a_complete_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "embeddings.h5"
-    with EmbeddingsWriter.create(path, "s", kind, 300 if kind == "contigs" else 0) as writer:
+    with EmbeddingsWriter.create(path, "s", kind, *((300, 1) if kind == "contigs" else (0, 0))) as writer:
         writer.append_records([], [], [], [])
     with EmbeddingsWriter.reopen(path, SOFTWARE) as writer:
         writer.write_matrix("esm2", describe_model(320, 6), MEAN, "float16", "fp16", [])

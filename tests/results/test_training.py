@@ -1,5 +1,7 @@
 """Training on synthetic features: what is learned, what is held out, figures against a recomputation, refusals."""
 
+import gzip
+import hashlib
 import json
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from tests.results.samples import ESM2_WIDTH, FEATURE_WIDTH, write_features
 
+CALLS = '{"preset": "relaxed", "margin": 0.3}'
 ENTRY = Path(__file__).parents[2] / "workflow/scripts/entry.py"
 LABELS = ("non-viral", "virus")
 KNOWN = {"layer": 2, "pooling": "mean", "source": "facebook/x", "weights_sha256": "cd" * 32, "synthetic": False}
@@ -92,11 +95,14 @@ def test_equal_seeds_give_equal_files_whatever_the_threads_and_other_seeds_do_no
 
 
 def test_the_commands_train_write_what_was_learned_and_classify(tmp_path: Path) -> None:
-    files = labelled(tmp_path, shift=1.5, contigs=10)
+    fasta = tmp_path / "a.fna"
+    fasta.write_text("".join(f">r{number}\n{'ACGT' * 500}\n" for number in range(11)))
+    digest = hashlib.sha256(fasta.read_bytes()).hexdigest()
+    files = labelled(tmp_path, shift=1.5, contigs=10, input_sha256=digest)
     virus, non_viral = ([str(path) for path, label in files if label == wanted] for wanted in ("virus", "non-viral"))
-    learn = ["train", "--virus", *virus, "--non-viral", *non_viral, "--seed", "1", "--threshold", "0.6"]
-    apply = ["classify", virus[0], "--classifier", "trained/classifier.safetensors", "--threshold", "0.6"]
-    apply += [word for name in ("frames", "chunks", "contigs") for word in (f"--{name}", f"{name}.tsv")]
+    learn = ["train", "--virus", *virus, "--non-viral", *non_viral, "--seed", "1", "--calls", CALLS]
+    apply = ["classify", virus[0], "--classifier", "trained/classifier.safetensors", "--calls", CALLS, "--output", "."]
+    apply += ["--fasta", str(fasta), "--viruses", "virus.fna.gz"]
     for words in ([*learn, "--output", "trained"], apply):
         command = [sys.executable, str(ENTRY), *words]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -105,7 +111,7 @@ def test_the_commands_train_write_what_was_learned_and_classify(tmp_path: Path) 
     written = tmp_path / "trained"
     assert sorted(path.name for path in written.iterdir()) == FILES
     metrics = json.loads((written / "metrics.json").read_text())
-    assert (metrics["seed"], metrics["threshold"]) == (1, 0.6)
+    assert (metrics["seed"], metrics["margin"]) == (1, 0.3)
     assert metrics["models"] == {
         "dna": {"model": "dnabert_s", "family": "mosaic_bert", "width": 6, **KNOWN},
         "protein": {"model": "esm2", "family": "esm", "width": 10, **KNOWN},
@@ -121,7 +127,9 @@ def test_the_commands_train_write_what_was_learned_and_classify(tmp_path: Path) 
     predictions = [line.split("\t")[4] for line in (tmp_path / "frames.tsv").read_text().splitlines()[1:]]
     assert len(predictions) == 50
     assert predictions.count("virus") > 45
-    assert (tmp_path / "contigs.tsv").read_text().count("\tcalled\tTrue\t") == 10
+    assert (tmp_path / "contigs.tsv").read_text().count("\tvirus\t") == 10
+    with gzip.open(tmp_path / "virus.fna.gz", "rt") as viruses:
+        assert sum(line.startswith(">r") for line in viruses) == 10
 
     trained = train(files, seed=1).classifier
     loaded = load_classifier(written / "classifier.safetensors")
@@ -158,8 +166,9 @@ def test_metrics_on_frames_and_contigs_equal_a_recomputation(tmp_path: Path) -> 
     correct = []
     for first in range(0, len(actual), 4):
         chunks_of_contig = (probabilities[first : first + 3], probabilities[first + 3 : first + 4])
-        scores = [part.max(0)[1] / part.max(0).sum() for part in chunks_of_contig]
-        correct.append((np.mean(scores) >= 0.5) == actual[first])
+        margins = [float(part.max(0)[1]) - float(part.max(0)[0]) for part in chunks_of_contig]
+        weights = [min(1, abs(margin) / 0.2) for margin in margins]
+        correct.append((np.average(margins, weights=weights) >= 0) == actual[first])
     assert trained.metrics["contig_accuracy"] == np.mean(correct)
     assert 0 < trained.metrics["contig_accuracy"] < 1
     assert 0 < trained.metrics["accuracy"] < 1

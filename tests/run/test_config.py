@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from holdfast.errors import ConfigError
+from holdfast.results.presets import CallRules
 from holdfast.run.config import Sample, check_config, check_files, check_fit, read_samples, write_samples
 from holdfast.spool.job import RESERVED
 
@@ -50,10 +51,12 @@ def test_every_key_but_samples_and_models_has_a_default() -> None:
         "models": {"esm2": {"weights": "a", **ASKED}, "dnabert_s": {"weights": "b", **ASKED}},
         "method": {"protein": None, "dna": None},
         "chunk_length": 500,
+        "genetic_code": 1,
         "classifier": None,
         "container": None,
-        "threshold": 0.5,
+        "calls": {"preset": "relaxed", **dict.fromkeys(CallRules.__dataclass_fields__)},
         "output_virnucpro": False,
+        "output_bgzip": False,
         "seed": 1,
         "projection": "pca",
         "precision": "auto",
@@ -124,8 +127,12 @@ def test_one_layer_or_pooling_is_a_list_of_one(layers: Any, wanted: list[Any]) -
         ({"chunk_length": "500"}, "'chunk_length' must be of type integer, is '500'"),
         ({"chunk_length": 2}, "'chunk_length' must be at least 3, is 2"),
         ({"chunk_length": 100_001}, "'chunk_length' must be at most 100000, is 100001"),
+        ({"genetic_code": 2}, "'genetic_code' must be one of 1, 4, 11, 15, 25, is 2"),
         ({"output_virnucpro": "yes"}, "'output_virnucpro' must be of type boolean, is 'yes'"),
-        ({"threshold": 1.5}, "'threshold' must be at most 1, is 1.5"),
+        ({"calls": {"virus_score": 1.5}}, "'calls.virus_score' must be at most 1, is 1.5"),
+        ({"calls": {"preset": "strict"}}, "'calls.preset' must be one of relaxed, conservative, is 'strict'"),
+        ({"calls": {"margin": 0}}, "'calls.margin' must be above 0, is 0"),
+        ({"threshold": 0.5}, "unknown key 'threshold'"),
         ({"classifier": 3}, "'classifier' must be of type string or null, is 3"),
         ({"precision": "tf32"}, "'precision' must be one of auto, fp32, fp16, bf16, is 'tf32'"),
         ({"store_dtype": "double"}, "'store_dtype' must be one of float16, float32, is 'double'"),

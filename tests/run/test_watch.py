@@ -159,6 +159,7 @@ def test_a_look_at_a_spool_says_what_waits_and_who_lives(tmp_path: Path) -> None
             "contigs",
             str(tmp_path / f"{number}.fna"),
             500,
+            1,
             {name: Request(DIGEST, [Output(2, "mean")], "whole", 0) for name in ("esm2", "dnabert_s")},
             "auto",
             "float16",

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
+from Bio.Data import CodonTable
 from holdfast.errors import ConfigError
-from holdfast.sequences import Alphabet, frames
+from holdfast.sequences import GENETIC_CODES, Alphabet, frames
 from holdfast.sequences.fasta import read_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -316,3 +318,30 @@ def write_golden_files() -> None:
 
 if __name__ == "__main__":
     write_golden_files()
+
+
+@pytest.mark.parametrize("code", sorted(GENETIC_CODES))
+def test_genetic_codes_are_biopythons(code: int) -> None:
+    """Biopython has NCBI's own tables; every codon is read once in frame F1, behind it a stop-free rest."""
+    table = CodonTable.unambiguous_dna_by_id[code]
+    for codon in map("".join, product("TCAG", repeat=3)):
+        found = {frame.frame: frame.protein for frame in frames.find_frames(codon, 300, code)}
+        assert found.get(0, "*") == table.forward_table.get(codon, "*"), codon
+
+
+def test_a_stop_of_one_code_is_an_amino_acid_of_another() -> None:
+    read = {code: next(frames.find_frames("ATGTGACCC", 300, code)).protein for code in (4, 25)}
+    assert read == {4: "MWP", 25: "MGP"}
+    assert next(frames.find_frames("ATGTAGCCC", 300, 15)).protein == "MQP"
+
+
+def test_the_command_reads_by_another_code(tmp_path: Path) -> None:
+    (tmp_path / "a.fna").write_text(">a\nATGTGACCC\n")
+    options = ["--chunk-length", "300", "--nucleotides", "n.fna", "--proteins", "p.faa", "--genetic-code"]
+    for code, first in (("4", ">a_chunk_1F1\nMWP\n"), ("11", ">a_chunk_1F2\n")):
+        command = [sys.executable, str(ENTRY), "frames", "a.fna", *options, code]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        assert (tmp_path / "p.faa").read_text().startswith(first)
+    ended = subprocess.run([*command[:-1], "2"], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "choose from 1, 4, 11, 15, 25" in ended.stderr

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from holdfast.models.registry import KINDS, POLICIES, POOLINGS, Output
+from holdfast.sequences import GENETIC_CODES
 from holdfast.spool.job import (
     DIGEST_PATTERN,
     FORMAT_VERSION,
@@ -42,6 +43,7 @@ EXAMPLE = Manifest(
     size_bytes=100,
     mtime_ns=1_700_000_000_123_456_789,
     chunk_length=500,
+    genetic_code=1,
     models={"esm2": PROTEIN, "dnabert_s": DNA},
     precision="auto",
     store_dtype="float16",
@@ -53,6 +55,7 @@ OTHERS: dict[str, Any] = {
     "size_bytes": 101,
     "mtime_ns": 1_700_000_000_123_456_790,
     "chunk_length": 300,
+    "genetic_code": 11,
     "models": {"esm2": PROTEIN, "dnabert_s": dataclasses.replace(DNA, max_length=99_999)},
     "precision": "fp32",
     "store_dtype": "float32",
@@ -105,6 +108,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         size_bytes=draw(st.integers(-1, 2**62)),
         mtime_ns=draw(st.integers(-(2**62), 2**63 - 1)),
         chunk_length=draw(st.integers(3, 100_000)) if kind == "contigs" else 0,
+        genetic_code=draw(st.sampled_from(sorted(GENETIC_CODES))) if kind == "contigs" else 0,
         models=draw(st.dictionaries(names, requests(), min_size=1, max_size=3)),
         precision=draw(st.sampled_from(PRECISIONS)),
         store_dtype=draw(st.sampled_from(STORE_DTYPES)),
@@ -144,7 +148,7 @@ def test_the_name_of_a_job_is_the_same_on_every_machine_and_day() -> None:
 
 def _digest_by_hand() -> str:
     text = (
-        '{"chunk_length": 500, "fasta": "/data/s1.fna", "format_version": 3, "kind": "contigs", '
+        '{"chunk_length": 500, "fasta": "/data/s1.fna", "format_version": 3, "genetic_code": 1, "kind": "contigs", '
         '"models": {"dnabert_s": {"long": "refuse", "max_length": 100000, '
         f'"outputs": [{{"layer": 12, "pooling": "mean"}}], "weights_sha256": "{"b" * 64}"}}, '
         '"esm2": {"long": "whole", "max_length": 0, "outputs": [{"layer": 20, "pooling": "mean"}, '
@@ -320,21 +324,21 @@ def test_a_job_is_made_from_size_and_time_of_the_file(tmp_path: Path, monkeypatc
     (tmp_path / "a.fna").write_text(">a\nACGT\n")
     os.utime("a.fna", ns=(5, 1_234_567_890_123_456_789))
     models = {"esm2": PROTEIN, "dnabert_s": DNA}
-    job = make_manifest("s", "contigs", "a.fna", 300, models, "fp32", "float32")
+    job = make_manifest("s", "contigs", "a.fna", 300, 1, models, "fp32", "float32")
     assert job == Manifest(
-        "s", "contigs", f"{tmp_path}/a.fna", 8, 1_234_567_890_123_456_789, 300, models, "fp32", "float32"
+        "s", "contigs", f"{tmp_path}/a.fna", 8, 1_234_567_890_123_456_789, 300, 1, models, "fp32", "float32"
     )
     assert job.weights == {"a" * 64, "b" * 64}
     (tmp_path / "a.fna").write_text(">a\nACGTA\n")
-    assert make_manifest("s", "contigs", "a.fna", 300, models, "fp32", "float32").job != job.job
+    assert make_manifest("s", "contigs", "a.fna", 300, 1, models, "fp32", "float32").job != job.job
 
 
 @pytest.mark.parametrize(("kind", "models"), [("proteins", {"esm2": PROTEIN}), ("dna", {"dnabert_s": DNA})])
-def test_only_contigs_have_a_chunk_length(kind: str, models: dict[str, Request]) -> None:
-    job = make_manifest("s", kind, "/none", 500, models, "auto", "float16")
-    assert (job.models, job.chunk_length) == (models, 0)
+def test_only_contigs_have_a_chunk_length_and_a_genetic_code(kind: str, models: dict[str, Request]) -> None:
+    job = make_manifest("s", kind, "/none", 500, 1, models, "auto", "float16")
+    assert (job.models, job.chunk_length, job.genetic_code) == (models, 0, 0)
     assert (job.size_bytes, job.mtime_ns) == (-1, -1)
-    assert make_manifest("s", kind, "/none", 300, models, "auto", "float16").job == job.job
+    assert make_manifest("s", kind, "/none", 300, 1, models, "auto", "float16").job == job.job
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def job(sample: str = "s", **changed: Any) -> Manifest:
         "size_bytes": 1,
         "mtime_ns": 2,
         "chunk_length": 0,
+        "genetic_code": 0,
         "models": {"dnabert_s": Request("a" * 64, [Output(12, "mean")], "refuse", 100_000)},
         "precision": "auto",
         "store_dtype": "float16",

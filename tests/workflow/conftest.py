@@ -170,7 +170,7 @@ def jobs(*samples: str, called: Sequence[str] = (), once: Sequence[str] = ()) ->
         once: Jobs beyond the pool and :data:`AFTERWARDS` that run once.
     """
     each = [f"{rule} {sample}" for rule in ("embed", "collect") for sample in samples]
-    each += [f"classify_contigs {sample}" for sample in called]
+    each += [f"classify_contigs {sample}" for sample in called] + ["combine"] * bool(called)
     return sorted([*each, *once, "pool", *AFTERWARDS])
 
 

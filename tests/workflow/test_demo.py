@@ -16,6 +16,7 @@ from tests.workflow.conftest import DEMO, MEANS, WIDTHS, NewProject, Project, em
 CHUNK_LENGTH_BP = 500
 TRAINING = {"bacterium_train": "non-viral", "phage_train": "virus"}
 CALLED = ("bacterium_heldout", "phage_heldout", "mixture")
+TABLES = {"frames.tsv", "chunks.tsv", "contigs.tsv", "regions.tsv", "regions.bed", "virus.fna"}
 SYNTHETIC = {"esm2": "synthetic:esm2_t6_8M_UR50D", "dnabert_s": "synthetic:dnabert_s_tiny"}
 
 
@@ -31,13 +32,16 @@ def check_calls(project: Project, sample: str, records: list[Record]) -> None:
     np.testing.assert_allclose(calls["p_virus"] + calls["p_non_viral"], 1, atol=1e-6)
     assert (calls["prediction"] == np.where(calls["p_virus"] > calls["p_non_viral"], "virus", "non-viral")).all()
     largest = calls.groupby(["contig", "chunk"])[["p_virus", "p_non_viral"]].max()
-    score = largest["p_virus"] / (largest["p_virus"] + largest["p_non_viral"])
-    expected = score.groupby("contig").mean()
-    called = contigs[contigs["status"] == "called"].set_index("contig")
+    margin = largest["p_virus"].astype(float) - largest["p_non_viral"]
+    weight = (margin.abs() / 0.2).clip(upper=1)
+    expected = 0.5 + (margin * weight).groupby("contig").sum() / weight.groupby("contig").sum() / 2
+    called = contigs[contigs["decision"] != "not called"].set_index("contig")
     assert set(called.index) == set(expected.index)
     np.testing.assert_allclose(called["score"].astype(float), expected[called.index], atol=1e-6)
-    assert (called["is_virus"] == (expected[called.index] >= 0.5).map(str)).all()
-    assert set(contigs.loc[~contigs["contig"].isin(expected.index), "status"]) <= {"no_stop_free_frame"}
+    assert (called["is_virus"] == (expected[called.index] >= 0.6).map(str)).all()
+    assert ((called["decision"] == "non-viral") == (expected[called.index] <= 0.4)).all()
+    without = contigs.loc[~contigs["contig"].isin(expected.index), "reason"]
+    assert set(without) <= {"no chunk has a stop-free frame"}
     assert chunks["frames"].astype(int).sum() == len(calls)
     assert chunks.groupby("contig").size()[contigs["contig"]].tolist() == contigs["chunks"].astype(int).tolist()
 
@@ -91,14 +95,13 @@ def test_demo_gives_everything_it_promises_and_a_second_call_runs_nothing(projec
         assert float(row["tokens_per_s"]) > 0
         check_embeddings(demo, sample, texts)
         present = {file.name for file in demo.path(f"results/{sample}").iterdir()}
-        tables = {"frames.tsv", "chunks.tsv", "contigs.tsv"} if sample in CALLED else set()
+        tables = TABLES if sample in CALLED else set()
         assert present == {"embeddings.h5", "receipt.json", "records.tsv"} | tables
         if sample in CALLED:
             check_calls(demo, sample, records)
             contigs = demo.table(f"{sample}/contigs.tsv")
-            for status in ("called", "no_stop_free_frame", "too_short", "failed"):
-                assert int(row[f"contigs_{status}"]) == (contigs["status"] == status).sum()
-            assert int(row["contigs_virus"]) == (contigs["is_virus"] == "True").sum()
+            for decision in ("virus", "ambiguous", "not called"):
+                assert int(row[f"contigs_{decision.replace(' ', '_')}"]) == (contigs["decision"] == decision).sum()
 
     metrics = json.loads(demo.read("results/classifier/metrics.json"))
     assert metrics["synthetic"] is True

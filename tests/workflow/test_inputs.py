@@ -4,6 +4,8 @@ import gzip
 import os
 
 import numpy as np
+from holdfast.results.calls import CHUNK_COLUMNS
+from holdfast.results.contigs import CONTIG_COLUMNS
 from holdfast.results.embeddings import read_embeddings
 from holdfast.sequences import Alphabet
 from holdfast.sequences.fasta import read_records
@@ -82,26 +84,27 @@ def write_formats(some: Project, records: dict[str, str]) -> dict[str, str]:
 def check_empty(some: Project, samples: list[str]) -> None:
     headers = {
         "frames": "frame_id\tcontig\tchunk\tframe\tprediction\tp_non_viral\tp_virus\n",
-        "chunks": "chunk_id\tcontig\tstart\tend\tframes\tstatus\tis_virus\tmax_p_virus\tmax_p_non_viral\n",
-        "contigs": "contig\tlength\tchunks\tchunks_with_frames\tstatus\tis_virus\tscore\n",
+        "chunks": "\t".join(CHUNK_COLUMNS) + "\n",
+        "contigs": "\t".join(CONTIG_COLUMNS) + "\n",
     }
     for name in ("empty", "zipped"):
         for table, header in headers.items():
             assert some.read(f"results/{name}/{table}.tsv") == header
     assert some.read("results/closed/frames.tsv") == headers["frames"]
     assert some.read("results/closed/chunks.tsv").splitlines()[1:] == [
-        "c1_chunk_1\tc1\t0\t500\t0\tno_stop_free_frame\tNA\tNA\tNA",
-        "c1_chunk_2\tc1\t399\t899\t0\tno_stop_free_frame\tNA\tNA\tNA",
-        "c1_chunk_3\tc1\t798\t1200\t0\tno_stop_free_frame\tNA\tNA\tNA",
-        "c2_chunk_1\tc2\t0\t100\t0\tno_stop_free_frame\tNA\tNA\tNA",
+        "c1_chunk_1\tc1\t1\t500\t0\tno_stop_free_frame\tNA\tNA\tNA",
+        "c1_chunk_2\tc1\t400\t899\t0\tno_stop_free_frame\tNA\tNA\tNA",
+        "c1_chunk_3\tc1\t799\t1200\t0\tno_stop_free_frame\tNA\tNA\tNA",
+        "c2_chunk_1\tc2\t1\t100\t0\tno_stop_free_frame\tNA\tNA\tNA",
     ]
     assert some.read("results/closed/contigs.tsv").splitlines()[1:] == [
-        "c1\t1200\t3\t0\tno_stop_free_frame\tNA\tNA",
-        "c2\t100\t1\t0\tno_stop_free_frame\tNA\tNA",
+        "c1\t1200\t3\t0\tnot called\tNA\tFalse\tNA\tNA\tNA\tno chunk has a stop-free frame",
+        "c2\t100\t1\t0\tnot called\tNA\tFalse\tNA\tNA\tNA\tno chunk has a stop-free frame",
     ]
     tiny = some.table("tiny/contigs.tsv")
     assert tiny["contig"].tolist() == ["r0", "r1", "r2", "r3"]
-    assert tiny["status"].tolist() == ["too_short"] * 3 + ["called"]
+    assert tiny["reason"].tolist()[:3] == ["shorter than a codon"] * 3
+    assert (tiny["decision"] == "not called").tolist() == [True] * 3 + [False]
     assert tiny["length"].tolist() == ["0", "1", "2", "3"]
     assert some.table("tiny/frames.tsv")["frame_id"].tolist() == ["r3_chunk_1F1", "r3_chunk_1R1"]
 
@@ -138,7 +141,7 @@ def check_ids(some: Project) -> None:
     found = read_embeddings(some.path("results/ids/embeddings.h5"))
     assert found.records.ids == list(IDS)
     assert some.table("ids/contigs.tsv")["contig"].tolist() == list(IDS)
-    assert some.table("ids/contigs.tsv")["status"].tolist() == ["called"] * len(IDS)
+    assert "not called" not in some.table("ids/contigs.tsv")["decision"].tolist()
     calls = some.table("ids/frames.tsv")
     assert calls["frame_id"].tolist() == found.ids
     assert list(dict.fromkeys(calls["contig"])) == list(IDS)

@@ -53,7 +53,11 @@ def test_only_what_a_change_concerns_runs_again(project: NewProject, classifiers
     assert run.returncode == 0, run.text
     assert run.jobs == jobs("a", "c", called=["a", "c"])
     chunks = some.table("a/chunks.tsv")
-    assert list(zip(chunks["start"], chunks["end"], strict=True)) == [("0", "300"), ("250", "501"), ("0", "300")]
+    assert list(zip(chunks["start_1based"], chunks["end_1based"], strict=True)) == [
+        ("1", "300"),
+        ("251", "501"),
+        ("1", "300"),
+    ]
     assert read_embeddings(some.path("results/a/embeddings.h5")).attributes["chunk_length_bp"] == 300
 
     # A sample less, another file with the same classifier, and a lost result that is still in the spool.
@@ -63,7 +67,7 @@ def test_only_what_a_change_concerns_runs_again(project: NewProject, classifiers
     lost.unlink()
     run = some.run()
     assert run.returncode == 0, run.text
-    assert run.jobs == sorted(["classify_contigs a", "collect b", *AFTERWARDS])
+    assert run.jobs == sorted(["classify_contigs a", "collect b", "combine", *AFTERWARDS])
     assert [some.read(f"results/a/{name}.tsv") for name in ("frames", "chunks", "contigs")] == tables
     assert lost.samefile(kept)
     assert some.table("summary.tsv")["sample"].tolist() == ["a", "b"]

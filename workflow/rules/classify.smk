@@ -20,12 +20,12 @@ rule train:
         "../../envs/models.yaml"
     params:
         seed=config["seed"],
-        threshold=config["threshold"],
+        calls=json.dumps(config["calls"]),
         method=named_method(),
         directory=lambda wildcards, output: os.path.dirname(output.classifier),
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} train --virus {input.virus:q} --non-viral {input.non_viral:q}'
-        " --seed {params.seed} --threshold {params.threshold} {params.method} --output {params.directory:q} 2>&1 | tee {log:q}"
+        " --seed {params.seed} --calls {params.calls:q} {params.method} --output {params.directory:q} 2>&1 | tee {log:q}"
 
 
 rule convert_classifier:
@@ -48,22 +48,46 @@ rule classify_contigs:
         holdfast=ENTRY,
         embeddings="results/{sample}/embeddings.h5",
         classifier=classifier_file,
+        fasta=lambda wildcards: ancient(local(SAMPLES[wildcards.sample].fasta)),
     output:
-        frames="results/{sample}/frames.tsv",
-        chunks="results/{sample}/chunks.tsv",
         contigs="results/{sample}/contigs.tsv",
+        tables=[f"results/{{sample}}/{name}" for name in TABLES if name != "contigs.tsv"],
+        viruses=f"results/{{sample}}/{VIRUSES}",
         virnucpro=[f"results/{{sample}}/virnucpro/{name}" for name in PUBLISHED_NAMES if config["output_virnucpro"]],
     log:
         "logs/classify_contigs/{sample}.log",
     conda:
         "../../envs/tables.yaml"
     params:
-        threshold=config["threshold"],
+        calls=json.dumps(config["calls"]),
         method=named_method(),
-        virnucpro=lambda wildcards, output: (
-            f"--virnucpro {shlex.quote(os.path.dirname(output.virnucpro[0]))}" if output.virnucpro else ""
-        ),
+        directory=lambda wildcards, output: os.path.dirname(output.contigs),
+        virnucpro="--virnucpro" if config["output_virnucpro"] else "",
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} classify {input.embeddings:q} --classifier {input.classifier:q}'
-        " --threshold {params.threshold} {params.method} --frames {output.frames:q} --chunks {output.chunks:q}"
-        " --contigs {output.contigs:q} {params.virnucpro} 2>&1 | tee {log:q}"
+        " --calls {params.calls:q} {params.method} --fasta {input.fasta:q} --output {params.directory:q} {params.virnucpro}"
+        " --viruses {output.viruses:q} 2>&1 | tee {log:q}"
+
+
+rule combine:
+    input:
+        holdfast=ENTRY,
+        sheet=local(PLAN.sheet),
+        failures="results/failures.tsv",
+        contigs=lambda wildcards: expand(RESULT, sample=outcome(wildcards).called, file="contigs.tsv"),
+        viruses=lambda wildcards: expand(RESULT, sample=outcome(wildcards).called, file=VIRUSES),
+        classifier=classifier_file,
+    output:
+        contigs="results/contigs.tsv",
+        viruses=f"results/{VIRUSES}",
+    log:
+        "logs/combine.log",
+    localrule: True
+    conda:
+        "../../envs/tables.yaml"
+    params:
+        results=lambda wildcards, output: os.path.dirname(output.contigs),
+        trained="--trained" if TRAINS else "",
+    shell:
+        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} combine {input.sheet:q} --results {params.results:q}'
+        " --failures {input.failures:q} --classifier {input.classifier:q} {params.trained} --contigs {output.contigs:q} --viruses {output.viruses:q} 2>&1 | tee {log:q}"

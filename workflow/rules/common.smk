@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shlex
@@ -63,6 +64,8 @@ def decide():
 
 config, SAMPLES, PLAN = decide()
 ENTRY = source("scripts/entry.py")  # the command line, as the input of rules; the package lies beside it
+TABLES = ("frames.tsv", "chunks.tsv", "contigs.tsv", "regions.tsv", "regions.bed")
+VIRUSES = "virus.fna.gz" if config["output_bgzip"] else "virus.fna"
 SERVICE = config["pool"]["lifecycle"] == "service"
 SPOOL = config["pool"]["spool"] or place(planning.DEFAULT_SPOOL)
 MODELS = {model: config["models"][model] for model in PLAN.models}
@@ -118,8 +121,9 @@ def outcome(wildcards):
 
 def targets(wildcards):
     """What `rule all` asks for."""
-    of_all = ["embeddings.h5", "records.tsv", *([config["export"]] if config["export"] else [])]
-    of_called = ["frames.tsv", "chunks.tsv", "contigs.tsv"]
     samples = outcome(wildcards)
-    wanted = expand(RESULT, sample=samples.done, file=of_all) + expand(RESULT, sample=samples.called, file=of_called)
+    of_all = ["embeddings.h5", "records.tsv", *([config["export"]] if config["export"] else [])]
+    wanted = expand(RESULT, sample=samples.done, file=of_all)
+    wanted += expand(RESULT, sample=samples.called, file=[*TABLES, VIRUSES])
+    wanted += ["results/contigs.tsv", f"results/{VIRUSES}"] if samples.called else []
     return [*wanted, "results/summary.tsv", "results/report.html", ".holdfast/checked"]

@@ -94,7 +94,9 @@ checkpoint list_failures:
         sheet=local(PLAN.sheet),
         receipts=expand(RESULT, sample=SAMPLES, file="receipt.json"),
     output:
-        failures="results/failures.tsv",
+        failures=report(
+            "results/failures.tsv", caption="../report/failures.rst", category="Tables", labels={"figure": "Failures"}
+        ),
     log:
         "logs/list_failures.log",
     localrule: True

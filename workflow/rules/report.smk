@@ -19,7 +19,9 @@ rule summarize:
         contigs=lambda wildcards: expand(RESULT, sample=outcome(wildcards).called, file="contigs.tsv"),
         classifier=lambda wildcards: classifier_file(wildcards) if outcome(wildcards).called else [],
     output:
-        summary="results/summary.tsv",
+        summary=report(
+            "results/summary.tsv", caption="../report/summary.rst", category="Tables", labels={"figure": "Samples"}
+        ),
     log:
         "logs/summarize.log",
     localrule: True
@@ -69,12 +71,14 @@ rule draw:
         results=lambda wildcards, output: os.path.dirname(output.page),
         trained="--trained" if TRAINS else "",
         spool=SPOOL,
-        threshold=config["threshold"],
+        runs=place(".holdfast/runs"),
+        calls=json.dumps(config["calls"]),
         projection=config["projection"],
         seed=config["seed"],
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} draw {input.sheet:q} --results {params.results:q}'
-        " --failures {input.failures:q} --classifier {input.classifier:q} {params.trained} --spool {params.spool:q} --threshold {params.threshold}"
+        " --failures {input.failures:q} --classifier {input.classifier:q} {params.trained} --calls {params.calls:q}"
+        " --summary {input.summary:q} --runs {params.runs:q} --spool {params.spool:q}"
         " --projection {params.projection} --seed {params.seed} --template {input.page:q}"
         " --captions {input.captions:q} 2>&1 | tee {log:q}"
 

@@ -12,14 +12,14 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import __version__
+from .cli_calls import classify, combine, train
+from .cli_report import check_samples, draw, list_failures, summarize
 from .errors import ConfigError, guarded
 from .models.registry import POLICIES, POOLINGS
-
-if TYPE_CHECKING:
-    from .report.results import Results
+from .sequences import GENETIC_CODES, STANDARD_CODE
 
 Arguments = argparse.Namespace
 Parser = argparse.ArgumentParser
@@ -27,7 +27,15 @@ Command = Callable[[Parser], Callable[[Arguments], None]]
 
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
-COMMANDS: dict[str, tuple[Command, str]] = {}
+COMMANDS: dict[str, tuple[Command, str]] = {
+    "train": (train, ""),
+    "classify": (classify, ""),
+    "combine": (combine, ""),
+    "list-failures": (list_failures, ""),
+    "check-samples": (check_samples, ""),
+    "summarize": (summarize, ""),
+    "draw": (draw, ""),
+}
 """By name: the function, and an example for people; empty where only rules call it."""
 
 
@@ -120,13 +128,18 @@ def frames(parser: Parser) -> Callable[[Arguments], None]:
     parser.add_argument("fasta", type=Path, metavar="FASTA", help="FASTA or FASTQ of nucleotides, plain or compressed")
     chunk_length = "bases in a chunk; VirNucPro has classifiers for 300 and 500"
     parser.add_argument("--chunk-length", type=int, required=True, metavar="N", help=chunk_length)
+    known = f"NCBI's number of the code by which frames are read: {', '.join(map(str, GENETIC_CODES))}"
+    code: dict[str, Any] = {"type": int, "choices": GENETIC_CODES, "default": STANDARD_CODE, "help": known}
+    parser.add_argument("--genetic-code", metavar="CODE", **code)
     parser.add_argument("--nucleotides", type=Path, required=True, metavar="N.fna", help="output: bases of each frame")
     parser.add_argument("--proteins", type=Path, required=True, metavar="P.faa", help="output: amino acids of each")
 
     def do(given: Arguments) -> None:
         from .sequences.frames import write_frames_fasta
 
-        written = write_frames_fasta(given.fasta, given.chunk_length, given.nucleotides, given.proteins)
+        written = write_frames_fasta(
+            given.fasta, given.chunk_length, given.nucleotides, given.proteins, given.genetic_code
+        )
         print(f"{written.records} records, {written.chunks} chunks, {written.frames} stop-free frames")
 
     return do
@@ -274,50 +287,6 @@ def collect(parser: Parser) -> Callable[[Arguments], None]:
     return do
 
 
-@command("classify")
-def classify(parser: Parser) -> Callable[[Arguments], None]:
-    """Classify the frames of a sample and call its chunks and contigs."""
-    parser.add_argument("embeddings", type=Path, help="embeddings of the sample")
-    parser.add_argument("--classifier", type=Path, required=True, help="a .safetensors")
-    parser.add_argument("--threshold", type=float, required=True, help="mean score from which a contig is a virus")
-    parser.add_argument("--frames", type=Path, required=True, metavar="frames.tsv")
-    parser.add_argument("--chunks", type=Path, required=True, metavar="chunks.tsv")
-    parser.add_argument("--contigs", type=Path, required=True, metavar="contigs.tsv")
-    parser.add_argument("--virnucpro", type=Path, metavar="DIR", help="also write VirNucPro's own two files")
-    _add_method(parser)
-
-    def do(given: Arguments) -> None:
-        from .results.calls import classify_contigs
-
-        tables = (given.frames, given.chunks, given.contigs, given.virnucpro)
-        method = {"protein": given.protein, "dna": given.dna}
-        classify_contigs(given.embeddings, given.classifier, given.threshold, *tables, method=method)
-
-    return do
-
-
-@command("train")
-def train(parser: Parser) -> Callable[[Arguments], None]:
-    """Train the classifier on the embeddings of labelled samples."""
-    parser.add_argument("--virus", nargs="+", default=[], metavar="H5", help="embeddings of samples labelled virus")
-    parser.add_argument("--non-viral", nargs="+", default=[], metavar="H5", help="of samples labelled non-viral")
-    parser.add_argument("--seed", type=int, required=True, help="of split, weights, order and dropout")
-    parser.add_argument("--threshold", type=float, required=True, help="mean score from which a contig is a virus")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the classifier and its figures")
-    _add_method(parser)
-
-    def do(given: Arguments) -> None:
-        from .results.training import train
-
-        files = [(path, "virus") for path in given.virus] + [(path, "non-viral") for path in given.non_viral]
-        method = {"protein": given.protein, "dna": given.dna}
-        trained = train(files, given.seed, threshold=given.threshold, method=method)
-        trained.write(given.output)
-        print(trained.summary())
-
-    return do
-
-
 def _words(option: str, text: str, pattern: str, wanted: str) -> list[str]:
     """The words of a list with commas, each of which matches a pattern.
 
@@ -329,93 +298,6 @@ def _words(option: str, text: str, pattern: str, wanted: str) -> list[str]:
         if not re.fullmatch(pattern, word):
             raise ConfigError(f"{option} {text}: {word!r:.40} is not {wanted}")
     return words
-
-
-def _add_method(parser: Parser) -> None:
-    parser.add_argument("--protein", metavar="NAME", help="the protein model; the only one without")
-    parser.add_argument("--dna", metavar="NAME", help="the DNA model; the only one without")
-
-
-def _add_results(parser: Parser) -> None:
-    parser.add_argument("samples", type=Path, help="sample sheet")
-    parser.add_argument("--results", type=Path, required=True, help="directory of the results")
-
-
-def _add_outcome(parser: Parser) -> None:
-    parser.add_argument("--failures", type=Path, required=True, help="table of what failed")
-    parser.add_argument("--classifier", type=Path, nargs="*", default=[], help="that contigs were called with, if any")
-    parser.add_argument("--trained", action="store_true", help="the labelled samples trained it, and are not called")
-
-
-def _results(given: Arguments) -> "Results":
-    from .report.results import read_results
-
-    classifier = given.classifier[0] if given.classifier else None
-    return read_results(given.samples, given.results, given.failures, classifier, given.trained)
-
-
-@command("list-failures")
-def list_failures(parser: Parser) -> Callable[[Arguments], None]:
-    """List the samples that failed, and the rows that were given up, from the receipts."""
-    _add_results(parser)
-    parser.add_argument("--output", type=Path, required=True, metavar="failures.tsv")
-
-    def do(given: Arguments) -> None:
-        from .run.config import read_samples
-        from .run.failures import write_failures
-
-        write_failures(read_samples(given.samples), given.results, given.output)
-
-    return do
-
-
-@command("check-samples")
-def check_samples(parser: Parser) -> Callable[[Arguments], None]:
-    """Exit 2 with the names of the samples that failed, if there are any."""
-    parser.add_argument("failures", type=Path, help="table of what failed")
-
-    def do(given: Arguments) -> None:
-        from .run.failures import check_samples
-
-        check_samples(given.failures)
-
-    return do
-
-
-@command("summarize")
-def summarize(parser: Parser) -> Callable[[Arguments], None]:
-    """Write the summary table: one row a sample."""
-    _add_results(parser)
-    _add_outcome(parser)
-    parser.add_argument("--output", type=Path, required=True, metavar="summary.tsv")
-
-    def do(given: Arguments) -> None:
-        from .report.tally import write_summary
-
-        write_summary(_results(given), given.output)
-
-    return do
-
-
-@command("draw")
-def draw(parser: Parser) -> Callable[[Arguments], None]:
-    """Draw the report of a run, report.html, and figures/ beside it; the captions say which figures."""
-    _add_results(parser)
-    _add_outcome(parser)
-    parser.add_argument("--spool", type=Path, required=True, help="where the pools left their record")
-    parser.add_argument("--threshold", type=float, required=True, help="score from which a contig is a virus")
-    parser.add_argument("--projection", choices=("pca", "umap"), required=True)
-    parser.add_argument("--seed", type=int, required=True, help="of the choice of points, and of UMAP")
-    parser.add_argument("--template", type=Path, required=True, metavar="page.html")
-    parser.add_argument("--captions", type=Path, nargs="+", required=True, metavar="FIGURE.rst")
-
-    def do(given: Arguments) -> None:
-        from .report.page import write_report
-
-        choices: dict[str, Any] = {"threshold": given.threshold, "projection": given.projection, "seed": given.seed}
-        write_report(_results(given), given.spool, given.template, given.captions, **choices)
-
-    return do
 
 
 if __name__ == "__main__":

@@ -92,7 +92,8 @@ def read_sample(manifest: Manifest, directory: Path, models: dict[str, tuple[Pre
             for name, (prepared, place) in models.items()
         }
         path = directory / EMBEDDINGS_FILE
-        created = EmbeddingsWriter.create(path, manifest.sample, manifest.kind, manifest.chunk_length, job=manifest.job)
+        cutting = (manifest.chunk_length, manifest.genetic_code)
+        created = EmbeddingsWriter.create(path, manifest.sample, manifest.kind, *cutting, job=manifest.job)
         file = stack.enter_context(created)
         first = KINDS[manifest.kind][0]
         is_protein = manifest.kind == "proteins"
@@ -253,7 +254,7 @@ def _check_unchanged(manifest: Manifest) -> None:
 
 def _rows(manifest: Manifest, number: int, record: Record) -> Iterator[Row]:
     if manifest.kind == "contigs":
-        for found in find_frames(record.sequence, manifest.chunk_length):
+        for found in find_frames(record.sequence, manifest.chunk_length, manifest.genetic_code):
             identifier = frame_id(record.id, found.chunk, found.frame)
             texts = {Alphabet.PROTEIN.name: found.protein, Alphabet.NUCLEOTIDE.name: found.nucleotides}
             yield Row(identifier, number, found.chunk, found.frame, texts)

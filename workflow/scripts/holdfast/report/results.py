@@ -22,16 +22,18 @@ class Results:
         samples: The sheet, by name.
         receipts: Of the samples that did not fail, by name.
         failed: Reasons of the samples that failed, by name.
-        called: Names of the samples whose contigs are called.
+        called: Names of the samples whose contigs are called, in the order of the sheet.
         classifier: That they were called with; None where there is none.
+        trained: Whether the labelled samples trained it.
     """
 
     directory: Path
     samples: dict[str, Sample]
     receipts: dict[str, Receipt]
     failed: dict[str, str]
-    called: frozenset[str]
+    called: tuple[str, ...]
     classifier: Path | None
+    trained: bool
 
     @property
     def done(self) -> list[str]:
@@ -72,4 +74,4 @@ def read_results(sheet: Path, directory: Path, failures: Path, classifier: Path 
             raise ResourceError(f"{path}: is missing; run again")
     left = [entry for entry in samples.values() if entry.kind == "contigs" and entry.sample not in failed]
     called = [entry.sample for entry in left if classifier and not (trained and entry.label)]
-    return Results(directory, samples, receipts, failed, frozenset(called), classifier)
+    return Results(directory, samples, receipts, failed, tuple(called), classifier, trained)

@@ -16,7 +16,6 @@ import torch
 
 from ..errors import ConfigError, WeightsError
 from ..files import atomic_text
-from .calls import THRESHOLD, score_contigs, vote
 from .classifier import (
     BATCH_NORM_EPSILON,
     CLASSES,
@@ -27,6 +26,8 @@ from .classifier import (
     matrices_of,
 )
 from .embeddings import BLOCK_ROWS, EmbeddingsFile
+from .presets import PRESETS
+from .votes import score_groups, vote
 
 HIDDEN_WIDTH = 512
 DROPOUT = 0.5
@@ -116,7 +117,7 @@ def train(
     files: Sequence[tuple[str | Path, str]],
     seed: int,
     epochs: int = EPOCHS,
-    threshold: float = THRESHOLD,
+    margin: float = PRESETS["relaxed"].margin,
     method: Mapping[str, str | None] | None = None,
 ) -> Training:
     """Train the classifier on labelled samples; on one kind of CPU, equal arguments give an equal network.
@@ -129,7 +130,7 @@ def train(
         files: Results file and label (``virus`` or ``non-viral``) of each sample.
         seed: For the split, the initial weights, the order and the dropout.
         epochs: Passes over the data.
-        threshold: From which mean score on a contig counts as a virus, for ``contig_accuracy``.
+        margin: From which a chunk is confident, see :mod:`.votes`; for the scores of held-out contigs.
         method: Names of the models by role; None where there is only one.
 
     Raises:
@@ -144,14 +145,14 @@ def train(
         network = Network(frames.features.shape[1])
         history = _fit(network, frames, held_out, epochs)
     classifier = network.classifier(models, f"trained on {len(files)} samples, seed {seed}")
-    measured = _measure(classifier, frames, held_out, threshold)
+    measured = _measure(classifier, frames, held_out, margin)
     metrics = {
         **measured,
         "train": _count(frames, ~held_out),
         "held_out": _count(frames, held_out),
         "seed": seed,
         "epochs": epochs,
-        "threshold": threshold,
+        "margin": margin,
         "models": {role: asdict(model) for role, model in models.items()},
         "synthetic": any(model.synthetic for model in models.values()),
     }
@@ -261,8 +262,8 @@ def _fit(network: Network, frames: _Frames, held_out: np.ndarray, epochs: int) -
     return history
 
 
-def _measure(classifier: Classifier, frames: _Frames, held_out: np.ndarray, threshold: float) -> dict[str, Any]:
-    """Accuracy, AUC and confusion table of held-out frames, and accuracy of their contigs."""
+def _measure(classifier: Classifier, frames: _Frames, held_out: np.ndarray, margin: float) -> dict[str, Any]:
+    """Accuracy, AUC and confusion table of held-out frames; share of their contigs that score on their own side."""
     probabilities = classifier.predict(frames.features[held_out])
     label, contig, chunk = frames.label[held_out], frames.contig[held_out], frames.chunk[held_out]
     predicted = (probabilities[:, 1] > probabilities[:, 0]).astype(int)
@@ -270,7 +271,7 @@ def _measure(classifier: Classifier, frames: _Frames, held_out: np.ndarray, thre
     (chunk_contig, _), chunk_index = np.unique(np.stack([contig, chunk]), axis=1, return_inverse=True)
     contigs, first_row = np.unique(contig, return_index=True)
     votes = vote(chunk_index, len(chunk_contig), probabilities)
-    _, score = score_contigs(np.searchsorted(contigs, chunk_contig), len(contigs), votes)
+    _, score = score_groups(np.searchsorted(contigs, chunk_contig), len(contigs), votes, margin)
     return {
         "accuracy": float(np.mean(predicted == label)),
         "auc": area_under_curve(probabilities[:, 1], label),
@@ -278,7 +279,7 @@ def _measure(classifier: Classifier, frames: _Frames, held_out: np.ndarray, thre
             actual: dict(zip(CLASSES, confusion[row * len(CLASSES) :], strict=False))
             for row, actual in enumerate(CLASSES)
         },
-        "contig_accuracy": float(np.mean((score >= threshold) == label[first_row])),
+        "contig_accuracy": float(np.mean((score >= 0.5) == label[first_row])),
     }
 
 

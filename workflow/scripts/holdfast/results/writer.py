@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import ResourceError
 from ..files import temporary_path
 from ..models.registry import KINDS, Output, Prepared
+from ..sequences import GENETIC_CODES
 from .embeddings import (
     DIGEST_BYTES,
     FORMAT,
@@ -89,7 +90,13 @@ class EmbeddingsWriter:
     @classmethod
     @contextmanager
     def create(
-        cls, path: str | Path, sample: str, kind: str, chunk_length_bp: int = 0, job: str = ""
+        cls,
+        path: str | Path,
+        sample: str,
+        kind: str,
+        chunk_length_bp: int = 0,
+        genetic_code: int = 0,
+        job: str = "",
     ) -> Iterator[Self]:
         """Give a writer for records and rows; afterwards the file is there, not yet complete.
 
@@ -98,12 +105,14 @@ class EmbeddingsWriter:
             sample: Name of the sample.
             kind: One of :data:`.registry.KINDS`.
             chunk_length_bp: For kind ``contigs``; 0 otherwise.
+            genetic_code: Likewise, one of :data:`.GENETIC_CODES`.
             job: Name of the job; empty where there is none.
         """
-        if kind not in KINDS or (kind == "contigs") != (chunk_length_bp > 0):
-            raise ValueError(f"kind {kind!r} with chunk length {chunk_length_bp}")
+        if kind not in KINDS or not (kind == "contigs") == (chunk_length_bp > 0) == (genetic_code in GENETIC_CODES):
+            raise ValueError(f"kind {kind!r} with chunk length {chunk_length_bp} and genetic code {genetic_code}")
         attributes = {"format": FORMAT, "format_version": FORMAT_VERSION, "sample": sample, "kind": kind}
-        attributes |= {"chunk_length_bp": chunk_length_bp, "job": job, "input_sha256": "", "complete": False}
+        attributes |= {"chunk_length_bp": chunk_length_bp, "genetic_code": genetic_code}
+        attributes |= {"job": job, "input_sha256": "", "complete": False}
         with temporary_path(path) as temporary, open_hdf5(temporary, "w+") as (file, output):
             file.attrs.update(attributes)
             for name, dtype in RECORD_COLUMNS.items():

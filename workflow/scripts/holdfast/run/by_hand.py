@@ -168,7 +168,7 @@ def _embed(
         request = make_request(MODEL, known, asked)
     except HoldfastError as error:  # which names keys of the config
         raise type(error)(str(error).replace(f"models.{MODEL}.", "").replace(f"models.{MODEL}", model)) from None
-    job = make_manifest(sample, kind, str(fasta), 0, {MODEL: request}, precision, store_dtype)
+    job = make_manifest(sample, kind, str(fasta), 0, 0, {MODEL: request}, precision, store_dtype)
     settings = {"models": {MODEL: str(models)}, "device": device, "precision": precision}
     with _pool(directory, settings | {"threads": os.cpu_count() or 1}) as endpoint, _progress(directory):
         (outcome,) = submit_jobs([job], Spool(directory / "spool"), endpoint, [directory / "receipt.json"])

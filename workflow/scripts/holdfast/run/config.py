@@ -10,13 +10,14 @@ from typing import Any
 from ..documents import DocumentError, check_values, own_schema, read_text, schema_problems, with_defaults
 from ..errors import ConfigError
 from ..files import atomic_text
+from ..results.presets import choose_rules
 from ..spool.job import RESERVED
 
 SHEET_LIMIT_BYTES = 2**24
 SHOWN = 20
 TAKEN = (
-    *("classifier", "failures.tsv", "figures", "report.html", "ro-crate-metadata.json"),
-    *("run.json", "runs", "summary.tsv"),
+    *("classifier", "contigs.tsv", "failures.tsv", "figures", "report.html", "ro-crate-metadata.json"),
+    *("run.json", "runs", "summary.tsv", "virus.fna", "virus.fna.gz"),
 )
 HERE = "the config (config/config.yaml, --config)"
 LISTED = "the list 'samples' of the config"
@@ -154,6 +155,10 @@ def check_fit(config: Mapping[str, Any], samples: Mapping[str, Sample]) -> None:
         ConfigError: names every sample concerned.
     """
     problems = []
+    try:
+        choose_rules(config["calls"])
+    except ConfigError as error:
+        problems.append(str(error))
     name = name_of(config["samples"])
     for entry in samples.values():
         where = f"{name}: sample '{entry.sample}'"

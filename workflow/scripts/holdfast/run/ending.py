@@ -6,8 +6,10 @@ when they give up (:func:`note_trouble`), and from the states that pools publish
 """
 
 import atexit
+import csv
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +24,7 @@ from .plan import DEFAULT_SPOOL, Place, Plan
 from .provenance import finish_record
 
 SHOWN = 20
+COUNTED = ("virus", "virus_high", "virus_moderate", "virus_low", "ambiguous", "non_viral", "not_called")
 
 
 def note_trouble(plan: Path, consumer: int, error: HoldfastError) -> None:
@@ -66,6 +69,7 @@ class Ending:
         self._spool = Path(config["pool"]["spool"] or place(DEFAULT_SPOOL)).absolute()
         self._service = config["pool"]["lifecycle"] == "service"
         self._results = Path(place("results/summary.tsv")).parent.absolute()
+        self._checked = Path(place(".holdfast/checked")).absolute()
         self._began_s = Path(plan.path).stat().st_mtime
         self._interrupted = False
         self._notice_interrupt()
@@ -92,8 +96,15 @@ class Ending:
         """All that is to be said."""
         yield from self._troubles()
         yield from self._failures()
+        yield from self._result()
         if self._interrupted:
             yield f"holdfast: interrupted; {self._vectors():,} vectors are kept; run the same command again"
+
+    def _result(self) -> Iterator[str]:
+        """What came out, if the run has come to its end and no sample failed."""
+        if _changed_s(self._checked) >= self._began_s:
+            page = self._place("results/report.html")
+            yield f"holdfast: {say_result(self._results / 'summary.tsv')}; open {page}"
 
     def _vectors(self) -> int:
         """Vectors that the pools of this run have computed, as they said last."""
@@ -133,6 +144,27 @@ class Ending:
             yield f"  {failure.sample}{' ' if failure.row else ''}{failure.row}: {failure.reason}"
         if len(failures) > SHOWN:
             yield f"  ... and {len(failures) - SHOWN:,} more"
+
+
+def say_result(summary: Path) -> str:
+    """What came out of a run, in a sentence, from its table of samples."""
+    totals: Counter[str] = Counter()
+    samples, synthetic = 0, set()
+    with open(summary, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+            samples += 1
+            totals.update({name: int(row[name]) for name in (*COUNTED, "rows") if row[name]})
+            totals["called"] += bool(row["virus"])
+            synthetic |= set(filter(None, row["synthetic_weights"].split(",")))
+    said = f"{samples:,} samples, {totals['rows']:,} sequences embedded"
+    if totals["called"]:
+        contigs = sum(totals[name] for name in ("virus", "ambiguous", "non_viral", "not_called"))
+        tiers = ", ".join(f"{totals[f'virus_{tier}']:,} {tier}" for tier in ("high", "moderate", "low"))
+        said = f"{totals['virus']:,} of {contigs:,} contigs called virus ({tiers}), {totals['ambiguous']:,} ambiguous, "
+        said += f"{totals['not_called']:,} not called"
+    if synthetic:
+        said += f"; synthetic weights ({', '.join(sorted(synthetic))}), so this says nothing about biology"
+    return said
 
 
 def _changed_s(path: Path) -> float:

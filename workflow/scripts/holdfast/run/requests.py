@@ -13,7 +13,7 @@ from ..spool.job import Manifest, Request, make_manifest, make_request
 from .config import Sample
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-SETTINGS = ("chunk_length", "models", "method", "precision", "store_dtype")
+SETTINGS = ("chunk_length", "genetic_code", "models", "method", "precision", "store_dtype")
 
 
 def job_settings(config: Mapping[str, Any], samples: Iterable[Sample]) -> dict[str, Any]:
@@ -34,7 +34,8 @@ def make_job(settings: Mapping[str, Any], sample: Sample, known: Mapping[str, Pr
         ConfigError: what is asked of a model it cannot give, or no model fits.
     """
     requests = _requests(settings, sample, known)
-    settled = (settings["chunk_length"], requests, settings["precision"], settings["store_dtype"])
+    cutting = (settings["chunk_length"], settings["genetic_code"])
+    settled = (*cutting, requests, settings["precision"], settings["store_dtype"])
     return make_manifest(sample.sample, sample.kind, sample.fasta, *settled)
 
 

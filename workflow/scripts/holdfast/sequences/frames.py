@@ -17,15 +17,13 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..files import atomic_text
-from . import Alphabet
+from . import GENETIC_CODES, STANDARD_CODE, Alphabet
 from .fasta import read_records
 
 FRAMES = ("F1", "F2", "F3", "R1", "R2", "R3")
 _CODON_BP = 3
 _SLAB_CHUNKS = 128
 
-# NCBI genetic code 1, codons in the order TTT, TTC, TTA, TTG, TCT, ... GGG.
-_AMINO_ACIDS = b"FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG"
 _BASES = b"TCAG"
 _STOP = b"*"
 _DROPPED = b"-"
@@ -61,28 +59,44 @@ class FrameCounts(NamedTuple):
 def chunk_bounds(length_bp: int, chunk_length_bp: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the starts and ends of a record's chunks, two int64 arrays [chunks]; none for an empty record.
 
+    Raises:
+        ConfigError: a chunk shorter than a codon.
+    """
+    _, starts, ends = bounds_of_records(np.array([length_bp]), chunk_length_bp)
+    return starts, ends
+
+
+def bounds_of_records(lengths_bp: np.ndarray, chunk_length_bp: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the record, start and end of every chunk of many records, in their order, three int64 arrays [chunks].
+
     n chunks of full length exceed the record by r bases. VirNucPro divides r by n, although only n - 1
     borders can take a share, and gives what is left over to the first borders, one base each. So the last
     chunk is often short: 501 bases in chunks of 500 become 0-500 and 250-501.
+
+    Args:
+        lengths_bp: Of the records, int64 [M].
+        chunk_length_bp: Length of a chunk.
 
     Raises:
         ConfigError: a chunk shorter than a codon.
     """
     if chunk_length_bp < _CODON_BP:
         raise ConfigError(f"chunk length {chunk_length_bp}: must be at least {_CODON_BP} bases, one codon")
-    chunks = -(-length_bp // chunk_length_bp)
-    index = np.arange(chunks, dtype=np.int64)
-    share_bp, rest_bp = divmod(chunks * chunk_length_bp - length_bp, max(chunks, 1))
-    starts = index * (chunk_length_bp - share_bp) - np.minimum(index, share_bp + rest_bp)
-    return starts, np.minimum(starts + chunk_length_bp, length_bp)
+    chunks = -(-lengths_bp // chunk_length_bp)
+    record = np.repeat(np.arange(len(lengths_bp)), chunks)
+    index = np.arange(len(record)) - np.repeat(np.cumsum(chunks) - chunks, chunks)
+    share_bp, rest_bp = np.divmod(chunks * chunk_length_bp - lengths_bp, np.maximum(chunks, 1))
+    starts = index * (chunk_length_bp - share_bp[record]) - np.minimum(index, (share_bp + rest_bp)[record])
+    return record, starts, np.minimum(starts + chunk_length_bp, lengths_bp[record])
 
 
-def find_frames(sequence: str, chunk_length_bp: int) -> Iterator[Frame]:
+def find_frames(sequence: str, chunk_length_bp: int, genetic_code: int = STANDARD_CODE) -> Iterator[Frame]:
     """Yield the stop-free frames of a record, by chunk and then in the order of ``FRAMES``.
 
     Args:
         sequence: ASCII letters in either case; of any length.
         chunk_length_bp: Length of a chunk; the published models know 300 and 500.
+        genetic_code: One of :data:`.GENETIC_CODES`; VirNucPro's is 1.
 
     Raises:
         ConfigError: a chunk shorter than a codon.
@@ -93,7 +107,7 @@ def find_frames(sequence: str, chunk_length_bp: int) -> Iterator[Frame]:
         begin, end = slab_starts[0], slab_ends[-1]
         forward = sequence[begin:end].encode("ascii").upper()
         reverse = forward.translate(_COMPLEMENT)[::-1]
-        forward_amino_acids, reverse_amino_acids = _translate(forward), _translate(reverse)
+        forward_amino_acids, reverse_amino_acids = (_translate(strand, genetic_code) for strand in (forward, reverse))
         for chunk, (chunk_start, chunk_end) in enumerate(zip(slab_starts, slab_ends, strict=True), first + 1):
             length_bp = chunk_end - chunk_start
             yield from _stop_free_frames(chunk, 0, forward, forward_amino_acids, chunk_start - begin, length_bp)
@@ -106,11 +120,15 @@ def frame_id(record_id: str, chunk: int, frame: int) -> str:
 
 
 def write_frames_fasta(
-    path: str | Path, chunk_length_bp: int, nucleotides_path: str | Path, proteins_path: str | Path
+    path: str | Path,
+    chunk_length_bp: int,
+    nucleotides_path: str | Path,
+    proteins_path: str | Path,
+    genetic_code: int = STANDARD_CODE,
 ) -> FrameCounts:
     """Write the stop-free frames of a file as two FASTA files, nucleotides and proteins, one line a sequence.
 
-    Both files are byte-equal to VirNucPro's. They appear when they are complete, or not at all.
+    With the standard code both files are byte-equal to VirNucPro's. They appear when they are complete, or not at all.
 
     Raises:
         InputError: the file cannot be used, see :func:`.fasta.read_records`.
@@ -121,7 +139,7 @@ def write_frames_fasta(
         for record in read_records(path, Alphabet.NUCLEOTIDE):
             records += 1
             chunks += len(chunk_bounds(len(record.sequence), chunk_length_bp)[0])
-            for frame in find_frames(record.sequence, chunk_length_bp):
+            for frame in find_frames(record.sequence, chunk_length_bp, genetic_code):
                 frames += 1
                 name = frame_id(record.id, frame.chunk, frame.frame)
                 nucleotides.write(f">{name}\n{frame.nucleotides}\n")
@@ -129,22 +147,23 @@ def write_frames_fasta(
     return FrameCounts(records, chunks, frames)
 
 
-def _codon_table() -> bytes:
+def _codon_table(amino_acids: str) -> bytes:
     """Return the 256-byte table from a codon's three digits, as one number in base five, to its amino acid."""
     table = bytearray(_DROPPED * 256)
-    for amino_acid, (first, second, third) in zip(_AMINO_ACIDS, product(range(len(_BASES)), repeat=3), strict=True):
+    codons = product(range(len(_BASES)), repeat=3)
+    for amino_acid, (first, second, third) in zip(amino_acids.encode(), codons, strict=True):
         table[(first * _RADIX + second) * _RADIX + third] = amino_acid
     return bytes(table)
 
 
-_CODONS = _codon_table()
+_CODONS = {code: _codon_table(amino_acids) for code, amino_acids in GENETIC_CODES.items()}
 
 
-def _translate(strand: bytes) -> bytes:
+def _translate(strand: bytes, genetic_code: int) -> bytes:
     """Return, for every position but the last two of a strand, the amino acid of the codon that begins there."""
     digits = np.frombuffer(strand.translate(_DIGITS), dtype=np.uint8)
     codons = (digits[:-2] * np.uint8(_RADIX) + digits[1:-1]) * np.uint8(_RADIX) + digits[2:]
-    return codons.tobytes().translate(_CODONS)
+    return codons.tobytes().translate(_CODONS[genetic_code])
 
 
 def _stop_free_frames(

@@ -23,6 +23,7 @@ from ..documents import DocumentError, fill, parse_json, read_json
 from ..errors import ConfigError, HoldfastError, ResourceError
 from ..files import atomic_text
 from ..models.registry import KINDS, POLICIES, POOLINGS, WINDOW, Output, Prepared
+from ..sequences import GENETIC_CODES
 
 FORMAT_VERSION = 3
 MANIFEST_LIMIT_BYTES = 2**16
@@ -69,6 +70,7 @@ class Manifest:
         size_bytes: Size of that file when the job was made; -1 if it was not there.
         mtime_ns: Its modification time (ns since the epoch); -1 if it was not there.
         chunk_length: Chunk length in bp (kind ``contigs``), otherwise 0.
+        genetic_code: NCBI's number of the code by which frames are read (kind ``contigs``), otherwise 0.
         models: What is asked of each model, by the user's name for it.
         precision: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
         store_dtype: ``float16`` or ``float32``.
@@ -80,6 +82,7 @@ class Manifest:
     size_bytes: int
     mtime_ns: int
     chunk_length: int
+    genetic_code: int
     models: dict[str, Request]
     precision: str
     store_dtype: str
@@ -106,6 +109,7 @@ def make_manifest(
     kind: str,
     fasta: str,
     chunk_length: int,
+    genetic_code: int,
     models: Mapping[str, Request],
     precision: str,
     store_dtype: str,
@@ -113,9 +117,8 @@ def make_manifest(
     """Make the manifest of a sample, looking at its file's size and time but not into it."""
     path = Path(fasta).absolute()
     size_bytes, mtime_ns = fingerprint(path)
-    if kind != "contigs":
-        chunk_length = 0
-    return Manifest(sample, kind, str(path), size_bytes, mtime_ns, chunk_length, dict(models), precision, store_dtype)
+    cutting = (chunk_length, genetic_code) if kind == "contigs" else (0, 0)
+    return Manifest(sample, kind, str(path), size_bytes, mtime_ns, *cutting, dict(models), precision, store_dtype)
 
 
 def make_request(name: str, prepared: Prepared, options: Mapping[str, Any]) -> Request:
@@ -198,6 +201,7 @@ def _checks(manifest: Manifest) -> dict[str, bool]:
         "kind": kind is not None,
         "fasta": manifest.fasta.startswith("/") and "\0" not in manifest.fasta,
         "chunk_length": manifest.chunk_length in (range(3, 100_001) if manifest.kind == "contigs" else (0,)),
+        "genetic_code": manifest.genetic_code in (GENETIC_CODES if manifest.kind == "contigs" else (0,)),
         "precision": manifest.precision in PRECISIONS,
         "store_dtype": manifest.store_dtype in STORE_DTYPES,
         "models": kind is not None
@@ -263,6 +267,11 @@ class Receipt:
     finished: str = ""
     size_bytes: int = -1
     mtime_ns: int = -1
+
+    @property
+    def pool_id(self) -> str:
+        """Name of the pool that left it."""
+        return str(self.pool.get("id", ""))
 
     def write(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""
