@@ -22,6 +22,7 @@ IMPORT_NAMES = {
     "yaml": "pyyaml",
     "esm": "fair-esm",
     "pynvml": "nvidia-ml-py",
+    "sklearn": "scikit-learn",
     "umap": "umap-learn",
     "vl_convert": "vl-convert-python",
 }
@@ -30,7 +31,7 @@ NOT_CALLED = {  # in an environment, functions that import more and that none of
     "pool": {"encode_fair_esm", "encode_transformers", "_quiet_transformers", "locate_checkpoint", "_letters"},
     "models": {"schema_problems"},
     **{
-        name: {"open_model", "load_tokenizer", "family_module", "load_published"}
+        name: {"open_model", "load_tokenizer", "family_module", "load_published", "_fit", "_predict_by_others"}
         for name in ("tables", "report", "umap")
     },
 }

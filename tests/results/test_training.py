@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from holdfast.errors import ConfigError, WeightsError
+from holdfast.results.calibration import read_calibration
 from holdfast.results.classifier import load_classifier
+from holdfast.results.contigs import read_contigs
 from holdfast.results.embeddings import EmbeddingsFile
-from holdfast.results.training import _held_out_contigs, _load_frames, area_under_curve, train
+from holdfast.results.training import _hold_out, _load_frames, area_under_curve, train
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from tests.results.samples import ESM2_WIDTH, FEATURE_WIDTH, write_features
@@ -23,7 +25,7 @@ CALLS = '{"preset": "relaxed", "margin": 0.3}'
 ENTRY = Path(__file__).parents[2] / "workflow/scripts/entry.py"
 LABELS = ("non-viral", "virus")
 KNOWN = {"layer": 2, "pooling": "mean", "source": "facebook/x", "weights_sha256": "cd" * 32, "synthetic": False}
-FILES = ["classifier.safetensors", "confusion.tsv", "history.tsv", "metrics.json"]
+FILES = ["calibration.json", "classifier.safetensors", "confusion.tsv", "history.tsv", "metrics.json"]
 
 Labelled = list[tuple[str | Path, str]]
 
@@ -100,9 +102,9 @@ def test_the_commands_train_write_what_was_learned_and_classify(tmp_path: Path) 
     digest = hashlib.sha256(fasta.read_bytes()).hexdigest()
     files = labelled(tmp_path, shift=1.5, contigs=10, input_sha256=digest)
     virus, non_viral = ([str(path) for path, label in files if label == wanted] for wanted in ("virus", "non-viral"))
-    learn = ["train", "--virus", *virus, "--non-viral", *non_viral, "--seed", "1", "--calls", CALLS]
+    learn = ["train", "--virus", *virus, "--non-viral", *non_viral, "--seed", "1", "--margin", "0.3"]
     apply = ["classify", virus[0], "--classifier", "trained/classifier.safetensors", "--calls", CALLS, "--output", "."]
-    apply += ["--fasta", str(fasta), "--viruses", "virus.fna.gz"]
+    apply += ["--calibration", "trained/calibration.json", "--fasta", str(fasta), "--viruses", "virus.fna.gz"]
     for words in ([*learn, "--output", "trained"], apply):
         command = [sys.executable, str(ENTRY), *words]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -131,6 +133,21 @@ def test_the_commands_train_write_what_was_learned_and_classify(tmp_path: Path) 
     with gzip.open(tmp_path / "virus.fna.gz", "rt") as viruses:
         assert sum(line.startswith(">r") for line in viruses) == 10
 
+    calibration = read_calibration(written / "calibration.json", written / "classifier.safetensors", 0.3)
+    assert calibration is None  # 4 contigs of each label are held out
+    again = ["calibrate", "--virus", *virus, "--non-viral", *non_viral, "--classifier", apply[3], "--margin", "0.3"]
+    command = [sys.executable, str(ENTRY), *again, "--output", "calibration.json"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("calibrated on 20 virus and 20 non-viral contigs (sigmoid), Brier score 0.0")
+    calibration = read_calibration(tmp_path / "calibration.json", written / "classifier.safetensors", 0.3)
+    assert calibration is not None
+    subprocess.run([sys.executable, str(ENTRY), *[word.replace("trained/cal", "cal") for word in apply]], cwd=tmp_path)
+    (*called, empty) = read_contigs(tmp_path / "contigs.tsv")
+    assert empty.p_virus is None
+    scores = np.array([call.score for call in called])
+    np.testing.assert_allclose([call.p_virus for call in called], calibration.apply(scores), rtol=1e-6)
+    assert all(call.fdr is not None and 0.02 < call.fdr < 0.2 for call in called)  # 40 contigs show no less than 1/42
+
     trained = train(files, seed=1).classifier
     loaded = load_classifier(written / "classifier.safetensors")
     assert (loaded.models, loaded.source) == (trained.models, "trained on 4 samples, seed 1")
@@ -157,7 +174,7 @@ def test_metrics_on_frames_and_contigs_equal_a_recomputation(tmp_path: Path) -> 
         files.append((write_features(tmp_path / label, features, records.tolist(), chunks.tolist()), label))
     trained = train(files, seed=3, epochs=2)
     data = _load_frames(files, 240, trained.classifier.models)
-    held = np.isin(data.contig, _held_out_contigs(data, 3))
+    held = np.isin(data.contig, _hold_out(data, 3)[1])
     probabilities = trained.classifier.predict(data.features[held])
     actual = data.label[held]
     assert trained.metrics["auc"] == pytest.approx(roc_auc_score(actual, probabilities[:, 1]), abs=1e-12)
@@ -172,6 +189,27 @@ def test_metrics_on_frames_and_contigs_equal_a_recomputation(tmp_path: Path) -> 
     assert trained.metrics["contig_accuracy"] == np.mean(correct)
     assert 0 < trained.metrics["contig_accuracy"] < 1
     assert 0 < trained.metrics["accuracy"] < 1
+
+
+def test_of_several_samples_whole_ones_are_held_out(tmp_path: Path) -> None:
+    random = np.random.default_rng(8)
+    files: Labelled = []
+    for label, samples, contigs in (("virus", 3, 4), ("non-viral", 8, 6)):
+        for number in range(samples):
+            features = random.normal(size=(contigs, FEATURE_WIDTH))
+            files.append((write_features(tmp_path / f"{label}{number}", features, list(range(contigs))), label))
+    trained = train(files, seed=2, epochs=1)
+    assert trained.metrics["split"] == "samples"
+    # One of 3, two of 8; a record without a frame has no part in it.
+    assert {label: counts["contigs"] for label, counts in trained.metrics["held_out"].items()} == {
+        "virus": 4,
+        "non-viral": 12,
+    }
+    assert (len(trained.score), trained.label.tolist().count(1)) == (16, 4)
+    data = _load_frames(files, 60, trained.classifier.models)
+    held = np.isin(data.contig, _hold_out(data, 2)[1])
+    assert all(len(set(held[data.file == number].tolist())) == 1 for number in range(11))
+    assert train(files[:2] + files[3:], seed=2, epochs=1).metrics["split"] == "contigs"
 
 
 def test_rare_classes_are_weighed_alike(tmp_path: Path) -> None:

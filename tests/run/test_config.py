@@ -365,13 +365,30 @@ def test_labels_of_one_class_cannot_train() -> None:
     check_fit(with_defaults(), samples(("a", "contigs", "")))
 
 
-def test_a_classifier_is_a_file_and_makes_labels_unnecessary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_classifier_is_a_file_that_labels_calibrate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.pth").touch()
-    check_fit(with_defaults(classifier="c.pth"), samples(("a", "contigs", "virus")))
+    both = samples(("a", "contigs", "virus"), ("b", "contigs", "non-viral"))
+    check_fit(with_defaults(classifier="c.pth"), both)
+    check_fit(with_defaults(classifier="c.pth", calls={"max_fdr": 0.1}), both)
+    (line,) = fit_problems(with_defaults(classifier="c.pth"), samples(("a", "contigs", "virus")))
+    assert line.startswith("samples.tsv: every labelled sample is 'virus'; to calibrate the classifier takes")
     for wrong in ("none.pth", str(tmp_path)):
         (line,) = fit_problems(with_defaults(classifier=wrong), samples(("a", "contigs", "")))
         assert line == f"classifier: {wrong} is not a file (looked in {tmp_path})"
+
+
+def test_max_fdr_needs_something_that_calibrates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.safetensors").touch()
+    config = with_defaults(classifier="c.safetensors", calls={"max_fdr": 0.1})
+    unlabelled = samples(("a", "contigs", ""))
+    (line,) = fit_problems(config, unlabelled)
+    assert line == "calls.max_fdr: without labelled samples nothing is calibrated; label some, or remove the key"
+    (tmp_path / "calibration.json").touch()
+    check_fit(config, unlabelled)
+    (line,) = fit_problems(with_defaults(calls={"virus_score": 0.1}), unlabelled)
+    assert line.startswith("calls.non_viral_score: 0.4 is above virus_score, 0.1")
 
 
 def test_a_label_on_another_kind_is_refused() -> None:

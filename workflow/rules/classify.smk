@@ -1,31 +1,59 @@
 CLASSIFIER = "results/classifier"
 PUBLISHED_NAMES = ("prediction_results.txt", "prediction_results_highestscore.csv")
+TABLES = ("frames.tsv", "chunks.tsv", "contigs.tsv", "regions.tsv", "regions.bed")
+VIRUSES = "virus.fna.gz" if config["output_bgzip"] else "virus.fna"
 
 
-rule train:
-    input:
-        holdfast=ENTRY,
-        virus=[f"results/{name}/embeddings.h5" for name, label in LABELLED.items() if label == "virus"],
-        non_viral=[f"results/{name}/embeddings.h5" for name, label in LABELLED.items() if label == "non-viral"],
-    output:
-        classifier=f"{CLASSIFIER}/classifier.safetensors",
-        metrics=f"{CLASSIFIER}/metrics.json",
-        history=f"{CLASSIFIER}/history.tsv",
-        confusion=f"{CLASSIFIER}/confusion.tsv",
-    log:
-        "logs/train.log",
-    benchmark:
-        "benchmarks/train.tsv"
-    conda:
-        "../../envs/models.yaml"
-    params:
-        seed=config["seed"],
-        calls=json.dumps(config["calls"]),
-        method=named_method(),
-        directory=lambda wildcards, output: os.path.dirname(output.classifier),
-    shell:
-        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} train --virus {input.virus:q} --non-viral {input.non_viral:q}'
-        " --seed {params.seed} --calls {params.calls:q} {params.method} --output {params.directory:q} 2>&1 | tee {log:q}"
+# Labelled samples train a classifier, a part of them held out to calibrate it; one that is given they calibrate only.
+if TRAINS:
+
+    rule train:
+        input:
+            holdfast=ENTRY,
+            virus=[f"results/{name}/embeddings.h5" for name, label in LABELLED.items() if label == "virus"],
+            non_viral=[f"results/{name}/embeddings.h5" for name, label in LABELLED.items() if label == "non-viral"],
+        output:
+            classifier=f"{CLASSIFIER}/classifier.safetensors",
+            calibration=f"{CLASSIFIER}/calibration.json",
+            metrics=f"{CLASSIFIER}/metrics.json",
+            history=f"{CLASSIFIER}/history.tsv",
+            confusion=f"{CLASSIFIER}/confusion.tsv",
+        log:
+            "logs/train.log",
+        benchmark:
+            "benchmarks/train.tsv"
+        conda:
+            "../../envs/models.yaml"
+        params:
+            seed=config["seed"],
+            margin=choose_rules(config["calls"]).margin,
+            method=named_method(),
+            directory=lambda wildcards, output: os.path.dirname(output.classifier),
+        shell:
+            '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} train --virus {input.virus:q} --non-viral {input.non_viral:q}'
+            " --seed {params.seed} --margin {params.margin} {params.method} --output {params.directory:q} 2>&1 | tee {log:q}"
+
+else:
+
+    rule calibrate:
+        input:
+            holdfast=ENTRY,
+            classifier=classifier_file,
+            virus=[f"results/{name}/embeddings.h5" for name, label in LABELLED.items() if label == "virus"],
+            non_viral=[f"results/{name}/embeddings.h5" for name, label in LABELLED.items() if label == "non-viral"],
+        output:
+            calibration=f"{CLASSIFIER}/calibration.json",
+        log:
+            "logs/calibrate.log",
+        conda:
+            "../../envs/models.yaml"
+        params:
+            margin=choose_rules(config["calls"]).margin,
+            method=named_method(),
+        shell:
+            '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} calibrate --classifier {input.classifier:q} --virus {input.virus:q}'
+            " --non-viral {input.non_viral:q} --margin {params.margin} {params.method} --output {output.calibration:q}"
+            " 2>&1 | tee {log:q}"
 
 
 rule convert_classifier:
@@ -48,6 +76,7 @@ rule classify_contigs:
         holdfast=ENTRY,
         embeddings="results/{sample}/embeddings.h5",
         classifier=classifier_file,
+        calibration=calibration_file,
         fasta=lambda wildcards: ancient(local(SAMPLES[wildcards.sample].fasta)),
     output:
         contigs="results/{sample}/contigs.tsv",
@@ -61,11 +90,14 @@ rule classify_contigs:
     params:
         calls=json.dumps(config["calls"]),
         method=named_method(),
+        calibration=lambda wildcards, input: (
+            f"--calibration {shlex.quote(input.calibration)}" if input.calibration else ""
+        ),
         directory=lambda wildcards, output: os.path.dirname(output.contigs),
         virnucpro="--virnucpro" if config["output_virnucpro"] else "",
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} classify {input.embeddings:q} --classifier {input.classifier:q}'
-        " --calls {params.calls:q} {params.method} --fasta {input.fasta:q} --output {params.directory:q} {params.virnucpro}"
+        " {params.calibration} --calls {params.calls:q} {params.method} --fasta {input.fasta:q} --output {params.directory:q} {params.virnucpro}"
         " --viruses {output.viruses:q} 2>&1 | tee {log:q}"
 
 
@@ -90,4 +122,5 @@ rule combine:
         trained="--trained" if TRAINS else "",
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} combine {input.sheet:q} --results {params.results:q}'
-        " --failures {input.failures:q} --classifier {input.classifier:q} {params.trained} --contigs {output.contigs:q} --viruses {output.viruses:q} 2>&1 | tee {log:q}"
+        " --failures {input.failures:q} --classifier {input.classifier:q} {params.trained}"
+        " --contigs {output.contigs:q} --viruses {output.viruses:q} 2>&1 | tee {log:q}"

@@ -18,6 +18,7 @@ for imported in [name for name in sys.modules if name.partition(".")[0] == "hold
 sys.path.insert(0, str(next(path for path in FILES if path.name == "entry.py").parent))
 
 from holdfast.errors import HoldfastError  # noqa: E402
+from holdfast.results.presets import choose_rules  # noqa: E402
 from holdfast.run import client, config as configuration, ending, failures, plan as planning, watch  # noqa: E402
 
 if not workflow.deployment_settings.deployment_method:
@@ -64,8 +65,6 @@ def decide():
 
 config, SAMPLES, PLAN = decide()
 ENTRY = source("scripts/entry.py")  # the command line, as the input of rules; the package lies beside it
-TABLES = ("frames.tsv", "chunks.tsv", "contigs.tsv", "regions.tsv", "regions.bed")
-VIRUSES = "virus.fna.gz" if config["output_bgzip"] else "virus.fna"
 SERVICE = config["pool"]["lifecycle"] == "service"
 SPOOL = config["pool"]["spool"] or place(planning.DEFAULT_SPOOL)
 MODELS = {model: config["models"][model] for model in PLAN.models}
@@ -80,8 +79,9 @@ container: config["container"]
 
 
 if workflow.is_main_process and PLAN.consumers:
-    name = MODIFIER.namespace if IS_MODULE else "holdfast"
-    watch.log_progress(workflow, name, partial(watch.watch_run, PLAN, SAMPLES, config, place))
+    watch.log_progress(
+        workflow, MODIFIER.namespace or "holdfast", partial(watch.watch_run, PLAN, SAMPLES, config, place)
+    )
 
 
 wildcard_constraints:
@@ -103,6 +103,12 @@ def classifier_file(wildcards):
     return local(given) if given.endswith(".safetensors") else "resources/classifier.safetensors"
 
 
+def calibration_file(wildcards):
+    """What calibrates calls: made of labelled samples, or beside the classifier that is given; or nothing."""
+    beside = configuration.calibration_beside(config["classifier"])
+    return "results/classifier/calibration.json" if LABELLED else local(beside or [])
+
+
 def given_classifier(wildcards):
     """The classifier if the config names one and there are contigs: what needs no sample to be there."""
     return classifier_file(wildcards) if config["classifier"] and CONTIG_SAMPLES else []
@@ -115,15 +121,15 @@ def named_method():
 
 def outcome(wildcards):
     """Which samples are done and which are called: known when list_failures has run, and Snakemake asks again then."""
-    table = checkpoints.list_failures.get().output.failures
-    return failures.read_outcome(table, SAMPLES, CALLED, LABELLED if TRAINS else [])
+    return failures.read_outcome(checkpoints.list_failures.get().output.failures, SAMPLES, CALLED, LABELLED)
 
 
 def targets(wildcards):
     """What `rule all` asks for."""
     samples = outcome(wildcards)
-    of_all = ["embeddings.h5", "records.tsv", *([config["export"]] if config["export"] else [])]
-    wanted = expand(RESULT, sample=samples.done, file=of_all)
+    wanted = expand(
+        RESULT, sample=samples.done, file=["embeddings.h5", "records.tsv", *filter(None, [config["export"]])]
+    )
     wanted += expand(RESULT, sample=samples.called, file=[*TABLES, VIRUSES])
     wanted += ["results/contigs.tsv", f"results/{VIRUSES}"] if samples.called else []
     return [*wanted, "results/summary.tsv", "results/report.html", ".holdfast/checked"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .cli_calls import classify, combine, train
+from .cli_calls import calibrate, classify, combine, train
 from .cli_report import check_samples, draw, list_failures, summarize
 from .errors import ConfigError, guarded
 from .models.registry import POLICIES, POOLINGS
@@ -28,13 +28,8 @@ Command = Callable[[Parser], Callable[[Arguments], None]]
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 COMMANDS: dict[str, tuple[Command, str]] = {
-    "train": (train, ""),
-    "classify": (classify, ""),
-    "combine": (combine, ""),
-    "list-failures": (list_failures, ""),
-    "check-samples": (check_samples, ""),
-    "summarize": (summarize, ""),
-    "draw": (draw, ""),
+    function.__name__.replace("_", "-"): (function, "")
+    for function in (train, calibrate, classify, combine, list_failures, check_samples, summarize, draw)
 }
 """By name: the function, and an example for people; empty where only rules call it."""
 

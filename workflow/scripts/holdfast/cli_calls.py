@@ -1,4 +1,4 @@
-"""Commands between embeddings and calls: train a classifier, classify and call a sample, put all samples together.
+"""Commands between embeddings and calls: train and calibrate a classifier, call a sample, put all samples together.
 
 Only rules call them. Each is a function as those of :mod:`.cli`, which has the rest of the command line.
 """
@@ -61,22 +61,42 @@ def _labelled(given: Arguments) -> list[tuple[str | Path, str]]:
     return [(path, "virus") for path in given.virus] + [(path, "non-viral") for path in given.non_viral]
 
 
+def _add_margin(parser: Parser) -> None:
+    parser.add_argument("--margin", type=float, required=True, help="from which a chunk is confident")
+
+
 def train(parser: Parser) -> Callable[[Arguments], None]:
     """Train the classifier on the embeddings of labelled samples."""
     _add_labelled(parser)
     parser.add_argument("--seed", type=int, required=True, help="of split, weights, order and dropout")
-    add_calls(parser)
+    _add_margin(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the classifier and its figures")
     _add_method(parser)
 
     def do(given: Arguments) -> None:
-        from .results.presets import choose_rules
         from .results.training import train
 
-        margin = choose_rules(given.calls).margin
-        trained = train(_labelled(given), given.seed, margin=margin, method=_method(given))
-        trained.write(given.output)
-        print(trained.summary())
+        trained = train(_labelled(given), given.seed, margin=given.margin, method=_method(given))
+        calibration = trained.write(given.output)
+        print(f"{trained.summary()}\n{calibration.summary()}")
+
+    return do
+
+
+def calibrate(parser: Parser) -> Callable[[Arguments], None]:
+    """Calibrate a classifier that was given on the embeddings of labelled samples."""
+    _add_labelled(parser)
+    parser.add_argument("--classifier", type=Path, required=True, help="a .safetensors")
+    _add_margin(parser)
+    parser.add_argument("--output", type=Path, required=True, metavar="calibration.json")
+    _add_method(parser)
+
+    def do(given: Arguments) -> None:
+        from .results.calibration import calibrate_classifier
+
+        found = calibrate_classifier(_labelled(given), given.classifier, _method(given), given.margin)
+        found.write(given.output)
+        print(found.summary())
 
     return do
 
@@ -88,6 +108,7 @@ def classify(parser: Parser) -> Callable[[Arguments], None]:
     add_calls(parser)
     parser.add_argument("--fasta", type=Path, required=True, help="sequence file of the sample")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the tables")
+    parser.add_argument("--calibration", type=Path, metavar="JSON", help="what calibrates the classifier")
     parser.add_argument("--virnucpro", action="store_true", help="also write VirNucPro's own two files, DIR/virnucpro/")
     parser.add_argument("--viruses", type=Path, required=True, metavar="virus.fna", help="with .gz at its end, as BGZF")
     _add_method(parser)
@@ -98,7 +119,7 @@ def classify(parser: Parser) -> Callable[[Arguments], None]:
         from .results.viruses import write_viruses
 
         calls = (given.embeddings, given.classifier, choose_rules(given.calls), given.output)
-        classify_contigs(*calls, _method(given), given.virnucpro)
+        classify_contigs(*calls, _method(given), given.virnucpro, given.calibration)
         write_viruses(given.viruses, given.fasta, given.embeddings, given.output)
 
     return do

@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import InputError
 from ..files import atomic_text
 from ..sequences.frames import FRAMES, bounds_of_records
+from .calibration import Calibration, read_calibration
 from .classifier import CLASSES, classify, load_classifier
 from .contigs import NOT_AVAILABLE, line, number, write_contigs
 from .decisions import NOT_CALLED, REASONS, decide
@@ -42,6 +43,7 @@ def classify_contigs(
     directory: Path,
     method: Mapping[str, str | None] | None = None,
     virnucpro: bool = False,
+    calibration_path: Path | None = None,
 ) -> None:
     """Classify the frames of one sample, and call its chunks and contigs.
 
@@ -52,15 +54,19 @@ def classify_contigs(
         directory: Where the tables go, each by the name of its kind, such as ``frames.tsv``.
         method: Names of the models by role; None where there is only one.
         virnucpro: Also write VirNucPro's own two files, into ``virnucpro`` there.
+        calibration_path: What calibrates the classifier, ``calibration.json``; None where there is none.
 
     Raises:
-        ConfigError: rules that need a calibration, without one.
+        ConfigError: rules that need a calibration, without one, or with one that was made for another margin.
         InputError: embeddings that cannot be read, of another kind, or without a model that the classifier needs.
-        WeightsError: a file that is no classifier, or one that does not fit the embeddings.
+        WeightsError: a file that is no classifier, or one that does not fit the embeddings; a calibration of another.
     """
     classifier = load_classifier(classifier_path)
+    calibration = None
+    if calibration_path is not None:
+        calibration = read_calibration(calibration_path, Path(classifier_path), rules.margin)
     with EmbeddingsFile(embeddings) as reader:
-        call_contigs(reader, classify(reader, classifier, method or {}), rules, directory, virnucpro)
+        call_contigs(reader, classify(reader, classifier, method or {}), rules, directory, virnucpro, calibration)
 
 
 def call_contigs(
@@ -69,6 +75,7 @@ def call_contigs(
     rules: CallRules,
     directory: Path,
     virnucpro: bool = False,
+    calibration: Calibration | None = None,
 ) -> None:
     """Call the chunks and contigs of one sample, whose frames are classified as they are asked for.
 
@@ -78,6 +85,7 @@ def call_contigs(
         rules: By which contigs are called.
         directory: As for :func:`classify_contigs`, and so is ``virnucpro``.
         virnucpro: For two files.
+        calibration: Of the classifier; None where there is none.
 
     Raises:
         ConfigError: rules that need a calibration, without one.
@@ -90,7 +98,8 @@ def call_contigs(
     votes = vote(_chunk_of_rows(reader, places, chunks), len(contig), probabilities)
     _write_chunks(directory / "chunks.tsv", _name_chunks(reader, chunks), start_bp, end_bp, votes)
     evidence, score = score_groups(contig, reader.record_count, votes, rules.margin)
-    decisions = decide(length_bp, status, evidence, score, None, rules)
+    p_virus = None if calibration is None else calibration.apply(score, rules.virus_share)
+    decisions = decide(length_bp, status, evidence, score, p_virus, rules)
     write_contigs(directory / "contigs.tsv", reader.record_blocks(), chunks, evidence, score, decisions, rules)
     called = decisions.decision != NOT_CALLED
     regions = find_regions(contig, start_bp, end_bp, votes, called, length_bp, rules)

@@ -16,6 +16,7 @@ import torch
 
 from ..errors import ConfigError, WeightsError
 from ..files import atomic_text
+from .calibration import Calibration, calibrate
 from .classifier import (
     BATCH_NORM_EPSILON,
     CLASSES,
@@ -27,7 +28,7 @@ from .classifier import (
 )
 from .embeddings import BLOCK_ROWS, EmbeddingsFile
 from .presets import PRESETS
-from .votes import score_groups, vote
+from .votes import score_contigs
 
 HIDDEN_WIDTH = 512
 DROPOUT = 0.5
@@ -35,6 +36,8 @@ EPOCHS = 30
 BATCH_FRAMES = 64
 LEARNING_RATE = 1e-3
 HELD_OUT_SHARE = 0.2
+SEVERAL_SAMPLES = 3
+"""Samples of each label from which whole ones are held out; of two, training would lose half."""
 
 
 class Network(torch.nn.Module):
@@ -71,11 +74,15 @@ class Training:
         classifier: The network.
         metrics: Figures on the held-out contigs, and what was trained on.
         history: For each epoch ``epoch``, ``loss``, ``held_out_loss``, ``held_out_accuracy``.
+        score: Of the held-out contigs, float64 [n].
+        label: Of the same, int64 [n], 1 for a virus, 0 otherwise.
     """
 
     classifier: Classifier
     metrics: dict[str, Any]
     history: list[dict[str, float]]
+    score: np.ndarray
+    label: np.ndarray
 
     def summary(self) -> str:
         """One line for people."""
@@ -83,15 +90,23 @@ class Training:
         note = "; the models have synthetic weights, so this says nothing about biology"
         return figures.format_map(self.metrics) + (note if self.metrics["synthetic"] else "")
 
-    def write(self, directory: str | Path) -> None:
+    def write(self, directory: str | Path) -> Calibration:
         """Write ``classifier.safetensors`` and, in text, what is known of it.
 
-        ``metrics.json`` has the metrics, ``history.tsv`` a row for each epoch, ``confusion.tsv`` a row for each label:
-        its held-out frames by their prediction.
+        ``calibration.json`` is made of the held-out contigs, see :mod:`.calibration`. ``metrics.json`` has the metrics,
+        ``history.tsv`` a row for each epoch, ``confusion.tsv`` a row for each label: its held-out frames by their
+        prediction.
+
+        Returns:
+            What ``calibration.json`` holds.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        self.classifier.save(directory / "classifier.safetensors")
+        path = directory / "classifier.safetensors"
+        self.classifier.save(path)
+        split, margin = self.metrics["split"], self.metrics["margin"]
+        calibration = calibrate(self.score, self.label, split, margin, path)
+        calibration.write(directory / "calibration.json")
         with atomic_text(directory / "metrics.json") as file:
             file.write(json.dumps(self.metrics, indent=2, ensure_ascii=False) + "\n")
         with atomic_text(directory / "history.tsv") as table:
@@ -101,14 +116,19 @@ class Training:
             table.write("\t".join(("label", *CLASSES)) + "\n")
             for label, predictions in self.metrics["confusion"].items():
                 table.write("\t".join((label, *(str(predictions[name]) for name in CLASSES))) + "\n")
+        return calibration
 
 
 @dataclass(frozen=True)
 class _Frames:
-    """All labelled frames: float32 [N, F], then int64 [N] each: label, contig over all files, chunk in its contig."""
+    """All labelled frames.
+
+    float32 [N, F], then int64 [N] each: label, number of the file, contig over all files, chunk in its contig.
+    """
 
     features: np.ndarray
     label: np.ndarray
+    file: np.ndarray
     contig: np.ndarray
     chunk: np.ndarray
 
@@ -122,9 +142,10 @@ def train(
 ) -> Training:
     """Train the classifier on labelled samples; on one kind of CPU, equal arguments give an equal network.
 
-    A fifth of the contigs of each class, with all their frames, is held out, and plays no part in training. The
-    number of epochs is fixed, so that nothing is chosen by looking at them either. The loss weighs both classes
-    alike, however many frames they have. Adam, batches of 64 frames; all of this is our choice, not VirNucPro's.
+    A fifth is held out of each class and plays no part in training: of its samples, where each class has at least
+    :data:`SEVERAL_SAMPLES`, otherwise of its contigs, with all their frames. The number of epochs is fixed, so that
+    nothing is chosen by looking at them either. The loss weighs both classes alike, however many frames they have.
+    Adam, batches of 64 frames; all of this is our choice, not VirNucPro's.
 
     Args:
         files: Results file and label (``virus`` or ``non-viral``) of each sample.
@@ -140,23 +161,26 @@ def train(
     """
     models, rows = _check_files(files, method or {})
     frames = _load_frames(files, rows, models)
-    held_out = np.isin(frames.contig, _held_out_contigs(frames, seed))
+    split, contigs = _hold_out(frames, seed)
+    held_out = np.isin(frames.contig, contigs)
     with _reproducible(seed):
         network = Network(frames.features.shape[1])
         history = _fit(network, frames, held_out, epochs)
     classifier = network.classifier(models, f"trained on {len(files)} samples, seed {seed}")
-    measured = _measure(classifier, frames, held_out, margin)
+    score, label = _score_contigs(classifier, frames, held_out, margin)
     metrics = {
-        **measured,
+        **_measure(classifier, frames, held_out),
+        "contig_accuracy": float(np.mean((score >= 0.5) == label)),
         "train": _count(frames, ~held_out),
         "held_out": _count(frames, held_out),
         "seed": seed,
         "epochs": epochs,
         "margin": margin,
+        "split": split,
         "models": {role: asdict(model) for role, model in models.items()},
         "synthetic": any(model.synthetic for model in models.values()),
     }
-    return Training(classifier, metrics, history)
+    return Training(classifier, metrics, history, score, label)
 
 
 @contextmanager
@@ -202,15 +226,16 @@ def _check_files(
 def _load_frames(files: Sequence[tuple[str | Path, str]], rows: int, models: Mapping[str, FeatureModel]) -> _Frames:
     """Read all files, block by block, into arrays that are made once."""
     feature_width = sum(model.width for model in models.values())
-    columns = (np.empty(rows, np.int64) for _ in range(3))
+    columns = (np.empty(rows, np.int64) for _ in range(4))
     frames = _Frames(np.empty((rows, feature_width), np.float32), *columns)
     start = first_contig = 0
-    for path, label in files:
+    for number, (path, label) in enumerate(files):
         with EmbeddingsFile(path) as reader:
             for block in reader.blocks(matrices_of(models)):
                 place = slice(start, start + len(block.ids))
                 frames.features[place] = features(block)
                 frames.label[place] = CLASSES.index(label)
+                frames.file[place] = number
                 frames.contig[place] = first_contig + block.record
                 frames.chunk[place] = block.chunk
                 start = place.stop
@@ -218,18 +243,28 @@ def _load_frames(files: Sequence[tuple[str | Path, str]], rows: int, models: Map
     return frames
 
 
-def _held_out_contigs(frames: _Frames, seed: int) -> np.ndarray:
+def _hold_out(frames: _Frames, seed: int) -> tuple[str, np.ndarray]:
+    """What is split, ``samples`` or ``contigs``, and the contigs that are held out, int64 [n]."""
     generator = np.random.default_rng(seed)
+    samples = [np.unique(frames.file[frames.label == code]) for code in range(len(CLASSES))]
+    if min(map(len, samples)) >= SEVERAL_SAMPLES:
+        chosen = np.concatenate([_choose(generator, files) for files in samples])
+        return "samples", np.unique(frames.contig[np.isin(frames.file, chosen)])
     held_out = []
     for code, label in enumerate(CLASSES):
-        contigs = generator.permutation(np.unique(frames.contig[frames.label == code]))
+        contigs = np.unique(frames.contig[frames.label == code])
         if len(contigs) < 2:
             raise ConfigError(
                 f"samples: label {label} has {len(contigs)} contigs with a stop-free frame; "
                 "training needs at least 2, one to learn from and one to hold out; label more samples"
             )
-        held_out.append(contigs[: max(1, round(HELD_OUT_SHARE * len(contigs)))])
-    return np.concatenate(held_out)
+        held_out.append(_choose(generator, contigs))
+    return "contigs", np.concatenate(held_out)
+
+
+def _choose(generator: np.random.Generator, numbers: np.ndarray) -> np.ndarray:
+    """A share of some numbers, by chance, at least one."""
+    return generator.permutation(numbers)[: max(1, round(HELD_OUT_SHARE * len(numbers)))]
 
 
 def _fit(network: Network, frames: _Frames, held_out: np.ndarray, epochs: int) -> list[dict[str, float]]:
@@ -262,16 +297,22 @@ def _fit(network: Network, frames: _Frames, held_out: np.ndarray, epochs: int) -
     return history
 
 
-def _measure(classifier: Classifier, frames: _Frames, held_out: np.ndarray, margin: float) -> dict[str, Any]:
-    """Accuracy, AUC and confusion table of held-out frames; share of their contigs that score on their own side."""
+def _score_contigs(
+    classifier: Classifier, frames: _Frames, held_out: np.ndarray, margin: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the held-out contigs, float64 [n], and their labels, int64 [n]."""
     probabilities = classifier.predict(frames.features[held_out])
-    label, contig, chunk = frames.label[held_out], frames.contig[held_out], frames.chunk[held_out]
+    contig, label = frames.contig[held_out], frames.label[held_out]
+    _, score = score_contigs(contig, frames.chunk[held_out], probabilities, margin)
+    return score, label[np.unique(contig, return_index=True)[1]]
+
+
+def _measure(classifier: Classifier, frames: _Frames, held_out: np.ndarray) -> dict[str, Any]:
+    """Accuracy, AUC and confusion table of held-out frames."""
+    probabilities = classifier.predict(frames.features[held_out])
+    label = frames.label[held_out]
     predicted = (probabilities[:, 1] > probabilities[:, 0]).astype(int)
     confusion = np.bincount(label * len(CLASSES) + predicted, minlength=len(CLASSES) ** 2).tolist()
-    (chunk_contig, _), chunk_index = np.unique(np.stack([contig, chunk]), axis=1, return_inverse=True)
-    contigs, first_row = np.unique(contig, return_index=True)
-    votes = vote(chunk_index, len(chunk_contig), probabilities)
-    _, score = score_groups(np.searchsorted(contigs, chunk_contig), len(contigs), votes, margin)
     return {
         "accuracy": float(np.mean(predicted == label)),
         "auc": area_under_curve(probabilities[:, 1], label),
@@ -279,7 +320,6 @@ def _measure(classifier: Classifier, frames: _Frames, held_out: np.ndarray, marg
             actual: dict(zip(CLASSES, confusion[row * len(CLASSES) :], strict=False))
             for row, actual in enumerate(CLASSES)
         },
-        "contig_accuracy": float(np.mean((score >= 0.5) == label[first_row])),
     }
 
 

@@ -70,3 +70,22 @@ def score_groups(group: np.ndarray, groups: int, votes: Votes, confident: float)
     summed = np.bincount(group, weights=weight * margin, minlength=groups)
     mean = np.divide(summed, total, out=np.zeros(groups), where=total > 0)
     return evidence, np.where(evidence > 0, (1 + mean) / 2, np.nan)
+
+
+def score_contigs(
+    contig: np.ndarray, chunk: np.ndarray, probabilities: np.ndarray, confident: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Score the contigs of some frames.
+
+    Args:
+        contig: Index of each frame's contig, int64 [N], in any order.
+        chunk: Number of its chunk there, int64 [N].
+        probabilities: float32 [N, 2]: non-viral, virus.
+        confident: As for :func:`score_groups`.
+
+    Returns:
+        Indices of the contigs that have a frame, ascending, int64 [k], and their scores, float64 [k].
+    """
+    (owner, _), place = np.unique(np.stack([contig, chunk]), axis=1, return_inverse=True)
+    contigs, group = np.unique(owner, return_inverse=True)
+    return contigs, score_groups(group, len(contigs), vote(place, len(owner), probabilities), confident)[1]

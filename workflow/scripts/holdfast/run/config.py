@@ -179,13 +179,23 @@ def check_fit(config: Mapping[str, Any], samples: Mapping[str, Sample]) -> None:
     classifier = config["classifier"]
     if classifier is not None and not os.path.isfile(classifier):
         problems.append(f"classifier: {classifier} is not a file (looked in {os.getcwd()})")
-    if classifier is None and len(labels) == 1:
+    if len(labels) == 1:
+        way = "training needs" if classifier is None else "to calibrate the classifier takes"
+        otherwise = "or remove the labels" if classifier else "or set 'classifier' in the config, or remove the labels"
         problems.append(
-            f"{name}: every labelled sample is '{labels.pop()}'; training needs samples of both labels, "
-            "virus and non-viral (or set 'classifier' in the config, or remove the labels)"
+            f"{name}: every labelled sample is '{min(labels)}'; {way} samples of both labels, "
+            f"virus and non-viral ({otherwise})"
         )
+    if config["calls"]["max_fdr"] is not None and not labels and calibration_beside(classifier) is None:
+        problems.append("calls.max_fdr: without labelled samples nothing is calibrated; label some, or remove the key")
     if problems:
         raise _several("the config and the sample sheet do not fit:", problems)
+
+
+def calibration_beside(classifier: str | None) -> str | None:
+    """The calibration beside a classifier that was trained here; None where there is none."""
+    beside = os.path.join(os.path.dirname(classifier or ""), "calibration.json")
+    return beside if (classifier or "").endswith(".safetensors") and os.path.isfile(beside) else None
 
 
 def check_files(name: str, samples: Mapping[str, Sample]) -> None:

@@ -81,22 +81,20 @@ class Outcome:
     called: list[str]
 
 
-def read_outcome(
-    path: str | Path, samples: Iterable[str], called: Iterable[str], trained_with: Iterable[str]
-) -> Outcome:
+def read_outcome(path: str | Path, samples: Iterable[str], called: Iterable[str], labelled: Iterable[str]) -> Outcome:
     """What can be made of the samples of a run.
 
     Args:
         path: The table of failures.
         samples: Names of all samples.
         called: Names of those whose contigs are to be called.
-        trained_with: Names of those that train the classifier: if one of them failed there is none, and no call.
+        labelled: Names of those that train the classifier or calibrate it: if one of them failed nothing is called.
     """
     failed = failed_samples(path)
-    trained = not any(name in failed for name in trained_with)
+    whole = not any(name in failed for name in labelled)
     return Outcome(
         [name for name in samples if name not in failed],
-        [name for name in called if name not in failed] if trained else [],
+        [name for name in called if name not in failed] if whole else [],
     )
 
 
