@@ -126,10 +126,4 @@ def outcome(wildcards):
 
 def targets(wildcards):
     """What `rule all` asks for."""
-    samples = outcome(wildcards)
-    wanted = expand(
-        RESULT, sample=samples.done, file=["embeddings.h5", "records.tsv", *filter(None, [config["export"]])]
-    )
-    wanted += expand(RESULT, sample=samples.called, file=[*TABLES, VIRUSES])
-    wanted += ["results/contigs.tsv", f"results/{VIRUSES}"] if samples.called else []
-    return [*wanted, "results/summary.tsv", "results/report.html", ".holdfast/checked"]
+    return outcome(wildcards).targets(config["export"], TABLES, VIRUSES)

@@ -178,9 +178,13 @@ def serve(parser: Parser) -> Callable[[Arguments], None]:
         state = PoolState(Identity.own(), str(given.spool.absolute()))
         state.announce(given.endpoint)  # at once: a service that is late with its output holds Snakemake up
 
-        from .pool.supervisor import serve_pool
+        try:
+            from .pool.supervisor import serve_pool
 
-        serve_pool(given.config, state, given.endpoint)
+            serve_pool(given.config, state, given.endpoint)
+        except KeyboardInterrupt:  # before the supervisor takes the signal
+            given.endpoint.unlink(missing_ok=True)
+            raise
 
     return do
 
@@ -256,8 +260,11 @@ def submit(parser: Parser) -> Callable[[Arguments], None]:
     def do(given: Arguments) -> None:
         from .run.client import submit_planned
 
-        if given.endpoint:  # a scheduler signals all of a job; the pool then needs its time, and says when it has ended
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if (
+            given.endpoint
+        ):  # a scheduler, or Ctrl-C, signals all; the pool then needs its time, and says when it has ended
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
         directories = [path.parent for path in given.models]
         waiting = (given.spool, given.endpoint, given.receipts, given.patience_s, given.classifier)
         for outcome in submit_planned(given.plan, given.consumer, directories, *waiting):

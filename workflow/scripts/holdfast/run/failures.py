@@ -80,6 +80,20 @@ class Outcome:
     done: list[str]
     called: list[str]
 
+    def targets(self, export: str | None, tables: Iterable[str], viruses: str) -> list[str]:
+        """The files that a run makes of them, as the rules write their paths.
+
+        Args:
+            export: What else there is of each sample, below its directory.
+            tables: Names of the tables of a called sample.
+            viruses: Name of the file of its viruses' sequences.
+        """
+        of_all = ["embeddings.h5", "records.tsv", *([export] if export else [])]
+        wanted = [f"results/{name}/{file}" for name in self.done for file in of_all]
+        wanted += [f"results/{name}/{file}" for name in self.called for file in (*tables, viruses)]
+        wanted += ["results/contigs.tsv", f"results/{viruses}"] if self.called else []
+        return [*wanted, "results/summary.tsv", "results/report.html", ".holdfast/checked"]
+
 
 def read_outcome(path: str | Path, samples: Iterable[str], called: Iterable[str], labelled: Iterable[str]) -> Outcome:
     """What can be made of the samples of a run.
