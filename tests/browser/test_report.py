@@ -146,7 +146,10 @@ def check_layout(chromium: Browser) -> None:
     chromium.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", bar)
     ActionChains(chromium.driver).move_to_element(bar).perform()
     tip = wait(chromium, By.CSS_SELECTOR, "#vg-tooltip-element.visible", 1)[0]
-    assert "sample" in tip.text
+    assert chromium.run("return samples.rows.map(row => row[0])")[0] in tip.text.replace("\n", "")
+    assert "records" in tip.text
+    cut = "return [...document.querySelectorAll('#vg-tooltip-element td')].some(td => td.scrollWidth > td.clientWidth)"
+    assert not chromium.run(cut)
     assert "\u2026" not in tip.text
 
 

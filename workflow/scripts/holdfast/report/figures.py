@@ -66,6 +66,7 @@ def outcomes(tally: Tally, choices: Choices) -> Chart | str:
             y=y,
             color=outcome_colours(met),
             order="order:Q",
+            tooltip=["sample:N", "outcome:N", altair.Tooltip("records:Q", format=",")],
         )
     )
     totals = [{"sample": sample.name, "records": f"{sample.records:,}"} for sample in samples]
@@ -141,6 +142,7 @@ def lengths(tally: Tally, choices: Choices) -> Chart | str:
     x = x.scale(type="log", nice=False, domain=[min(totals), max(totals) * step]).axis(
         format="~s", values=ticks, grid=False
     )
+    bounds = [altair.Tooltip(f"{end}:Q", title=f"{end}, bp", format=",.0f") for end in ("from", "to")]
     counts = [{"from": start, "to": start * step, "contigs": number} for start, number in totals.items()]
     above = (
         chart_of(counts, width=WIDTH, height=90)
@@ -156,6 +158,7 @@ def lengths(tally: Tally, choices: Choices) -> Chart | str:
             y=altair.Y("contigs:Q", stack="normalize", title="share of the contigs").axis(format="%"),
             color=outcome_colours(met),
             order="order:Q",
+            tooltip=[*bounds, "outcome:N", altair.Tooltip("contigs:Q", format=",")],
         )
     )
     return altair.vconcat(above, below).resolve_scale(x="shared")
