@@ -182,6 +182,7 @@ def serve(parser: Parser) -> Callable[[Arguments], None]:
             from .pool.supervisor import serve_pool
 
             serve_pool(given.config, state, given.endpoint)
+            given.endpoint.unlink(missing_ok=True)
         except KeyboardInterrupt:  # before the supervisor takes the signal
             given.endpoint.unlink(missing_ok=True)
             raise

@@ -41,7 +41,6 @@ PAUSE_SHARE = 0.01
 """Between two looks at the spool passes this share of the time since a job last came or went, within these limits."""
 BEAT_S = 1.0
 TAKE_OVER_S = 2.0
-INTERRUPTED = "interrupted"
 DRAIN_S = 7.0
 PACKAGES = ("h5py", "numpy", "safetensors", "tokenizers")
 NOT_THE_SAMPLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
@@ -104,7 +103,6 @@ class Supervisor:
                 self._poll()
                 self._beat()
             self._drain()
-            self._publish()
         except FileNotFoundError:  # a directory of its own, in the middle of a write, when it wakes up too late
             self.spool.check_claims(self.name)
             raise
@@ -120,8 +118,7 @@ class Supervisor:
     def _ended(self) -> bool:
         idle_s = 0.0 if self.jobs else time.monotonic() - self.last_work
         if self.signal:  # the ordinary end, if nothing is left undone: so Snakemake ends its services
-            undone = INTERRUPTED if self.signal == "SIGINT" else self.signal
-            self._stop(undone if self.jobs else f"no job open at {self.signal}")
+            self._stop(self.signal.replace("SIGINT", "interrupted") if self.jobs else f"no job open at {self.signal}")
         elif not self.endpoint.exists():
             self._stop("the endpoint file is gone, nobody waits any more")
         elif self.launcher.is_gone():
@@ -141,7 +138,7 @@ class Supervisor:
     def _leave(self) -> None:
         """End every process, whatever it is doing, and hand back what is not finished."""
         with suppress(OSError):
-            self._note_moment()
+            self._publish()
             self.history.write()
         for child in multiprocessing.active_children():
             child.kill()
@@ -382,7 +379,6 @@ def serve_pool(config: Path, state: PoolState, endpoint: Path) -> None:
         state.state, state.reason = "starting", ""
         pool.run()
         state.state, state.reason = "ended", pool.stop_reason
-        endpoint.unlink(missing_ok=True)
     except HoldfastError as error:
         state.state, state.reason = "failed", str(error)
         _give_up(error)
