@@ -59,7 +59,12 @@ def test_the_report_is_whole_and_drawn_in_a_browser_without_a_network(project: N
         made = some.run("--report", form)
         assert made.returncode == 0, made.text
     with zipfile.ZipFile(some.path("report.zip")) as archive:
-        assert {Path(name).name for name in archive.namelist()} == {"report.html", *names}
+        assert {Path(name).name for name in archive.namelist()} == {
+            "report.html",
+            "summary.tsv",
+            "failures.tsv",
+            *names,
+        }
     if browser.MISSING:
         pytest.skip(f"the report was made, but not looked at: {browser.MISSING}")
     downloads = tmp_path / "browser"
