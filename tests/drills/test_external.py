@@ -218,7 +218,7 @@ def test_a_pool_by_hand_outlives_its_shell_but_not_its_terminal(serve: Serve, tm
     assert kept.embed(kept.job("s", tmp_path / "s.faa"))["s"].state == "done"
     supervisor.terminate()
     psutil.wait_procs([supervisor], LONG_S)
-    assert (kept.state.state, kept.state.reason) == ("ended", "asked to end, with no job open (SIGTERM)")
+    assert (kept.state.state, kept.state.reason) == ("ended", "no job open at SIGTERM")
 
 
 def test_what_a_killed_snakemake_started_ends_be_it_a_pool_by_hand_or_a_waiting_consumer(

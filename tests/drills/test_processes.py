@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from holdfast.spool.state import read_state
 from tests.drills.conftest import Launch, RunningSnakemake, Serve, check_equal, proteins, results_of
 from tests.drills.faults import Fault, Injection, token_marker
 from tests.drills.processes import LONG_S, PROCESSES_END_S, blocks, eventually
-from tests.workflow.conftest import NewProject, Project, fasta, jobs
+from tests.workflow.conftest import HOLDFAST, NewProject, Project, fasta, jobs
 
 BATCHES = 12
 LEASE_S = 10
@@ -97,6 +98,31 @@ def test_no_process_outlives_a_run_that_is_ended(
     ending(run)
     eventually(lambda: not some.processes(), PROCESSES_END_S)
     assert "Traceback" not in some.read("logs/pool.0.log")
+
+
+def test_ctrl_c_says_how_many_vectors_are_kept_and_leaves_no_pool_that_says_it_starts(
+    project: NewProject, launch: Launch, tmp_path: Path
+) -> None:
+    some = make(project, "a")
+    run = launch(some, environment=Injection(tmp_path / "faults", SLOW).environment)
+    run.wait_for_work()
+    interrupt(run)
+    eventually(lambda: not some.processes(), PROCESSES_END_S)
+    (path,) = some.path(".holdfast/spool/pools").glob("*.json")
+    state = read_state(path)
+    assert state is not None
+    assert (state.state, state.reason) == ("ended", "interrupted")
+    kept = state.progress.sequences
+    assert 0 < kept < BATCHES
+    said = f"holdfast: interrupted; {kept} vectors are kept; run the same command again"
+    assert run.text.rstrip().endswith(said), run.text
+    assert "holdfast: error" not in run.text
+    assert not some.path(".holdfast/pool.0.json").exists()
+    shown = subprocess.run([*HOLDFAST, "status", some.path(".holdfast/spool")], capture_output=True, text=True)
+    assert "ended (interrupted)" in shown.stdout
+    again = some.run()
+    assert again.returncode == 0, again.text
+    assert json.loads(some.read("results/a/receipt.json"))["counts"]["inherited"] == kept
 
 
 def test_a_pool_whose_snakemake_dies_before_it_has_begun_ends_too(

@@ -23,12 +23,14 @@ from holdfast.models.esm import VOCABULARY, letters_of
 from holdfast.models.prepare import _copy_tokenizer
 from holdfast.models.registry import KINDS, load_tokenizer, open_model, read_prepared
 from holdfast.pool.settings import read_settings
-from holdfast.report.tally import write_summary
+from holdfast.report.results import read_results
+from holdfast.report.summary import write_summary
 from holdfast.results.classifier import load_classifier, load_published
 from holdfast.results.contigs import read_contigs
 from holdfast.results.decisions import DECISIONS, TIERS
 from holdfast.results.embeddings import EmbeddingsFile, read_embeddings
 from holdfast.run.config import check_config, check_files, check_fit, read_samples, write_samples
+from holdfast.run.failures import write_failures
 from holdfast.sequences import Alphabet
 from holdfast.sequences.fasta import read_records
 from holdfast.sequences.frames import find_frames, frame_id
@@ -197,7 +199,9 @@ def try_published_tokenizer(path: Path) -> None:
 
 def try_for_summary(path: Path) -> None:
     results, table = path.parent.parent, path.with_name("summary.tsv")
-    write_summary(path.with_name("samples.tsv"), results, table)
+    sheet, failures = path.with_name("samples.tsv"), path.with_name("failures.tsv")
+    write_failures(read_samples(sheet), results, failures)
+    write_summary(read_results(sheet, results, failures, path, trained=False), table)
     header, row = table.read_text().splitlines()
     assert header.count("\t") == row.count("\t")
 

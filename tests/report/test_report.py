@@ -1,5 +1,6 @@
 """Summary and report: counts against a table by hand, figures as drawn, and how small a thousand samples stay."""
 
+import hashlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,14 +17,20 @@ from holdfast.errors import ConfigError, InputError, ResourceError
 from holdfast.models.registry import Output
 from holdfast.report import tally
 from holdfast.report.charts import RED, Choices
-from holdfast.report.figures import FIGURES, draw_figure, throughput
-from holdfast.report.page import write_report
+from holdfast.report.figures import FIGURES, make_figure
+from holdfast.report.page import SAMPLE_COLUMNS, write_report
+from holdfast.report.pools import throughput
 from holdfast.report.projection import pca, umap
-from holdfast.report.tally import SUMMARY_COLUMNS, Tally, count_results, write_summary
+from holdfast.report.results import Results, read_results
+from holdfast.report.summary import SUMMARY_COLUMNS, write_summary
+from holdfast.report.tally import Tally, count_results
 from holdfast.results.calls import call_contigs
+from holdfast.results.classifier import Classifier
 from holdfast.results.embeddings import RECORD_STATUSES, EmbeddingsFile
 from holdfast.results.presets import PRESETS
 from holdfast.results.writer import EmbeddingsWriter
+from holdfast.run.config import read_samples
+from holdfast.run.failures import write_failures
 from holdfast.spool.job import Receipt
 from holdfast.spool.progress import History, Moment
 from sklearn.decomposition import PCA
@@ -82,6 +90,30 @@ def write_sheet(root: Path, rows: Sequence[tuple[str, str, str]]) -> Path:
     return sheet
 
 
+def results_of(root: Path, results: Path, called: bool = True) -> Results:
+    """The results of a sheet at ``root``; the failures are taken from the receipts."""
+    failures = root / "failures.tsv"
+    write_failures(read_samples(root / "samples.tsv"), results, failures)
+    classifier = results / "classifier" / "classifier.safetensors"
+    return read_results(root / "samples.tsv", results, failures, classifier if called else None, trained=True)
+
+
+def write_classifier(results: Path) -> None:
+    """Write a classifier of zeros for the widths of the two models."""
+    (results / "classifier").mkdir(parents=True, exist_ok=True)
+    width, hidden = sum(WIDTHS.values()), 2
+    state = {"hidden_layer.weight": np.zeros((hidden, width)), "output_layer.weight": np.zeros((2, hidden))}
+    state |= {"hidden_layer.bias": np.zeros(hidden), "output_layer.bias": np.zeros(2)}
+    state |= {f"bn1.{name}": np.ones(hidden) for name in ("weight", "bias", "running_mean", "running_var")}
+    arrays = {name: array.astype(np.float32) for name, array in state.items()}
+    arrays["bn1.num_batches_tracked"] = np.array(1, np.int64)
+    Classifier(arrays, {}, "made by a test").save(results / "classifier" / "classifier.safetensors")
+    (results / "classifier" / "history.tsv").write_text(
+        "epoch\tloss\theld_out_loss\theld_out_accuracy\n1\t0.7\t0.6\t0.5\n2\t0.4\t0.5\t0.75\n"
+    )
+    (results / "classifier" / "confusion.tsv").write_text("label\tnon-viral\tvirus\nnon-viral\t30\t10\nvirus\t0\t5\n")
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of four samples: called, without a frame, labelled, proteins; two pools, one of which left a record."""
@@ -100,17 +132,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for second in range(11):
         history.note(Moment(1000.0 + second, 2, min(second, 5) * 400, min(second, 5) * 1.0), False)
     history.write()
-    (results / "classifier").mkdir()
-    (results / "classifier" / "history.tsv").write_text(
-        "epoch\tloss\theld_out_loss\theld_out_accuracy\n1\t0.7\t0.6\t0.5\n2\t0.4\t0.5\t0.75\n"
-    )
-    (results / "classifier" / "confusion.tsv").write_text("label\tnon-viral\tvirus\nnon-viral\t30\t10\nvirus\t0\t5\n")
+    write_classifier(results)
     return root
 
 
 @pytest.fixture(scope="module")
 def counted(root: Path) -> Tally:
-    return count_results(root / "samples.tsv", root / "results", root / "spool", seed=1)
+    return count_results(results_of(root, root / "results"), root / "spool", seed=1)
 
 
 def texts(svg: str) -> str:
@@ -140,7 +168,7 @@ def test_everything_is_counted_as_by_hand(counted: Tally) -> None:
         (HOSTILE, "non-viral"),
     ]
     assert {call.score for _, call in counted.contigs[2:]} == {None}
-    assert counted.synthetic == {"esm2"}
+    assert counted.synthetic == ["esm2"]
     first, second = counted.pools["p1"], counted.pools["../p2"]
     assert (first.samples, first.load_s, first.device_s, first.tokens) == (3, 2.5, 3.75, 1800)
     assert [moment.time_s for moment in first.moments] == [1000, 1001, 1002, 1003, 1004, 1005, 1010]
@@ -156,14 +184,15 @@ def test_everything_is_counted_as_by_hand(counted: Tally) -> None:
 
 def test_points_are_a_repeatable_choice_of_all_rows(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tally, "POINTS", 6)
-    files = (root / "samples.tsv", root / "results", root / "spool")
-    once, again, other = (count_results(*files, seed=seed).points["esm2"] for seed in (3, 3, 4))
+    results = results_of(root, root / "results")
+    once, again, other = (count_results(results, root / "spool", seed=seed).points["esm2"] for seed in (3, 3, 4))
     assert once.matrix.tolist() == again.matrix.tolist() != other.matrix.tolist()
     assert (len(once.matrix), once.rows) == (6, 18)
 
 
 def test_every_figure_says_what_was_counted(counted: Tally, root: Path) -> None:
-    drawn = {name: draw_figure(name, counted, Choices(root / "results", threshold=0.6)) for name in FIGURES}
+    choices = Choices(root / "results", root / "results/classifier/classifier.safetensors")
+    drawn = {name: make_figure(name, counted, choices).svg(counted.synthetic) for name in FIGURES}
     found = {name: texts(svg) for name, svg in drawn.items()}
     for name, text in found.items():
         assert FIGURES[name][0] in text
@@ -173,7 +202,7 @@ def test_every_figure_says_what_was_counted(counted: Tally, root: Path) -> None:
         assert f"{LONG[:17]}…{(LONG + end)[-16:]}" in found["outcomes"]
     for outcome in ("virus", "non-viral", "embedded", "no stop-free frame", "too short", "failed"):
         assert outcome in found["outcomes"].splitlines()
-    assert "threshold 0.6" in found["scores"]
+    assert {"non-viral 0.4", "virus 0.6"} < set(found["scores"].splitlines())
     assert "18 sequences, seed 1" in found["embeddings"]
     assert {"30 (75%)", "10 (25%)", "0 (0%)", "5 (100%)"} < set(found["confusion"].splitlines())
     assert "this run: 2 loads" in found["load"]
@@ -182,16 +211,22 @@ def test_every_figure_says_what_was_counted(counted: Tally, root: Path) -> None:
 
 
 def test_the_pace_becomes_tokens_per_second_and_busy_share(counted: Tally) -> None:
-    rows = throughput(counted, Choices(Path("x"))).to_dict()["data"]["values"]
+    chart = throughput(counted, Choices(Path("x")))
+    assert not isinstance(chart, str)
+    rows = chart.to_dict()["data"]["values"]
     assert [(row["seconds"], row["tokens_per_s"], row["busy"]) for row in rows] == [
         *[(float(second), 400.0, 0.5) for second in range(5)],
         *[(float(second), 0.0, 0.0) for second in range(5, 11)],
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if name not in ("training", "confusion", "load")])
-def test_a_figure_without_anything_to_show_says_so(name: str) -> None:
-    assert re.search(r"No |Fewer than ", texts(draw_figure(name, Tally(), Choices(Path("x")))))
+@pytest.mark.parametrize("name", [name for name in FIGURES if name != "load"])
+def test_a_figure_without_anything_to_show_says_so_in_one_line(name: str) -> None:
+    figure = make_figure(name, Tally(), Choices(Path("x")))
+    assert isinstance(figure.chart, str)
+    assert re.match(r"No |Fewer than ", figure.chart)
+    assert figure.specification([]) is None
+    assert sorted(texts(figure.svg([])).splitlines()) == sorted([FIGURES[name][0], figure.chart])
 
 
 def test_a_table_of_the_classifier_that_is_none_is_named(tmp_path: Path) -> None:
@@ -201,53 +236,79 @@ def test_a_table_of_the_classifier_that_is_none_is_named(tmp_path: Path) -> None
     for content in ("", "label\tvirus\n", f"{header}virus\tfew\t1\n", f"{header}virus\t1\n"):
         table.write_text(content)
         with pytest.raises(InputError, match=r"confusion\.tsv.*train the classifier again"):
-            draw_figure("confusion", Tally(), Choices(tmp_path))
+            make_figure("confusion", Tally(), Choices(tmp_path, tmp_path / "classifier.safetensors"))
 
 
 def test_what_is_missing_or_does_not_fit_is_named(root: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     write_sample(results / "s", "contigs", RECORDS, ROWS, called=True)
-    sheet = write_sheet(tmp_path, [("s", "contigs", "")])
+    write_sheet(tmp_path, [("s", "contigs", "")])
     table = results / "s" / "contigs.tsv"
     whole = table.read_text()
     wrong: list[tuple[Callable[[], object], type[Exception], str]] = [
         (lambda: table.write_text("contig\n"), InputError, "line 1: not a table of contigs"),
         (lambda: table.write_text(whole.replace("True", "perhaps")), InputError, "line 2: not a line of a table"),
-        (lambda: table.write_text(whole.rsplit("b\t", 1)[0]), InputError, "has 4 contigs, but there are 5 records"),
+        (
+            lambda: table.write_text(whole.rsplit("b\t", 1)[0]),
+            InputError,
+            "has fewer contigs than the sample",
+        ),
         (lambda: (results / "s" / "receipt.json").unlink(), ResourceError, r"receipt\.json: is missing; run again"),
     ]
     for spoil, error, message in wrong:
         spoil()
         with pytest.raises(error, match=message):
-            count_results(sheet, results, tmp_path, seed=1)
+            count_results(results_of(tmp_path, results), tmp_path, seed=1)
 
 
 def test_the_summary_has_a_row_a_sample(root: Path, tmp_path: Path) -> None:
-    write_summary(root / "samples.tsv", root / "results", tmp_path / "summary.tsv")
+    write_summary(results_of(root, root / "results"), tmp_path / "summary.tsv")
     header, *lines = [line.split("\t") for line in (tmp_path / "summary.tsv").read_text().splitlines()]
     assert tuple(header) == SUMMARY_COLUMNS
     called, frameless, train, proteins = (dict(zip(header, line, strict=True)) for line in lines)
     # Three samples share the load of p1, 2.5 s, evenly, since each had 1.25 s of its devices; p2 has one.
+    digest = hashlib.sha256((root / "results/classifier/classifier.safetensors").read_bytes()).hexdigest()
     assert " ".join(called.values()) == (
-        f"{LONG}1 contigs  5 0 0 1 1 0 0 1 7 14 1400 2 1 0 3 3 2.5 0.833 0.5 1.25 4.0 280 0.625 fp32 "
-        "CPU, 2 threads esm2 run-1"
+        f"{LONG}1 contigs  done 5 2703  1 0 0 1 0 1 3 0 0 1 1 0 0 1 7 14 1400 3 2.5 0.833 0.5 1.25 4.0 280 0.625 fp32 "
+        f"CPU, 2 threads esm2 {digest} run-1"
     )
-    assert [frameless[f"contigs_{name}"] for name in ("called", "not_called", "virus")] == ["0", "1", "0"]
-    assert (train["label"], train["contigs_called"], train["load_share_s"]) == ("virus", "", "2.5")
+    assert [frameless[name] for name in ("virus", "ambiguous", "non_viral", "not_called")] == ["0", "0", "0", "1"]
+    assert (train["label"], train["virus"], train["load_share_s"]) == ("virus", "", "2.5")
     assert [called[status] for status in ("no_stop_free_frame", "too_short", "failed", "rows")] == ["1", "1", "1", "7"]
-    assert (proteins["kind"], proteins["tokens"], proteins["contigs_virus"]) == ("proteins", "400", "")
+    assert (proteins["kind"], proteins["tokens"], proteins["virus"]) == ("proteins", "400", "")
+    assert (proteins["length_bp"], proteins["length_aa"], proteins["classifier_sha256"]) == ("", "200", "")
+
+
+def test_a_sample_that_failed_has_a_row_and_stands_in_red_above_all(tmp_path: Path) -> None:
+    """What lies in its directory from before counts for nothing, and is said to be left over."""
+    results = tmp_path / "results"
+    for name in ("good", "bad"):
+        write_sample(results / name, "contigs", RECORDS, ROWS, called=True)
+    Receipt("j", "bad", "failed", "bad.fna, line 3: <b>no</b> letter").write(results / "bad" / "receipt.json")
+    write_classifier(results)
+    write_sheet(tmp_path, [("good", "contigs", ""), ("bad", "contigs", "")])
+    text, _ = written_report(tmp_path, results)
+    rows = [line.split("\t") for line in (tmp_path / "summary.tsv").read_text().splitlines()]
+    assert [row[:5] for row in rows[1:]] == [["good", "contigs", "", "done", "5"], ["bad", "contigs", "", "failed", ""]]
+    assert "1 of 2 samples failed" in text
+    assert "<li><b>bad</b>: bad.fna, line 3: &lt;b&gt;no&lt;/b&gt; letter</li>" in text
+    assert text.index("1 of 2 samples failed") < text.index('id="samples"')
+    assert "1 of 5 contigs called virus (0 high, 0 moderate, 1 low), 0 ambiguous, 3 not called" in text
+    assert "Calls of an earlier run, which count no more, lie in the directories of bad." in text
+    assert len(contigs_of(text)) == 5
 
 
 def test_what_became_of_long_proteins_is_counted_and_drawn(tmp_path: Path) -> None:
     statuses = ("ok", "truncated", "windowed", "too_long", "bad_letters")
     records = [(f"p{number}", 50, status) for number, status in enumerate(statuses)]
     write_sample(tmp_path / "results" / "s", "proteins", records, [(number, 0, 0, 0, 0) for number in range(3)])
-    sheet = write_sheet(tmp_path, [("s", "proteins", "")])
-    counted = count_results(sheet, tmp_path / "results", tmp_path, seed=1)
+    write_sheet(tmp_path, [("s", "proteins", "")])
+    results = results_of(tmp_path, tmp_path / "results", called=False)
+    counted = count_results(results, tmp_path, seed=1)
     assert counted.samples[0].outcomes == Counter(embedded=1, truncated=1, windowed=1, too_long=1, bad_letters=1)
-    drawn = texts(draw_figure("outcomes", counted, Choices(tmp_path))).splitlines()
+    drawn = texts(make_figure("outcomes", counted, Choices(tmp_path)).svg([])).splitlines()
     assert {"embedded", "truncated", "windowed", "too long", "bad letters"} <= set(drawn)
-    write_summary(sheet, tmp_path / "results", tmp_path / "summary.tsv")
+    write_summary(results, tmp_path / "summary.tsv")
     header, line = ((tmp_path / "summary.tsv").read_text().splitlines()[n].split("\t") for n in (0, 1))
     row = dict(zip(header, line, strict=True))
     assert [row[status] for status in (*statuses[1:], "too_short")] == ["1", "1", "1", "1", "0"]
@@ -266,7 +327,8 @@ def test_points_are_the_means_of_the_last_layer_or_what_there_is_in_their_place(
             writer.write_matrix(model, describe_model(4), Output(layer, pooling), "float32", "fp32", [values])
         output, values = Output(2, "residues"), np.zeros((2, 4), np.float32)
         writer.write_residues("single", describe_model(4), output, "float32", "fp32", np.array([2]), [values])
-    counted = count_results(write_sheet(tmp_path, [("s", "proteins", "")]), results, tmp_path, seed=1)
+    write_sheet(tmp_path, [("s", "proteins", "")])
+    counted = count_results(results_of(tmp_path, results, called=False), tmp_path, seed=1)
     assert {model: points.matrix.tolist() for model, points in counted.points.items()} == {
         "both": [[2.0] * 4],
         "highest": [[4.0] * 4],
@@ -305,18 +367,27 @@ def test_umap_keeps_neighbours_together_and_is_repeatable() -> None:
 
 def written_report(root: Path, results: Path) -> tuple[str, int]:
     """Write all of it; the page, and bytes of page and figures together."""
+    found = results_of(root, results)
+    write_summary(found, root / "summary.tsv")
+    choices = Choices(results, found.classifier)
     captions = [REPORT / f"{name}.rst" for name in FIGURES]
-    files = (root / "samples.tsv", results, root / "spool", REPORT / "page.html", captions)
-    write_report(*files, threshold=0.5, projection="pca", seed=1)
+    counted = count_results(found, root / "spool", seed=1)
+    write_report(found, root / "summary.tsv", root / "runs", counted, choices, REPORT / "page.html", captions)
     made = [results / "report.html", *(results / "figures" / f"{name}.svg" for name in FIGURES)]
     return made[0].read_text(), sum(file.stat().st_size for file in made)
 
 
-def listed(page: str) -> list[list[object]]:
-    """The contigs of a page."""
-    found = re.search(r"const contigs = (.*);\n", page)
+def data_of(page: str, name: str) -> dict[str, Any]:
+    """Data of a page's script."""
+    found = re.search(rf"const {name} = (.*);\n", page)
     assert found is not None
-    rows: list[list[object]] = json.loads(found[1])
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def contigs_of(page: str) -> list[list[Any]]:
+    """The table of contigs of a page."""
+    rows: list[list[Any]] = data_of(page, "contigs")["rows"]
     return rows
 
 
@@ -324,15 +395,39 @@ def test_the_page_is_whole_and_names_from_headers_stay_data(root: Path) -> None:
     text, _ = written_report(root, root / "results")
     assert "Synthetic weights: esm2 has seeded random weights" in text
     assert text.count("<figure ") == text.count("<figcaption>") == len(FIGURES)
+    assert text.count('role="img" aria-label="') == len(FIGURES)
+    assert all(f'<h3><a href="#{name}">' in text and f'<li><a href="#{name}">' in text for name in FIGURES)
+    assert data_of(text, "figures").keys() == FIGURES.keys()
     assert "system-message" not in text  # of docutils
-    assert text.count("</script>") == 1
-    assert [row[1] for row in listed(text)[:2]] == ["c1", HOSTILE]
-    assert not re.search(r"""(href|src)=["']?(?!#)""", text)
-    assert "http" not in re.sub(r"http://www\.w3\.org/\S+", "", text)
+    assert text.count("</script>") == 2
+    assert [row[1] for row in contigs_of(text)[:2]] == ["c1", HOSTILE]
+    own = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
+    assert not re.search(r"""(href|src)=(?!"#)""", own)
+    assert "http" not in own
+    assert "classifier.safetensors, sha256 " in own
+    assert "made by a test; labelled samples: train (virus)" in own
+    assert "uncalibrated: a score orders contigs" in own
+    samples = data_of(text, "samples")
+    assert samples["columns"] == list(SAMPLE_COLUMNS.values())
+    assert samples["rows"][0] == [
+        *(f"{LONG}1", "contigs", "", "done", 5, 2, 1, 0, 0, 1, 0, 1, 3, 1, 0.003, 4),
+    ]
+    assert samples["rows"][3][5:13] == [None] * 8
 
 
-def test_a_thousand_samples_stay_small(root: Path, tmp_path: Path) -> None:
-    """Ten megabytes with Snakemake's own three; it takes figures and page in as base64."""
+def test_a_figure_that_is_no_longer_drawn_is_removed(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    write_sample(results / "s", "contigs", RECORDS, ROWS, called=True)
+    write_classifier(results)
+    (results / "figures").mkdir()
+    (results / "figures" / "old.svg").write_text("<svg/>")
+    write_sheet(tmp_path, [("s", "contigs", "")])
+    written_report(tmp_path, results)
+    assert sorted(path.stem for path in (results / "figures").iterdir()) == sorted(FIGURES)
+
+
+def test_a_thousand_samples_stay_small(tmp_path: Path) -> None:
+    """Every sample has its row; what Snakemake takes in as base64 stays below ten megabytes."""
     results = tmp_path / "results"
     records = [(f"NODE_{n}_length_{500 + 37 * n}_cov_{n}.25", 500 + 37 * n, "ok") for n in range(100)]
     chance = np.random.default_rng(8)
@@ -343,14 +438,15 @@ def test_a_thousand_samples_stay_small(root: Path, tmp_path: Path) -> None:
         (results / name).mkdir()
         for file in ("embeddings.h5", "contigs.tsv", "receipt.json"):
             os.link(results / names[0] / file, results / name / file)
-    (results / "classifier").mkdir()
-    os.link(root / "results" / "classifier" / "history.tsv", results / "classifier" / "history.tsv")
-    os.link(root / "results" / "classifier" / "confusion.tsv", results / "classifier" / "confusion.tsv")
+    write_classifier(results)
     write_sheet(tmp_path, [(name, "contigs", "") for name in names])
     text, size_bytes = written_report(tmp_path, results)
-    assert size_bytes * 4 / 3 < 5_000_000
-    assert "1,000 samples, 100,000 records." in text
-    assert "The 20,000 contigs with the highest scores, of 100,000." in text
-    assert len(listed(text)) == tally.LISTED
+    assert size_bytes * 4 / 3 < 10_000_000
+    assert [row[0] for row in data_of(text, "samples")["rows"]] == names
+    assert "The first 20,000 of 100,000 contigs" in text
+    listed = contigs_of(text)
+    assert len(listed) == tally.LISTED
+    order = [(row[5] != "virus", ("high", "moderate", "low").index(row[6]), -row[7]) for row in listed]
+    assert order == sorted(order)
     assert "20,000 of 190,000 sequences, seed 1" in text
     assert "(961 other samples)" in text

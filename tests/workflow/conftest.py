@@ -32,6 +32,8 @@ PROCESSES_END_S = 300
 WIDTHS = {"esm2": 320, "dnabert_s": 96}
 MEANS = {"esm2": "esm2/6/mean", "dnabert_s": "dnabert_s/2/mean"}
 """Names of their matrices where nothing is asked for."""
+AFTERWARDS = ("list_failures", "summarize", "draw", "check_samples", "all")
+"""Jobs that run once when all samples have a receipt."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def _finished_jobs(text: str) -> list[str]:
     finished = []
     rule = number = receipts = ""
     for line in text.splitlines():
-        if match := re.match(r"\s*(?:local)?rule (\w+):$", line):
+        if match := re.match(r"\s*(?:local)?(?:rule|checkpoint) (\w+):$", line):
             rule, receipts = match[1], ""
         elif rule.startswith("embed_") and (match := re.match(r"\s*output: (.*)$", line)):
             receipts = match[1]
@@ -165,11 +167,11 @@ def jobs(*samples: str, called: Sequence[str] = (), once: Sequence[str] = ()) ->
     Args:
         samples: Those that are embedded.
         called: Those that are classified and called.
-        once: Jobs beyond pool, summary, report and ``all`` that run once.
+        once: Jobs beyond the pool and :data:`AFTERWARDS` that run once.
     """
     each = [f"{rule} {sample}" for rule in ("embed", "collect") for sample in samples]
     each += [f"classify_contigs {sample}" for sample in called] + ["combine"] * bool(called)
-    return sorted([*each, *once, "pool", "summarize", "draw", "all"])
+    return sorted([*each, *once, "pool", *AFTERWARDS])
 
 
 def fasta(records: Mapping[str, str]) -> str:

@@ -1,6 +1,8 @@
 """The demo, whole: from synthetic sources to calls, every figure against its own computation."""
 
+import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -74,6 +76,8 @@ def test_demo_gives_everything_it_promises_and_a_second_call_runs_nothing(projec
     assert "Traceback" not in run.text
     once = ["train", *(f"prepare_weights {model}" for model in WIDTHS)]
     assert run.jobs == jobs(*samples, called=CALLED, once=once)
+    said = r"holdfast: \d+ of 28 contigs called virus \(.*\), \d+ ambiguous, \d+ not called; synthetic weights .*"
+    assert re.fullmatch(said + r"; open results/report\.html", run.text.rstrip().splitlines()[-1]), run.text
 
     summary = demo.table("summary.tsv").set_index("sample")
     assert summary.index.tolist() == list(samples)
@@ -100,8 +104,14 @@ def test_demo_gives_everything_it_promises_and_a_second_call_runs_nothing(projec
         if sample in CALLED:
             check_calls(demo, sample, records)
             contigs = demo.table(f"{sample}/contigs.tsv")
-            for decision in ("virus", "ambiguous", "not called"):
-                assert int(row[f"contigs_{decision.replace(' ', '_')}"]) == (contigs["decision"] == decision).sum()
+            for decision in ("virus", "ambiguous", "non-viral", "not called"):
+                counted = int(row[decision.replace(" ", "_").replace("-", "_")])
+                assert counted == (contigs["decision"] == decision).sum()
+            viruses = contigs[contigs["decision"] == "virus"]
+            for tier in ("high", "moderate", "low"):
+                assert int(row[f"virus_{tier}"]) == (viruses["tier"] == tier).sum()
+            trained = demo.path("results/classifier/classifier.safetensors").read_bytes()
+            assert row["classifier_sha256"] == hashlib.sha256(trained).hexdigest()
 
     metrics = json.loads(demo.read("results/classifier/metrics.json"))
     assert metrics["synthetic"] is True

@@ -54,7 +54,7 @@ def test_empty_samples_equal_formats_and_odd_ids(project: NewProject, classifier
     assert run.returncode == 0, run.text
     called = [name for name, _, kind in small if kind == "contigs"] + [*formats, "ids"]
     assert run.jobs == jobs(*(name for name, *_ in small), *formats, "ids", called=called)
-    made = {"contigs.tsv", "figures", "report.html", "run.json", "runs", "summary.tsv", "virus.fna"}
+    made = {"contigs.tsv", "failures.tsv", "figures", "report.html", "run.json", "runs", "summary.tsv", "virus.fna"}
     names = {name for name, *_ in small} | {*formats, "ids"}
     assert {path.name for path in some.path("results").iterdir()} == names | made
 

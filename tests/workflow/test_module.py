@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from holdfast.results.embeddings import read_embeddings
 
-from tests.workflow.conftest import DEMO, MEANS, REPOSITORY, Project, fasta, jobs, stop_free_sequence
+from tests.workflow.conftest import AFTERWARDS, DEMO, MEANS, REPOSITORY, Project, fasta, jobs, stop_free_sequence
 
 EXAMPLE = REPOSITORY / "examples" / "module"
 GITHUB = 'github("OWNER/holdfast", path="workflow/Snakefile", tag="v0.1.0")'
@@ -41,7 +41,7 @@ rule all:
     default_target: True
     input:
         rules.first_all.input,
-        rules.second_draw.output,
+        rules.second_all.input,
 
 rule make:
     input:
@@ -54,14 +54,6 @@ rule make:
         assert not workflow.is_main_process
         assert "/first/" in first.PLAN.path and "/second/" in second.PLAN.path
         shutil.copy(input[0], output[0])
-
-onsuccess:
-    first.onsuccess()
-    second.onsuccess()
-
-onerror:
-    first.onerror()
-    second.onerror()
 """
 
 ONE = """
@@ -86,6 +78,11 @@ rule make:
 """
 
 
+def afterwards(module: str) -> list[str]:
+    """The jobs of a module that run once when all samples have a receipt."""
+    return [f"{module}_{rule}" for rule in AFTERWARDS if rule != "all"]
+
+
 def lengths(path: Path) -> dict[str, int]:
     """Length of each record of a FASTA file, by id."""
     records = [record.split("\n", 1) for record in path.read_text().split(">")[1:]]
@@ -104,7 +101,7 @@ def test_the_example_embeds_what_its_own_rule_filters_and_notices_what_that_make
     run = some.run(*arguments)
     assert run.returncode == 0, run.text
     assert run.jobs == sorted(
-        ["all", "holdfast_pool", "holdfast_embed_0", "holdfast_embed_1", "holdfast_summarize", "holdfast_draw"]
+        ["all", "holdfast_pool", "holdfast_embed_0", "holdfast_embed_1", *afterwards("holdfast")]
         + [f"holdfast_collect {name}" for name in ("long_pieces", "long_proteins")]
         + [f"filter {name}" for name in ("pieces.fna", "proteins.faa")]
     )
@@ -134,19 +131,13 @@ def test_the_example_embeds_what_its_own_rule_filters_and_notices_what_that_make
     assert "sample 'long_proteins': filtered/proteins.faa was made anew or changed during this run" in run.text
     run = some.run(*arguments)
     assert run.returncode == 0, run.text
-    assert run.jobs == [
-        "all",
-        "holdfast_collect long_proteins",
-        "holdfast_draw",
-        "holdfast_embed_0",
-        "holdfast_pool",
-        "holdfast_summarize",
-    ]
-    again = read_embeddings(some.path("holdfast/results/long_proteins/embeddings.h5"))
-    assert 0 < len(again.ids) < len(wanted)
-    assert set(again.ids) < set(wanted)
+    again = ["holdfast_collect long_proteins", "holdfast_embed_0", "holdfast_pool"]
+    assert run.jobs == sorted(["all", *again, *afterwards("holdfast")])
+    longer = read_embeddings(some.path("holdfast/results/long_proteins/embeddings.h5"))
+    assert 0 < len(longer.ids) < len(wanted)
+    assert set(longer.ids) < set(wanted)
     np.testing.assert_array_equal(
-        again.matrices[MEANS["esm2"]][0], proteins.matrices[MEANS["esm2"]][wanted.index(again.ids[0])]
+        longer.matrices[MEANS["esm2"]][0], proteins.matrices[MEANS["esm2"]][wanted.index(longer.ids[0])]
     )
     assert some.processes_left() == []
 
@@ -165,6 +156,11 @@ def two(tmp_path: Path, models: Path, publish: Callable[[Path], None]) -> Iterat
     assert some.processes_left() == []
 
 
+def failures(some: Project, module: str) -> list[str]:
+    """Lines of a module's table of failures, without the heading."""
+    return some.read(f"{module}/results/failures.tsv").splitlines()[1:]
+
+
 def write_two(some: Project, source: str, second_fasta: str = "made/d.fna") -> None:
     """Write the Snakefile with the two modules."""
     first = {"sample": "s", "fasta": "made/p.faa", "kind": "proteins"}
@@ -177,22 +173,31 @@ def write_two(some: Project, source: str, second_fasta: str = "made/d.fna") -> N
 
 
 def test_two_modules_from_github_with_models_of_their_own(two: Project, tmp_path: Path) -> None:
-    """A broken record in the first harms the second as little as the first's files are the second's."""
+    """A broken record in the first harms the second as little as the first's files are the second's.
+
+    The first has a report of its own, of no sample that was done, and its last job fails; without --keep-going that may
+    be before the second has had its turn.
+    """
     write_two(two, GITHUB)
     two.write("data/p.faa", fasta({"p1": "MKVLAAGGIVA", "p1 ": "MK"}))
     arguments = ("-s", str(two.path("Snakefile")))
     run = two.run(*arguments, "--keep-going")
     assert run.returncode != 0
-    second = [f"second_{rule}" for rule in ("collect s", "draw", "embed_0", "pool", "summarize")]
-    assert run.jobs == sorted([*second, "first_embed_0", "first_pool", "make d.fna", "make p.faa"])
-    assert "line 3, record 'p1': the id is that of line 1 too" in two.read("first/results/failures.tsv")
-    assert not two.path("second/results/failures.tsv").exists()
+    second = ["second_collect s", "second_embed_0", "second_pool", *afterwards("second")]
+    first = ["first_embed_0", "first_pool", *afterwards("first")]
+    first.remove("first_check_samples")
+    assert run.jobs == sorted([*second, *first, "make d.fna", "make p.faa"])
+    assert "error: 1 sample has failed: s; first/results/failures.tsv says why" in run.text
+    (failure,) = failures(two, "first")
+    assert "line 3, record 'p1': the id is that of line 1 too" in failure
+    assert f"  s: {failure.split(chr(9))[2]}" in run.text
+    assert failures(two, "second") == []
 
     # Mended, the first runs alone.
     two.write("data/p.faa", fasta({"p1": "MKVLAAGGIVA", "p2": "MKV"}))
     run = two.run(*arguments)
     assert run.returncode == 0, run.text
-    first = [f"first_{rule}" for rule in ("collect s", "draw", "embed_0", "pool", "summarize")]
+    first = ["first_collect s", "first_embed_0", "first_pool", *afterwards("first")]
     assert run.jobs == sorted([*first, "all", "make p.faa"])
     for name, model, ids in (("first", "esm2", ["p1", "p2"]), ("second", "dnabert_s", ["d1"])):
         found = read_embeddings(two.path(f"{name}/results/s/embeddings.h5"))
@@ -203,7 +208,7 @@ def test_two_modules_from_github_with_models_of_their_own(two: Project, tmp_path
         assert f"{name}/results/summary.tsv" in record["outputs"]
         assert all(path.startswith(f"{name}/results/") for path in record["outputs"])
         assert record["samples"]["s"]["run"] == record["run"]
-    assert not two.path("first/results/failures.tsv").exists()
+    assert failures(two, "first") == []
     assert not two.path("made").exists()
     records = {name: len(list(two.path(f"{name}/results/runs").iterdir())) for name in ("first", "second")}
     assert records == {"first": 2, "second": 1}, "a run leaves a record where it did something"

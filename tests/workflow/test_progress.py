@@ -127,8 +127,8 @@ def test_lines_say_how_far_a_run_is_and_status_says_more(project: NewProject) ->
     assert "line 3, record 'a': the id" in run.text[run.text.index("Failed (results/failures.tsv)") :]
 
     ended = subprocess.run(status(spool), capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
-    assert f"{pool['pool']} ended asked to end, with no job open (SIGTERM)" in " ".join(ended.stdout.split())
+    assert f"{pool['pool']} ended (no job open at SIGTERM)" in " ".join(ended.stdout.split())
     log = some.read("logs/pool.0.log").splitlines()
-    assert sum(line.endswith(" INFO ending: asked to end, with no job open (SIGTERM)") for line in log) == 1
+    assert sum(line.endswith(" INFO ending: no job open at SIGTERM") for line in log) == 1
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|WARNING|ERROR) ", line) for line in log)
     assert "1 jobs done, 1 failed; " in log[-1]

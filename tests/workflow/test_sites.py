@@ -66,8 +66,8 @@ def test_what_was_prepared_with_a_network_runs_without_one_in_a_container(
     digest = read_prepared(some.path("resources/esm2")).weights_sha256
     assert [known["weights_sha256"] for known in found.attributes["matrices"].values()] == [digest]
     commands = log.read_text().splitlines()
-    called = [re.search(r"scripts/entry\.py (\w+)", line) for line in commands]
-    wanted = ["collect", "draw", "prepare", "serve", "submit", "summarize"]
+    called = [re.search(r"scripts/entry\.py ([\w-]+)", line) for line in commands]
+    wanted = ["check-samples", "collect", "draw", "list-failures", "prepare", "serve", "submit", "summarize"]
     assert sorted(match[1] for match in called if match) == wanted
     assert len(commands) == len(wanted)
     assert all(line.startswith("exec ") and " --nv " in line and f" {image} bash -c " in line for line in commands)
@@ -103,8 +103,8 @@ def test_snakedeploy_deploys_a_tag_whose_dry_run_works(
     run = subprocess.run([str(part) for part in dry], capture_output=True, text=True, timeout=TIMEOUT_S)
     text = run.stdout + run.stderr
     assert run.returncode == 0, text
-    for rule in ("pool", "embed_0", "collect", "summarize", "all"):
-        assert f"rule {rule}:" in text
+    for rule in ("rule pool", "rule embed_0", "checkpoint list_failures", "rule all"):
+        assert f"{rule}:" in text
 
 
 def test_the_catalog_shows_the_workflow_as_standardized() -> None:

@@ -109,8 +109,10 @@ rule combine:
     input:
         holdfast=ENTRY,
         sheet=local(PLAN.sheet),
-        contigs=expand("results/{sample}/contigs.tsv", sample=CALLED),
-        viruses=expand("results/{sample}/{file}", sample=CALLED, file=VIRUSES),
+        failures="results/failures.tsv",
+        contigs=lambda wildcards: expand(RESULT, sample=outcome(wildcards).called, file="contigs.tsv"),
+        viruses=lambda wildcards: expand(RESULT, sample=outcome(wildcards).called, file=VIRUSES),
+        classifier=classifier_file,
     output:
         contigs="results/contigs.tsv",
         viruses=f"results/{VIRUSES}",
@@ -121,7 +123,8 @@ rule combine:
         "../../envs/tables.yaml"
     params:
         results=lambda wildcards, output: os.path.dirname(output.contigs),
-        called="--unlabelled" if TRAINS else "",
+        trained="--trained" if TRAINS else "",
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} combine {input.sheet:q} --results {params.results:q}'
-        " {params.called} --contigs {output.contigs:q} --viruses {output.viruses:q} 2>&1 | tee {log:q}"
+        " --failures {input.failures:q} --classifier {input.classifier:q} {params.trained}"
+        " --contigs {output.contigs:q} --viruses {output.viruses:q} 2>&1 | tee {log:q}"

@@ -19,7 +19,15 @@ sys.path.insert(0, str(next(path for path in FILES if path.name == "entry.py").p
 
 from holdfast.errors import HoldfastError  # noqa: E402
 from holdfast.results.presets import choose_rules  # noqa: E402
-from holdfast.run import client, config as configuration, failures, pending, plan as planning, provenance, watch  # noqa: E402
+from holdfast.run import (
+    client,
+    config as configuration,
+    ending,
+    failures,
+    pending,
+    plan as planning,
+    watch,
+)  # noqa: E402
 
 if not workflow.deployment_settings.deployment_method:
     planning.use_this_python()
@@ -62,7 +70,7 @@ def decide():
         if not IS_MODULE:  # in a module, files may be made by rules of the workflow around it
             configuration.check_files(configuration.name_of(settings["samples"]), samples)
         plan = planning.make_plan(settings, samples, gpus(), workflow.resource_settings.cores, place)
-        provenance.at_exit(plan.directory, lambda: workflow.scheduler and not (workflow.dryrun or workflow.touch))
+        ending.at_exit(plan, settings, place, lambda: workflow.scheduler and not (workflow.dryrun or workflow.touch))
         return settings, samples, plan
     except HoldfastError as error:
         raise WorkflowError(f"module '{MODIFIER.namespace}': {error}" if IS_MODULE else str(error)) from None
@@ -74,10 +82,12 @@ SERVICE = config["pool"]["lifecycle"] == "service"
 SPOOL = config["pool"]["spool"] or place(planning.DEFAULT_SPOOL)
 MODELS = {model: config["models"][model] for model in PLAN.models}
 RUN = f".holdfast/runs/{os.path.basename(PLAN.directory)}"
+SHARED = [f"{RUN}/shared.{replica}" for replica in range(PLAN.replicas if SERVICE and PLAN.shared else 0)]
 PENDING = {name for share in PLAN.consumers for name in share.samples}
 CONTIG_SAMPLES = [entry.sample for entry in SAMPLES.values() if entry.kind == "contigs"]
 LABELLED = {entry.sample: entry.label for entry in SAMPLES.values() if entry.label}
 TRAINS = bool(LABELLED) and config["classifier"] is None
+RESULT = "results/{sample}/{file}"
 CALLED = [name for name in CONTIG_SAMPLES if config["classifier"] or (TRAINS and name not in LABELLED)]
 
 
@@ -85,8 +95,9 @@ container: config["container"]
 
 
 if workflow.is_main_process and PLAN.consumers:
-    name = MODIFIER.namespace if IS_MODULE else "holdfast"
-    watch.log_progress(workflow, name, partial(watch.watch_run, PLAN, SAMPLES, config, place))
+    watch.log_progress(
+        workflow, MODIFIER.namespace or "holdfast", partial(watch.watch_run, PLAN, SAMPLES, config, place)
+    )
 
 
 wildcard_constraints:
@@ -110,8 +121,8 @@ def classifier_file(wildcards):
 
 def calibration_file(wildcards):
     """What calibrates calls: made of labelled samples, or beside the classifier that is given; or nothing."""
-    beside = configuration.calibration_beside(config["classifier"]) or []
-    return "results/classifier/calibration.json" if LABELLED else local(beside)
+    beside = configuration.calibration_beside(config["classifier"])
+    return "results/classifier/calibration.json" if LABELLED else local(beside or [])
 
 
 def given_classifier(wildcards):
@@ -124,14 +135,11 @@ def named_method():
     return " ".join(f"--{role} {name}" for role, name in config["method"].items() if name)
 
 
+def outcome(wildcards):
+    """Which samples are done and which are called: known when list_failures has run, and Snakemake asks again then."""
+    return failures.read_outcome(checkpoints.list_failures.get().output.failures, SAMPLES, CALLED, LABELLED)
+
+
 def targets(wildcards):
     """What `rule all` asks for."""
-    wanted = [f"results/{name}/{file}" for name in SAMPLES for file in ("embeddings.h5", "records.tsv")]
-    if config["export"]:
-        wanted += [f"results/{name}/{config['export']}" for name in SAMPLES]
-    for name in CALLED:
-        wanted += [f"results/{name}/{table}" for table in (*TABLES, VIRUSES)]
-    wanted += ["results/contigs.tsv", f"results/{VIRUSES}"] if CALLED else []
-    if SERVICE and PLAN.shared:
-        wanted += [f"{RUN}/shared.{replica}" for replica in range(PLAN.replicas)]
-    return [*wanted, "results/summary.tsv", "results/report.html"]
+    return outcome(wildcards).targets(config["export"], TABLES, VIRUSES)

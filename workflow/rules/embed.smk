@@ -2,8 +2,9 @@ PATIENCE = "" if config["pool"]["patience_s"] is None else f"--patience-s {confi
 
 
 # A replica is a pool and its consumers. They form one group, in which one failure ends all: consumers are light and never
-# fail because of a sample; `collect`, outside the group, raises a sample's error. Consumers of external pools are jobs
-# like any other; what they say is on the terminal, too, since they may have to wait for somebody.
+# fail because of a sample. `list_failures`, outside the group, reads from the receipts which samples failed; what comes
+# after it is made of the others, and the last job of a run, `check_samples`, fails if there are any. Consumers of
+# external pools are jobs like any other; what they say is on the terminal, too, since they may have to wait for somebody.
 
 
 rule pool:
@@ -64,7 +65,7 @@ for number, share in enumerate(PLAN.consumers):
 
 
 # A pool of a run of several takes parts of the large samples of others as long as it has a consumer, so it gets one.
-for replica in range(PLAN.replicas if SERVICE and PLAN.shared else 0):
+for replica in range(len(SHARED)):
 
     rule:
         name:
@@ -117,6 +118,27 @@ rule collect:
         " && mv {params.fetched:q} {output.embeddings:q} || "
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} collect {input.receipt:q} --fasta {params.fasta:q}'
         " --output {output.embeddings:q} --records {output.records:q} 2>&1 | tee {log:q}"
+
+
+checkpoint list_failures:
+    input:
+        holdfast=ENTRY,
+        sheet=local(PLAN.sheet),
+        receipts=expand(RESULT, sample=SAMPLES, file="receipt.json"),
+    output:
+        failures=report(
+            "results/failures.tsv", caption="../report/failures.rst", category="Tables", labels={"figure": "Failures"}
+        ),
+    log:
+        "logs/list_failures.log",
+    localrule: True
+    conda:
+        "../../envs/tables.yaml"
+    params:
+        results=lambda wildcards, output: os.path.dirname(output.failures),
+    shell:
+        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} list-failures {input.sheet:q} --results {params.results:q}'
+        " --output {output.failures:q} 2>&1 | tee {log:q}"
 
 
 rule export:

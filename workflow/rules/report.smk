@@ -13,11 +13,15 @@ rule summarize:
     input:
         holdfast=ENTRY,
         sheet=local(PLAN.sheet),
-        receipts=expand("results/{sample}/receipt.json", sample=SAMPLES),
-        embeddings=expand("results/{sample}/embeddings.h5", sample=SAMPLES),
-        contigs=expand("results/{sample}/contigs.tsv", sample=CALLED),
+        failures="results/failures.tsv",
+        receipts=expand(RESULT, sample=SAMPLES, file="receipt.json"),
+        embeddings=lambda wildcards: expand(RESULT, sample=outcome(wildcards).done, file="embeddings.h5"),
+        contigs=lambda wildcards: expand(RESULT, sample=outcome(wildcards).called, file="contigs.tsv"),
+        classifier=lambda wildcards: classifier_file(wildcards) if outcome(wildcards).called else [],
     output:
-        summary="results/summary.tsv",
+        summary=report(
+            "results/summary.tsv", caption="../report/summary.rst", category="Tables", labels={"figure": "Samples"}
+        ),
     log:
         "logs/summarize.log",
     localrule: True
@@ -25,9 +29,10 @@ rule summarize:
         "../../envs/tables.yaml"
     params:
         results=lambda wildcards, output: os.path.dirname(output.summary),
+        trained="--trained" if TRAINS else "",
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} summarize {input.sheet:q} --results {params.results:q}'
-        " --output {output.summary:q} 2>&1 | tee {log:q}"
+        " --failures {input.failures:q} --classifier {input.classifier:q} {params.trained} --output {output.summary:q} 2>&1 | tee {log:q}"
 
 
 rule draw:
@@ -37,10 +42,11 @@ rule draw:
         captions=[source(f"report/{name}.rst") for name in FIGURES],
         sheet=local(PLAN.sheet),
         summary="results/summary.tsv",
-        receipts=expand("results/{sample}/receipt.json", sample=SAMPLES),
-        embeddings=expand("results/{sample}/embeddings.h5", sample=SAMPLES),
-        contigs=expand("results/{sample}/contigs.tsv", sample=CALLED),
-        training=["results/classifier/history.tsv", "results/classifier/confusion.tsv"] if TRAINS else [],
+        failures="results/failures.tsv",
+        receipts=expand(RESULT, sample=SAMPLES, file="receipt.json"),
+        embeddings=lambda wildcards: expand(RESULT, sample=outcome(wildcards).done, file="embeddings.h5"),
+        contigs=lambda wildcards: expand(RESULT, sample=outcome(wildcards).called, file="contigs.tsv"),
+        classifier=lambda wildcards: classifier_file(wildcards) if outcome(wildcards).called else [],
     output:
         page=report(
             "results/report.html",
@@ -63,12 +69,33 @@ rule draw:
         "../../envs/umap.yaml" if config["projection"] == "umap" else "../../envs/report.yaml"
     params:
         results=lambda wildcards, output: os.path.dirname(output.page),
+        trained="--trained" if TRAINS else "",
         spool=lambda wildcards: SPOOL,
+        runs=lambda wildcards: place(".holdfast/runs"),
         calls=json.dumps(config["calls"]),
         projection=config["projection"],
         seed=config["seed"],
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} draw {input.sheet:q} --results {params.results:q}'
-        " --spool {params.spool:q} --calls {params.calls:q}"
+        " --failures {input.failures:q} --classifier {input.classifier:q} {params.trained} --calls {params.calls:q}"
+        " --summary {input.summary:q} --runs {params.runs:q} --spool {params.spool:q}"
         " --projection {params.projection} --seed {params.seed} --template {input.page:q}"
         " --captions {input.captions:q} 2>&1 | tee {log:q}"
+
+
+# The last job, so that one broken sample withholds nothing from the others.
+rule check_samples:
+    input:
+        holdfast=ENTRY,
+        failures="results/failures.tsv",
+        summary="results/summary.tsv",
+        page="results/report.html",
+    output:
+        checked=touch(".holdfast/checked"),
+    log:
+        "logs/check_samples.log",
+    localrule: True
+    conda:
+        "../../envs/tables.yaml"
+    shell:
+        '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} check-samples {input.failures:q} 2>&1 | tee {log:q}'

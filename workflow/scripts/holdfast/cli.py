@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .cli_rules import calibrate, classify, collect, combine, draw, path, share, submit, summarize, train
+from .cli_report import check_samples, draw, list_failures, summarize
+from .cli_rules import calibrate, classify, collect, combine, path, share, submit, train
 from .errors import ConfigError, guarded
 from .files import check_outputs, say
 from .models.registry import POLICIES, POOLINGS
@@ -28,8 +29,11 @@ Command = Callable[[Parser], Callable[[Arguments], None]]
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 COMMANDS: dict[str, tuple[Command, str]] = {
-    function.__name__: (function, "")
-    for function in (submit, share, collect, train, calibrate, classify, combine, summarize, draw)
+    function.__name__.replace("_", "-"): (function, "")
+    for function in (
+        *(submit, share, collect, train, calibrate, classify, combine),
+        *(list_failures, check_samples, summarize, draw),
+    )
 }
 """By name: the function, and an example for people; empty where only rules call it."""
 
@@ -184,9 +188,14 @@ def serve(parser: Parser) -> Callable[[Arguments], None]:
         state = PoolState(Identity.own(), str(given.spool.absolute()))
         state.announce(given.endpoint)  # at once: a service that is late with its output holds Snakemake up
 
-        from .pool.service import serve_pool
+        try:
+            from .pool.service import serve_pool
 
-        serve_pool(given.config, state, given.endpoint)
+            serve_pool(given.config, state, given.endpoint)
+            given.endpoint.unlink(missing_ok=True)
+        except KeyboardInterrupt:  # before the supervisor takes the signal
+            given.endpoint.unlink(missing_ok=True)
+            raise
 
     return do
 

@@ -9,7 +9,10 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .report.results import Results
 
 Arguments = argparse.Namespace
 Parser = argparse.ArgumentParser
@@ -22,15 +25,31 @@ def path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
-def _add_calls(parser: Parser) -> None:
+def add_calls(parser: Parser) -> None:
     """Take what the config says under ``calls``."""
     parser.add_argument("--calls", type=json.loads, required=True, metavar="JSON", help="the key calls of the config")
 
 
-def _add_results(parser: Parser) -> None:
+def add_results(parser: Parser) -> None:
     """Take the samples of a run, and where their results are."""
     parser.add_argument("samples", type=path, help="sample sheet")
     parser.add_argument("--results", type=path, required=True, help="directory of the results")
+
+
+def add_outcome(parser: Parser) -> None:
+    """Take the samples of a run, what failed of them, and what they were called with."""
+    add_results(parser)
+    parser.add_argument("--failures", type=path, required=True, help="table of what failed")
+    parser.add_argument("--classifier", type=path, nargs="*", default=[], help="that contigs are called with, if any")
+    parser.add_argument("--trained", action="store_true", help="labelled samples train it, and are not called")
+
+
+def results_of(given: Arguments) -> "Results":
+    """What :func:`add_outcome` has taken."""
+    from .report.results import read_results
+
+    classifier = given.classifier[0] if given.classifier else None
+    return read_results(given.samples, given.results, given.failures, classifier, given.trained)
 
 
 def _add_method(parser: Parser) -> None:
@@ -53,6 +72,11 @@ def _add_margin(parser: Parser) -> None:
     parser.add_argument("--margin", type=float, required=True, help="from which a chunk is confident")
 
 
+def _be_left_alone() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def submit(parser: Parser) -> Callable[[Arguments], None]:
     """Hand in the jobs of one consumer, wait, and write a receipt for every sample, done or failed."""
     parser.add_argument("plan", type=path, help="plan of the run")
@@ -67,8 +91,8 @@ def submit(parser: Parser) -> Callable[[Arguments], None]:
     def do(given: Arguments) -> None:
         from .run.client import submit_planned
 
-        if given.endpoint:  # a scheduler signals all of a job; the pool then needs its time, and says when it has ended
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if given.endpoint:  # a scheduler, or Ctrl-C, signals all; the pool needs its time, and says when it has ended
+            _be_left_alone()
         directories = [path.parent for path in given.models]
         waiting = (given.spool, given.endpoint, given.results, given.patience_s, given.classifier)
         for outcome in submit_planned(given.plan, given.consumer, directories, *waiting):
@@ -88,7 +112,7 @@ def share(parser: Parser) -> Callable[[Arguments], None]:
         from .run.client import await_samples
         from .run.plan import load_plan
 
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as `submit` does
+        _be_left_alone()
         await_samples(load_plan(given.plan), given.results, given.endpoint)
         given.output.touch()
 
@@ -112,7 +136,7 @@ def collect(parser: Parser) -> Callable[[Arguments], None]:
 
 def train(parser: Parser) -> Callable[[Arguments], None]:
     """Train the classifier on the embeddings of labelled samples."""
-    _add_results(parser)
+    add_results(parser)
     parser.add_argument("--seed", type=int, required=True, help="of split, weights, order and dropout")
     _add_margin(parser)
     parser.add_argument("--output", type=path, required=True, metavar="DIR", help="for the classifier and its figures")
@@ -130,7 +154,7 @@ def train(parser: Parser) -> Callable[[Arguments], None]:
 
 def calibrate(parser: Parser) -> Callable[[Arguments], None]:
     """Calibrate a classifier that was given on the embeddings of labelled samples."""
-    _add_results(parser)
+    add_results(parser)
     parser.add_argument("--classifier", type=path, required=True, help="a .safetensors")
     _add_margin(parser)
     parser.add_argument("--output", type=path, required=True, metavar="calibration.json")
@@ -150,7 +174,7 @@ def classify(parser: Parser) -> Callable[[Arguments], None]:
     """Classify the frames of a sample, call its contigs, and write the sequences of its viruses."""
     parser.add_argument("embeddings", type=path, help="embeddings of the sample")
     parser.add_argument("--classifier", type=path, required=True, help="a .safetensors")
-    _add_calls(parser)
+    add_calls(parser)
     parser.add_argument("--fasta", type=path, required=True, help="sequence file of the sample")
     parser.add_argument("--output", type=path, required=True, metavar="DIR", help="for the tables")
     parser.add_argument("--calibration", type=path, metavar="JSON", help="what calibrates the classifier")
@@ -172,52 +196,13 @@ def classify(parser: Parser) -> Callable[[Arguments], None]:
 
 def combine(parser: Parser) -> Callable[[Arguments], None]:
     """Put the contigs of all samples into one table, and the sequences of their viruses into one file."""
-    _add_results(parser)
-    parser.add_argument("--unlabelled", action="store_true", help="only of samples without a label")
+    add_outcome(parser)
     parser.add_argument("--contigs", type=path, required=True, metavar="contigs.tsv")
     parser.add_argument("--viruses", type=path, required=True, metavar="virus.fna", help="named as each sample's")
 
     def do(given: Arguments) -> None:
         from .results.viruses import combine
-        from .run.config import read_samples
 
-        entries = [entry for entry in read_samples(given.samples).values() if entry.kind == "contigs"]
-        names = [entry.sample for entry in entries if not (given.unlabelled and entry.label)]
-        combine(names, given.results, given.contigs, given.viruses)
-
-    return do
-
-
-def summarize(parser: Parser) -> Callable[[Arguments], None]:
-    """Write the summary table: one row a sample."""
-    _add_results(parser)
-    parser.add_argument("--output", type=path, required=True, metavar="summary.tsv")
-
-    def do(given: Arguments) -> None:
-        from .report.tally import write_summary
-
-        write_summary(given.samples, given.results, given.output)
-
-    return do
-
-
-def draw(parser: Parser) -> Callable[[Arguments], None]:
-    """Draw the report of a run, report.html, and figures/ beside it; the captions say which figures."""
-    _add_results(parser)
-    parser.add_argument("--spool", type=path, required=True, help="where the pools left their record")
-    _add_calls(parser)
-    parser.add_argument("--projection", choices=("pca", "umap"), required=True)
-    parser.add_argument("--seed", type=int, required=True, help="of the choice of points, and of UMAP")
-    parser.add_argument("--template", type=path, required=True, metavar="page.html")
-    parser.add_argument("--captions", type=path, nargs="+", required=True, metavar="FIGURE.rst")
-
-    def do(given: Arguments) -> None:
-        from .report.page import write_report
-        from .results.presets import choose_rules
-
-        threshold = choose_rules(given.calls).virus_score
-        choices: dict[str, Any] = {"threshold": threshold, "projection": given.projection, "seed": given.seed}
-        files = (given.samples, given.results, given.spool)
-        write_report(*files, given.template, given.captions, **choices)
+        combine(results_of(given).called, given.results, given.contigs, given.viruses)
 
     return do

@@ -121,7 +121,7 @@ class Supervisor:
     def _ended(self) -> bool:
         idle_s = time.monotonic() - self.last_work if self.devices.devices and not self.jobs else 0.0
         if self.signal:  # the ordinary end, if nothing is left undone: so Snakemake ends its services
-            self._stop(self.signal if self.jobs else f"asked to end, with no job open ({self.signal})")
+            self._stop(self.signal.replace("SIGINT", "interrupted") if self.jobs else f"no job open at {self.signal}")
         elif not self.endpoint.exists():
             self._stop("the endpoint file is gone, nobody waits any more")
         elif self.launcher.is_gone():
@@ -141,7 +141,7 @@ class Supervisor:
     def _leave(self) -> None:
         """End every process, whatever it is doing, and hand back what is not finished."""
         with suppress(OSError):
-            self._note_moment()
+            self._publish()
             self.history.write()
         for child in multiprocessing.active_children():
             child.kill()
@@ -331,11 +331,9 @@ class Supervisor:
         self.ledger.close(job)
         if not self.jobs and not self.spool.waiting():  # the jobs of adopted blocks have gone elsewhere
             self.ledger.sweep()
-        name = outcome.sample
-        if job.manifest.part < 0:
-            self.outcomes["failed" if error else "done"] += 1
-        else:
-            name += f", part {job.manifest.part + 1}"
+        is_part = job.manifest.part >= 0
+        name = f"{outcome.sample}, part {job.manifest.part + 1}" if is_part else outcome.sample
+        self.outcomes["failed" if error else "done"] += not is_part
         if error:
             log.error("%s: failed: %s", name, error)
         else:

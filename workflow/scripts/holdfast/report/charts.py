@@ -12,8 +12,8 @@ import altair
 import vl_convert
 
 from ..results.calls import VIRUS
-from ..results.presets import PRESETS
-from .tally import OUTCOMES, SampleTally
+from ..results.presets import PRESETS, CallRules
+from .tally import SampleTally
 
 WIDTH = 520
 ROWS = 40
@@ -24,17 +24,26 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
 )
 GREY, PALE_GREEN = "#b0b0b0", "#8fd4bd"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW, BLACK)
-OUTCOME_COLOURS = dict(
-    zip(
-        OUTCOMES,
-        (VERMILION, BLUE, GREEN, SKY, PALE_GREEN, GREY, YELLOW, PURPLE, ORANGE, BLACK, "#e6a0c4", "#7f7f7f"),
-        strict=True,
-    )
-)
+NEUTRAL = "#5f7480"
+"""Of bars that count all together: no category has it."""
+OUTCOME_COLOURS = {
+    "virus": VERMILION,
+    "ambiguous": ORANGE,
+    "non-viral": BLUE,
+    "not called": GREY,
+    "embedded": GREEN,
+    "truncated": SKY,
+    "windowed": PALE_GREEN,
+    "no_stop_free_frame": "#d9d9d9",
+    "too_short": YELLOW,
+    "too_long": PURPLE,
+    "bad_letters": "#e6a0c4",
+    "failed": BLACK,
+}
 SHORT_LABEL = "length(datum.label) > 34 ? slice(datum.label, 0, 17) + '\u2026' + slice(datum.label, -16) : datum.label"
 """Both ends of a long name: names of one study differ at the end, as a rule."""
 
-Chart = altair.Chart | altair.LayerChart | altair.HConcatChart | altair.VConcatChart
+Chart = altair.Chart | altair.LayerChart | altair.ConcatChart | altair.HConcatChart | altair.VConcatChart
 Values = list[dict[str, Any]]
 
 
@@ -44,38 +53,48 @@ class Choices:
 
     Attributes:
         results: Directory of the results, in it ``classifier/``.
-        threshold: Score from which a contig is a virus.
+        classifier: That contigs were called with; None where there is none.
+        rules: By which contigs were called.
         method: Of the projection, ``pca`` or ``umap``.
         seed: Of the choice of points and of UMAP.
     """
 
     results: Path
-    threshold: float = PRESETS["relaxed"].virus_score
+    classifier: Path | None = None
+    rules: CallRules = PRESETS["relaxed"]
     method: str = "pca"
     seed: int = 1
 
 
-def render(chart: Chart, title: str, synthetic: Iterable[str]) -> str:
-    """Draw a chart; SVG.
+def specify(chart: Chart, description: str, title: str, synthetic: Sequence[str]) -> dict[str, Any]:
+    """The Vega-Lite specification of a chart.
 
     Args:
         chart: What to draw.
-        title: Its heading.
-        synthetic: Models whose weights are random, which the heading then says.
+        description: What it shows, for those who cannot see it.
+        title: Its heading; empty on the page, which has headings of its own.
+        synthetic: Models whose weights are random, which is then said in red.
     """
-    models = ", ".join(sorted(synthetic))
-    warning = [f"Synthetic weights ({models}): this says nothing about biology."] if models else []
+    warning = [f"Synthetic weights ({', '.join(synthetic)}): this says nothing about biology."] if synthetic else []
     heading = altair.TitleParams(title, anchor="start", fontSize=15, subtitle=warning, subtitleColor=RED, offset=12)
     room = {"left": 24, "top": 12, "right": 24, "bottom": 12}  # fonts differ, and some are wider than vl_convert's
     plain = {"labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": "normal"}
-    specification = (
-        chart.properties(title=heading, background="white", padding=room)
+    if title or warning:
+        chart = chart.properties(title=heading)
+    specification: dict[str, Any] = (
+        chart.properties(background="white", padding=room, description=description)
         .configure_view(stroke=None)
         .configure_axis(labelLimit=260, **plain)
         .configure_legend(labelLimit=260, titleLimit=400, **plain)
+        .configure_mark(tooltip={"content": "encoding"})
         .to_dict()
     )
-    drawn: str = vl_convert.vegalite_to_svg(specification)
+    return specification
+
+
+def render(chart: Chart, description: str, title: str, synthetic: Sequence[str]) -> str:
+    """Draw a chart; SVG. Arguments as those of :func:`specify`."""
+    drawn: str = vl_convert.vegalite_to_svg(specify(chart, description, title, synthetic))
     return drawn
 
 
@@ -95,15 +114,20 @@ def chart_of(values: Iterable[Mapping[str, Any]], **properties: Any) -> altair.C
     return altair.Chart(altair.Data(values=list(values)), **properties)
 
 
-def shades(values: Values, samples: Sequence[SampleTally], of_what: str) -> altair.Chart:
-    """A row of shaded cells for each sample; the caller says where they lie along x."""
-    names = [sample.name for sample in samples]
+def whole(title: str) -> altair.Y:
+    """An axis of counts, with whole ticks."""
+    return altair.Y(f"{title}:Q", title=title).axis(format="~s", tickCount=4, tickMinStep=1)
+
+
+def shades(values: Values, names: Sequence[str], of_what: str) -> altair.Chart:
+    """A row of shaded cells for each sample, in this order; the caller says where they lie along x."""
     shade = altair.Color("share:Q", title=f"share of the {of_what}").scale(scheme="blues", domainMin=0)
     return (
         chart_of(values, width=WIDTH, height=altair.Step(16))
         .mark_rect()
         .encode(
-            y=altair.Y("sample:N", sort=names, title=None).axis(labelExpr=SHORT_LABEL),
+            y=altair.Y("sample:N", sort=list(names), title=None).axis(labelExpr=SHORT_LABEL),
+            tooltip=["sample:N", altair.Tooltip("share:Q", format=".1%")],
             color=shade.legend(format="%", orient="bottom", gradientLength=200),
         )
     )
@@ -121,10 +145,10 @@ def colours_of(field: str, colours: Mapping[str, str], title: str) -> altair.Col
     return altair.Color(f"{field}:N", title=title or None, scale=scale)
 
 
-def nothing(reason: str) -> Chart:
-    """A figure that says why it is empty."""
+def empty(reason: str) -> Chart:
+    """What is drawn where there is nothing to show: one line that says why."""
     return (
-        chart_of([{"text": reason}], width=WIDTH, height=60)
+        chart_of([{"text": reason}], width=WIDTH, height=24)
         .mark_text(align="left", fontSize=13)
         .encode(x=altair.value(0), text="text:N")
     )

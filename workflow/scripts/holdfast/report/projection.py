@@ -21,7 +21,6 @@ from .charts import (
     Choices,
     chart_of,
     colours_of,
-    nothing,
 )
 from .tally import Points, Tally
 
@@ -92,11 +91,11 @@ def umap(matrix: np.ndarray, seed: int) -> np.ndarray:
     return fitted
 
 
-def embeddings(tally: Tally, choices: Choices) -> Chart:
+def embeddings(tally: Tally, choices: Choices) -> Chart | str:
     """A projection of each model's embeddings, as cells of a grid."""
     maps = {model: points for model, points in sorted(tally.points.items()) if len(points.matrix) >= 3}
     if not maps:
-        return nothing("Fewer than three sequences are embedded: there is nothing to project.")
+        return "Fewer than three sequences are embedded: there is nothing to project."
     kept = {
         group for group, _ in Counter(group for points in maps.values() for group in points.groups).most_common(GROUPS)
     }
@@ -105,7 +104,8 @@ def embeddings(tally: Tally, choices: Choices) -> Chart:
     met = sorted({group for each in groups.values() for group in each}, key=known.index)
     spare = iter(PALETTE)
     colours = {group: GREY if group == OTHERS else GROUP_COLOURS.get(group) or next(spare) for group in met}
-    return altair.hconcat(*(_map(model, points, groups[model], colours, choices) for model, points in maps.items()))
+    drawn = [_map(model, points, groups[model], colours, choices) for model, points in maps.items()]
+    return altair.concat(*drawn, columns=2)
 
 
 def _map(model: str, points: Points, groups: list[str], colours: Mapping[str, str], choices: Choices) -> Chart:

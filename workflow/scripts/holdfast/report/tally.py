@@ -1,142 +1,37 @@
-"""The tally of a run: what the summary and the report say of it, counted from its results.
+"""The tally of a run: what its report says, counted from its results.
 
-Every sample's receipt, embeddings and calls are read once, one sample after the other. For the summary they become a
-row each (:func:`write_summary`); for the report they become counts (:func:`count_results`), small however many samples
-there are: outcomes of records, histograms of scores and lengths, stop-free frames per chunk, seconds. Of the rows of
-each model at most :data:`POINTS` are kept, chosen by chance with the seed, and of the contigs at most :data:`LISTED`,
-those with the highest scores.
+Every sample's receipt, embeddings and calls are read once, one sample after the other, block by block and line by line.
+They become counts (:func:`count_results`), small however many samples and contigs there are: outcomes of records,
+histograms of scores and lengths, stop-free frames per chunk, seconds. Of the rows of each model at most :data:`POINTS`
+are kept, chosen by chance with the seed, and of the contigs at most :data:`LISTED`: viruses first, by tier and score.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, ResourceError
-from ..files import atomic_text
+from ..errors import InputError
 from ..results.calls import NON_VIRAL, VIRUS
 from ..results.contigs import ContigCall, read_contigs
+from ..results.decisions import DECISIONS, TIERS
 from ..results.embeddings import EmbeddingsFile
-from ..run.config import Sample, read_samples
-from ..run.provenance import describe_pools, number
+from ..run.config import Sample
+from ..run.provenance import number
 from ..sequences.frames import FRAMES
-from ..spool.job import Receipt, read_receipt
+from ..spool.job import Receipt
 from ..spool.progress import Moment, read_moments
+from .results import Results
+from .summary import STATUSES
 
-STATUSES = ("truncated", "windowed", "no_stop_free_frame", "too_short", "too_long", "bad_letters", "failed")
-OUTCOMES = (VIRUS, NON_VIRAL, "embedded", *STATUSES, "ambiguous", "not called")
+OUTCOMES = (*DECISIONS, "embedded", *STATUSES)
 SCORE_BINS = 50
 LENGTH_BINS_A_DECADE = 4
 POINTS = 20_000
 LISTED = 20_000
-SUMMARY_COLUMNS = (
-    *("sample", "kind", "label", "records", *STATUSES, "rows", "distinct_sequences", "tokens"),
-    *("contigs_called", "contigs_virus", "contigs_ambiguous", "contigs_not_called"),
-    *("inherited_vectors", "cached_vectors"),
-    *("load_s", "load_share_s", "read_s", "device_s", "total_s", "tokens_per_s", "device_busy"),
-    *("precision", "devices", "synthetic_weights", "run"),
-)
-
-
-def _read_run(sheet: Path, results: Path) -> tuple[dict[str, Sample], dict[str, Receipt]]:
-    """The samples of a sheet and their receipts, by name.
-
-    Raises:
-        ConfigError: the sheet cannot be read, or a line is wrong.
-        ResourceError: a receipt that is missing, or none.
-    """
-    samples = read_samples(sheet)
-    receipts: dict[str, Receipt] = {}
-    for name in samples:
-        path = results / name / "receipt.json"
-        receipt = read_receipt(path)
-        if receipt is None:
-            raise ResourceError(f"{path}: is missing; run again")
-        receipts[name] = receipt
-    return samples, receipts
-
-
-def write_summary(sheet: Path, results: Path, output: Path) -> None:
-    """Write ``summary.tsv`` from receipts, embeddings and calls; a cell that does not apply is empty.
-
-    ``load_s`` is the pool's time to load its models, the same for all its samples, and ``load_share_s`` the sample's
-    share of that, by ``device_s`` among the pool's samples in this table. ``device_s`` is the sample's share of the
-    batches it was in, by tokens; ``tokens_per_s`` is the tokens in that share over it. ``device_busy`` is the pool's.
-
-    Args:
-        sheet: The sample sheet.
-        results: Directory with the results of every sample.
-        output: The table.
-
-    Raises:
-        HoldfastError: a file that is missing, or cannot be read.
-    """
-    samples, receipts = _read_run(sheet, results)
-    work_s: dict[str, list[float]] = defaultdict(list)
-    for receipt in receipts.values():
-        work_s[_pool_of(receipt)].append(receipt.seconds.get("device_s", 0.0))
-    pools = describe_pools(receipts.values())
-    with atomic_text(output) as file:
-        file.write("\t".join(SUMMARY_COLUMNS) + "\n")
-        for name, entry in samples.items():
-            pool = _pool_of(receipts[name])
-            row = {
-                **_summary_row(entry, results / name, receipts[name]),
-                "load_share_s": _load_share_s(receipts[name], work_s[pool]),
-                "device_busy": pools[pool]["device_busy"],
-            }
-            cells = (row.get(column) for column in SUMMARY_COLUMNS)
-            file.write("\t".join("" if cell is None else str(cell) for cell in cells) + "\n")
-
-
-def _pool_of(receipt: Receipt) -> str:
-    """Name of the pool that left a receipt."""
-    return str(receipt.pool.get("id", ""))
-
-
-def _load_share_s(receipt: Receipt, work_s: list[float]) -> float:
-    """A sample's share of the load of its pool: by its work among all of the pool's samples, or even."""
-    own_s, total_s = receipt.seconds.get("device_s", 0.0), sum(work_s)
-    share = own_s / total_s if total_s > 0 else 1 / len(work_s)
-    return round(number(receipt.pool.get("load_s")) * share, 3)
-
-
-def _summary_row(entry: Sample, directory: Path, receipt: Receipt) -> dict[str, object]:
-    """The cells of one sample by column, but for those that depend on the pool's other samples."""
-    with EmbeddingsFile(directory / "embeddings.h5") as file:
-        synthetic = _synthetic(file)
-    counts, pool = receipt.counts, receipt.pool
-    device_s = receipt.seconds.get("device_s", 0.0)
-    calls: dict[str, int] = {}
-    if (directory / "contigs.tsv").exists():
-        met = Counter(call.decision for call in read_contigs(directory / "contigs.tsv"))
-        calls = {f"contigs_{name.replace(' ', '_')}": met[name] for name in ("virus", "ambiguous", "not called")}
-        calls["contigs_called"] = met.total() - met["not called"]
-    return {
-        **counts,
-        **receipt.seconds,
-        **calls,
-        "sample": entry.sample,
-        "kind": entry.kind,
-        "label": entry.label,
-        "distinct_sequences": counts.get("sequences", 0),
-        "tokens": counts.get("tokens", 0),
-        "inherited_vectors": counts.get("inherited"),
-        "cached_vectors": counts.get("cached"),
-        "load_s": pool.get("load_s"),
-        "tokens_per_s": f"{counts.get('computed_tokens', 0) / device_s:.0f}" if device_s > 0 else None,
-        "precision": pool.get("precision"),
-        "devices": pool.get("devices"),
-        "synthetic_weights": ",".join(sorted(synthetic)),
-        "run": receipt.run,
-    }
-
-
-def _synthetic(file: EmbeddingsFile) -> set[str]:
-    """The models of a results file whose weights are random."""
-    return {model for model, attributes in file.models.items() if attributes["synthetic"]}
 
 
 @dataclass
@@ -212,54 +107,59 @@ class Tally:
     Attributes:
         samples: In the order of the sheet.
         lengths: By bin, the lower end in bp, and outcome: the contigs of called samples.
-        contigs: Those to be listed, sample and call, the highest score first.
+        contigs: Those to be listed, sample and call, by decision, tier and score.
         contig_count: How many there are.
+        calibrated: Whether a contig has a calibrated probability.
         points: By model.
         pools: By name, in the order in which they are met.
-        synthetic: Models whose weights are random.
+        models: By name, what embeddings files say of the models they were made with.
     """
 
     samples: list[SampleTally] = field(default_factory=list)
     lengths: Counter[tuple[float, str]] = field(default_factory=Counter)
     contigs: list[tuple[str, ContigCall]] = field(default_factory=list)
     contig_count: int = 0
+    calibrated: bool = False
     points: dict[str, Points] = field(default_factory=dict)
     pools: dict[str, PoolTally] = field(default_factory=dict)
-    synthetic: set[str] = field(default_factory=set)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def synthetic(self) -> list[str]:
+        """Models whose weights are random, sorted."""
+        return sorted(model for model, known in self.models.items() if known["synthetic"])
 
 
-def count_results(sheet: Path, results: Path, spool: Path, seed: int) -> Tally:
+def count_results(results: Results, spool: Path, seed: int) -> Tally:
     """Count.
 
     Args:
-        sheet: The sample sheet.
-        results: Directory with the results of every sample.
+        results: What there is.
         spool: Where the pools left their history.
         seed: For the choice of points.
 
     Raises:
         HoldfastError: a file that is missing, or cannot be read.
     """
-    samples, receipts = _read_run(sheet, results)
-    chosen = _choose(receipts, seed)
+    chosen = _choose(results.receipts, seed)
     tally = Tally()
     found: dict[str, list[tuple[np.ndarray, list[str]]]] = defaultdict(list)
     totals: Counter[str] = Counter()
-    by_sample = not any(entry.label or (results / name / "contigs.tsv").exists() for name, entry in samples.items())
-    for name, entry in samples.items():
-        _count_pool(tally, receipts[name], spool)
+    called = frozenset(results.called)
+    by_sample = not (called or any(entry.label for entry in results.samples.values()))
+    for name in results.done:
+        entry = results.samples[name]
+        _count_pool(tally, results.receipts[name], spool)
         sample = SampleTally(name)
         tally.samples.append(sample)
-        with EmbeddingsFile(results / name / "embeddings.h5") as file:
-            outcomes = _count_records(tally, sample, file, results / name / "contigs.tsv")
-            sample.outcomes.update(outcomes)
-            tally.synthetic |= _synthetic(file)
-            for model in file.models:
-                shown = file.matrix_of(model) or file.matrix_of(model, "max") or file.matrix_of(model, "cls")
-                if shown is None:
-                    continue
-                rows = chosen[name][chosen[name] < file.row_count]
-                records, matrix = file.take(rows, shown)
+        with EmbeddingsFile(results.embeddings(name)) as file:
+            tally.models = {**file.models, **tally.models}
+            taken = _take(file, chosen[name])
+            wanted = {int(record) for records, _ in taken.values() for record in records}
+            outcomes = _count_records(tally, sample, file, results.contigs(name) if name in called else None, wanted)
+            if file.kind == "contigs":
+                _count_frames(sample, file)
+            for model, (records, matrix) in taken.items():
                 totals[model] += file.row_count
                 groups = [name if by_sample else _group(entry, outcomes[record]) for record in records.tolist()]
                 found[model].append((matrix, groups))
@@ -268,6 +168,16 @@ def count_results(sheet: Path, results: Path, spool: Path, seed: int) -> Tally:
         tally.points[model] = Points(matrix, [group for _, groups in parts for group in groups], totals[model])
     tally.contigs = _highest(tally.contigs)
     return tally
+
+
+def _take(file: EmbeddingsFile, rows: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Some rows of the matrix of each model that is drawn, with the index of each one's record."""
+    taken = {}
+    for model in file.models:
+        shown = file.matrix_of(model) or file.matrix_of(model, "max") or file.matrix_of(model, "cls")
+        if shown is not None:
+            taken[model] = file.take(rows[rows < file.row_count], shown)
+    return taken
 
 
 def _choose(receipts: Mapping[str, Receipt], seed: int) -> dict[str, np.ndarray]:
@@ -290,7 +200,7 @@ def _group(entry: Sample, outcome: str) -> str:
 
 
 def _count_pool(tally: Tally, receipt: Receipt, spool: Path) -> None:
-    name = _pool_of(receipt)
+    name = receipt.pool_id
     if name not in tally.pools:
         moments = read_moments(spool / "pools" / f"{Path(name).name}.tsv") if name else []
         tally.pools[name] = PoolTally(name, moments=moments)
@@ -302,47 +212,74 @@ def _count_pool(tally: Tally, receipt: Receipt, spool: Path) -> None:
     pool.samples += 1
 
 
-def _count_records(tally: Tally, sample: SampleTally, file: EmbeddingsFile, contigs: Path) -> list[str]:
-    """Count chunks, and scores and lengths where the sample is called; the outcome of each record."""
-    places = [np.empty(0, np.int64)]
-    places += [block.record * np.int64(2**31) + block.chunk for block in file.blocks()]
-    lengths_bp = np.zeros(0, np.int64)
-    statuses: list[str] = []
+def _count_frames(sample: SampleTally, file: EmbeddingsFile) -> None:
+    """Count chunks by their stop-free frames; the frames of a chunk are rows that follow one another."""
+    last, open_frames, with_frames = -1, 0, 0
+    for rows in file.blocks():
+        place = rows.record * np.int64(2**31) + rows.chunk
+        starts = np.flatnonzero(np.concatenate([[True], place[1:] != place[:-1]]))
+        frames = np.diff(np.append(starts, len(place)))
+        if place[0] == last:
+            frames[0] += open_frames
+        elif open_frames:
+            sample.frames[open_frames] += 1
+        sample.frames += np.bincount(frames[:-1], minlength=len(FRAMES) + 1)
+        with_frames += len(frames) - int(place[0] == last)
+        last, open_frames = int(place[-1]), int(frames[-1])
+    if open_frames:
+        sample.frames[open_frames] += 1
+    chunks = sum(int((-(-records.length // file.chunk_length_bp)).sum()) for records in file.record_blocks())
+    sample.frames[0] = chunks - with_frames
+
+
+def _count_records(
+    tally: Tally, sample: SampleTally, file: EmbeddingsFile, contigs: Path | None, wanted: set[int]
+) -> dict[int, str]:
+    """Count the records of a sample by outcome, and its calls; the outcomes of those records that are wanted."""
+    calls = None if contigs is None else read_contigs(contigs)
+    outcomes: dict[int, str] = {}
+    index = 0
     for records in file.record_blocks():
-        lengths_bp = np.concatenate([lengths_bp, records.length])
-        statuses += records.status
-    if file.kind == "contigs":
-        with_frames = np.unique(np.concatenate(places), return_counts=True)[1]
-        sample.frames += np.bincount(with_frames, minlength=len(FRAMES) + 1)
-        sample.frames[0] = (-(-lengths_bp // file.chunk_length_bp)).sum() - len(with_frames)
-    if not contigs.exists():
-        return ["embedded" if status == "ok" else status for status in statuses]
-    return _count_contigs(tally, sample, contigs, statuses)
-
-
-def _count_contigs(tally: Tally, sample: SampleTally, path: Path, statuses: list[str]) -> list[str]:
-    """Count the calls of a sample; the outcome of each of its records."""
-    outcomes: list[str] = []
-    for call in read_contigs(path):
-        status = statuses[len(outcomes)] if len(outcomes) < len(statuses) else "ok"
-        outcome = call.decision if call.tier or status == "ok" else status
-        outcomes.append(outcome)
-        tally.contigs.append((sample.name, call))
-        if call.score is not None:
-            sample.scores[min(int(call.score * SCORE_BINS), SCORE_BINS - 1)] += 1
-        if call.length_bp:
-            place = np.floor(np.log10(call.length_bp) * LENGTH_BINS_A_DECADE) / LENGTH_BINS_A_DECADE
-            tally.lengths[round(float(10**place), 3), outcome] += 1
-        if len(tally.contigs) > 5 * LISTED:
-            tally.contigs = _highest(tally.contigs)
-    if len(outcomes) != len(statuses):
-        raise InputError(f"has {len(outcomes)} contigs, but there are {len(statuses)} records; run again", path)
-    tally.contig_count += len(outcomes)
+        if calls is None:
+            found = ["embedded" if status == "ok" else status for status in records.status]
+        else:
+            found = [_count_contig(tally, sample, calls, status, contigs) for status in records.status]
+        sample.outcomes.update(found)
+        outcomes |= {index + place: found[place] for place in range(len(found)) if index + place in wanted}
+        index += len(found)
+    if calls is not None and next(calls, None) is not None:
+        raise InputError(f"has more than the {index} records of the sample; run again", contigs or "")
     return outcomes
 
 
-def _highest(contigs: list[tuple[str, ContigCall]]) -> list[tuple[str, ContigCall]]:
-    def score(entry: tuple[str, ContigCall]) -> float:
-        return -1.0 if entry[1].score is None else entry[1].score
+def _count_contig(
+    tally: Tally, sample: SampleTally, calls: Iterator[ContigCall], status: str, path: Path | None
+) -> str:
+    """Count the next contig of a table; its outcome: the decision or, of a record not called for its status, that."""
+    call = next(calls, None)
+    if call is None:
+        raise InputError("has fewer contigs than the sample has records; run again", path or "")
+    outcome = call.decision if call.tier or status == "ok" else status
+    tally.contig_count += 1
+    tally.contigs.append((sample.name, call))
+    if len(tally.contigs) > 5 * LISTED:
+        tally.contigs = _highest(tally.contigs)
+    if call.score is not None:
+        sample.scores[min(int(call.score * SCORE_BINS), SCORE_BINS - 1)] += 1
+    if call.p_virus is not None:
+        tally.calibrated = True
+    if call.length_bp:
+        place = np.floor(np.log10(call.length_bp) * LENGTH_BINS_A_DECADE) / LENGTH_BINS_A_DECADE
+        tally.lengths[round(float(10**place), 3), outcome] += 1
+    return outcome
 
-    return sorted(contigs, key=score, reverse=True)[:LISTED]
+
+def _highest(contigs: list[tuple[str, ContigCall]]) -> list[tuple[str, ContigCall]]:
+    """The first :data:`LISTED` by decision, of viruses by tier, and by score."""
+
+    def place(entry: tuple[str, ContigCall]) -> tuple[int, int, float]:
+        call = entry[1]
+        tier = TIERS.index(call.tier) if call.tier and call.is_virus else 0
+        return DECISIONS.index(call.decision), -tier, -1.0 if call.score is None else -call.score
+
+    return sorted(contigs, key=place)[:LISTED]

@@ -22,7 +22,7 @@ DECISIONS = ("virus", "ambiguous", "non-viral", "not called")
 VIRUS, AMBIGUOUS, NON_VIRAL, NOT_CALLED = range(len(DECISIONS))
 TIERS = ("low", "moderate", "high")
 LOW, MODERATE, HIGH = range(len(TIERS))
-REASONS = ("", "failed", "too_short", "no_evidence", "length", "evidence", "between", "lowered")
+REASONS = ("", "failed", "too_short", "bad_letters", "no_evidence", "length", "evidence", "between", "lowered")
 """What a reason is about, by its code; :func:`explain` says it in words."""
 
 
@@ -57,7 +57,7 @@ def decide(
 
     Args:
         length_bp: int64 [M].
-        status: ``failed`` and ``too_short`` as they stand in :data:`REASONS`, otherwise 0; uint8 [M].
+        status: ``failed``, ``too_short`` and ``bad_letters`` as they stand in :data:`REASONS`, otherwise 0; uint8 [M].
         evidence: Chunks with a stop-free frame, int64 [M].
         score: float64 [M], NaN without evidence.
         p_virus: Calibrated probability of each, float64 [M], never less for a higher score; None without a calibration.
@@ -136,6 +136,7 @@ def explain(reason: int, evidence: int, rules: CallRules) -> str:
         "": "",
         "failed": "a sequence of it was given up, see records.tsv",
         "too_short": "shorter than a codon",
+        "bad_letters": "a letter of no nucleotide, see records.tsv",
         "no_evidence": "no chunk has a stop-free frame",
         "length": f"shorter than {rules.min_length_bp} bp",
         "evidence": f"{evidence} {chunks} with a stop-free frame, fewer than {rules.min_chunks}",

@@ -4,32 +4,7 @@ Data passes in twice, through :class:`.writer.EmbeddingsWriter`: first the recor
 sequence to embed), as the sample is read; then the matrices, when the vectors are there. Both take blocks, so no step
 holds a whole sample, and both replace the file at the end, so a writer that is killed leaves it as it was. Only a
 complete file can be read, whole (:func:`read_embeddings`) or in blocks (:class:`EmbeddingsFile`).
-
-Layout (M records in the input, N rows of R residues or tokens in all, D columns of a model):
-
-========================== ============= ====================================================================
-``records/ids``            (M,) utf-8    every record of the input, in its order
-``records/length``         (M,) int64    bp, or aa for kind ``proteins``, without a stop at the end
-``records/residues_used``  (M,) int64    how many of them the models saw; 0 where there is no row
-``records/status``         (M,) enum     one of :data:`RECORD_STATUSES`
-``ids``                    (N,) utf-8    the frame's id for kind ``contigs``, else the record's
-``length``                 (N,) int32    aa, or bp for kind ``dna``, of what was embedded
-``sha256``                 (N, 32) uint8 digest of that sequence
-``record``                 (N,) int32    index into ``records``
-``chunk``                  (N,) int32    number of the chunk in its record, from 1; 0 but for kind ``contigs``
-``frame``                  (N,) uint8    index into :data:`.FRAMES`; 0 but for kind ``contigs``
-``MODEL/LAYER/POOLING``    (N, D)        float16 or float32, chunked by 64 rows, no filter
-``MODEL/LAYER/residues``   (R, D)        likewise, one behind the other, special tokens left out
-``MODEL/LAYER/offsets``    (N + 1,) int64 where the residues of each row begin, and R
-========================== ============= ====================================================================
-
-Attributes of the root: ``format``, ``format_version``, ``sample``, ``kind``, ``chunk_length_bp`` (0 but for kind
-``contigs``), ``genetic_code`` (NCBI's number; likewise), ``job`` (its name, by which receipts and records of runs know
-the file), ``input_sha256`` (of the FASTA or FASTQ file), ``software`` (JSON: name to version), ``complete``. Attributes
-of a matrix: ``width``, ``family``, ``alphabet``, ``source``, ``source_sha256``, ``weights_sha256``, ``synthetic``,
-``layer``, ``pooling``, ``mean_of`` (``residues``, or ``tokens`` with the special ones: what a mean or a maximum is
-over) and ``precision``. A plain matrix is the layout measured fastest: 1.0 s for 200,000 x 2560 in float16, 16 s as
-one dataset per id.
+:mod:`.layout` says what it holds.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,29 +22,19 @@ from ..errors import InputError
 from ..models.registry import KINDS, POOLINGS
 from ..sequences import GENETIC_CODES
 from ..sequences.frames import FRAMES
-
-FORMAT = "holdfast-embeddings"
-FORMAT_VERSION = 2
-RECORD_STATUSES = (
-    *("ok", "truncated", "windowed", "too_long", "too_short", "bad_letters", "no_stop_free_frame", "failed"),
+from .layout import (
+    FORMAT,
+    FORMAT_VERSION,
+    MATRIX_CHUNK_ROWS,
+    RECORD_COLUMNS,
+    RECORD_STATUSES,
+    ROW_COLUMNS,
+    TABLE_CHUNK_ROWS,
+    Matrix,
+    Root,
 )
 
 BLOCK_ROWS = 4096
-MATRIX_CHUNK_ROWS = 64
-TABLE_CHUNK_ROWS = 1024
-DIGEST_BYTES = 32
-
-_TEXT = h5py.string_dtype()
-_STATUS = h5py.enum_dtype({status: code for code, status in enumerate(RECORD_STATUSES)}, basetype="u1")
-RECORD_COLUMNS = {"ids": _TEXT, "length": np.dtype("i8"), "residues_used": np.dtype("i8"), "status": _STATUS}
-ROW_COLUMNS = {
-    "ids": _TEXT,
-    "length": np.dtype("i4"),
-    "sha256": np.dtype(("u1", DIGEST_BYTES)),
-    "record": np.dtype("i4"),
-    "chunk": np.dtype("i4"),
-    "frame": np.dtype("u1"),
-}
 
 
 @dataclass(frozen=True)
@@ -127,39 +92,6 @@ class Embeddings(Rows):
     attributes: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Root:
-    """Attributes of the root, as in the layout above."""
-
-    format: str
-    format_version: int
-    sample: str
-    kind: str
-    chunk_length_bp: int
-    genetic_code: int
-    job: str
-    input_sha256: str
-    software: str
-    complete: bool
-
-
-@dataclass(frozen=True)
-class _Matrix:
-    """Attributes of a matrix."""
-
-    family: str
-    alphabet: str
-    width: int
-    source: str
-    source_sha256: str
-    weights_sha256: str
-    synthetic: bool
-    layer: int
-    pooling: str
-    mean_of: str
-    precision: str
-
-
 class EmbeddingsFile:
     """A complete results file, open for reading in blocks.
 
@@ -213,7 +145,7 @@ class EmbeddingsFile:
             raise InputError(f"format {found}, this version reads {FORMAT_VERSION}; compute it again", self.path)
         if not attributes["complete"]:
             raise InputError("incomplete, no embeddings were written yet; compute it again", self.path)
-        root = fill(_Root, _plain(attributes, _Root))
+        root = fill(Root, _plain(attributes, Root))
         cut = root.chunk_length_bp > 0, root.genetic_code in GENETIC_CODES
         if root.kind not in KINDS or cut != (root.kind == "contigs",) * 2:
             raise ValueError(f"kind {root.kind}, chunk length {root.chunk_length_bp}, genetic code {root.genetic_code}")
@@ -238,7 +170,7 @@ class EmbeddingsFile:
                     self._describe_matrix(f"{model}/{layer}/{pooling}", pooling)
 
     def _describe_matrix(self, name: str, pooling: str) -> None:
-        matrix = fill(_Matrix, _plain(self._file[name].attrs, _Matrix))
+        matrix = fill(Matrix, _plain(self._file[name].attrs, Matrix))
         if f"{matrix.layer}/{matrix.pooling}" != name.partition("/")[2]:
             raise ValueError(f"{name} says that it is {matrix.layer}/{matrix.pooling}")
         self.matrices[name] = asdict(matrix)
@@ -376,7 +308,7 @@ class EmbeddingsFile:
     def read(self) -> Embeddings:
         """The whole file, at once in memory."""
         with self._speaking():
-            attributes = _plain(self._file.attrs, _Root)
+            attributes = _plain(self._file.attrs, Root)
         of_residues = [name for name, known in self.matrices.items() if known["pooling"] == "residues"]
         return Embeddings(
             **self._rows(0, self.row_count, [name for name in self.matrices if name not in of_residues]),

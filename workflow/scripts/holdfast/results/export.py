@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import InputError
 from ..files import check_outputs, temporary_path
 from .embeddings import EmbeddingsFile
-from .writer import open_hdf5
+from .hdf5 import open_hdf5
 
 ROOT_ATTRIBUTES = (*("family", "source", "weights_sha256", "synthetic", "layer", "pooling", "mean_of", "precision"),)
 POOLING_OF = {"protein": "mean", "residue": "residues"}

@@ -20,6 +20,7 @@ from ..files import temporary_path
 from ..spool.job import Manifest, Receipt, digest_of, fingerprint, read_receipt
 from ..spool.spool import Spool
 from ..spool.state import Launcher, Observer, PoolState, read_state
+from .ending import note_trouble
 from .plan import Plan, jobs_of, load_plan
 from .provenance import run_of
 
@@ -164,9 +165,13 @@ def submit_planned(
         patience_s: Seconds to wait while no pool there can do the jobs.
         classifier: That frames will be classified with, if there is one already.
     """
-    jobs = jobs_of(plan, consumer, models, classifier)
-    outputs = [results / name / "receipt.json" for name in load_plan(plan).consumers[consumer].samples]
-    return submit_jobs(jobs, Spool(spool), endpoint, outputs, patience_s, run_of(plan.parent))
+    try:
+        jobs = jobs_of(plan, consumer, models, classifier)
+        outputs = [results / name / "receipt.json" for name in load_plan(plan).consumers[consumer].samples]
+        return submit_jobs(jobs, Spool(spool), endpoint, outputs, patience_s, run_of(plan.parent))
+    except HoldfastError as error:
+        note_trouble(plan.parent, consumer, error)
+        raise
 
 
 def _keep(outcome: Receipt, entry: _Submission) -> None:

@@ -1,80 +1,128 @@
-"""What failed in a run, said once at its end: on the terminal and in ``results/failures.tsv``."""
+"""What failed among the samples of a run: the table ``results/failures.tsv``, made from their receipts.
 
-import sys
+It has a row for every sample that failed and, of samples that were done, one for every row that was given up. Rule
+``list_failures`` writes it when the last receipt is there. What runs after that is made of the samples that did not
+fail, and rule ``check_samples``, the last job, fails if there are others.
+"""
+
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import HoldfastError
+from ..errors import HoldfastError, InputError, ResourceError
 from ..files import atomic_text
 from ..spool.job import read_receipt
-from .pending import Place
-from .plan import Plan
 
-SHOWN = 20
+COLUMNS = ("sample", "row", "reason")
+NAMED = 20
 
 
-def report_failures(plan: Plan, samples: Iterable[str], place: Place = str) -> None:
-    """Say at the end of a run what failed, and write ``results/failures.tsv``.
+@dataclass(frozen=True)
+class Failure:
+    """A line of the table; without ``row`` the whole sample failed."""
 
-    The table has a row for every failed sample and every row given up; with nothing to report there is no such file.
-    What other rules gave up with comes first.
+    sample: str
+    row: str
+    reason: str
+
+
+def write_failures(samples: Iterable[str], results: Path, output: Path) -> None:
+    """Write the table of failures, the heading alone where there are none.
+
+    Raises:
+        ResourceError: a receipt is missing.
     """
-    for trouble in _troubles(Path(plan.path).stat().st_mtime, Path(place("logs/pool.0.log")).parent):
-        print(trouble, file=sys.stderr)
-    rows = []
-    for sample in samples:
-        try:
-            outcome = read_receipt(place(f"results/{sample}/receipt.json"))
-        except HoldfastError as error:
-            rows.append((sample, "", str(error)))
-            continue
-        if outcome is not None and outcome.state == "failed":
-            rows.append((sample, "", outcome.error))
-        elif outcome is not None:
-            rows += [(sample, row, reason) for row, reason in outcome.failures.items()]
-    table = Path(place("results/failures.tsv"))
-    if not rows:
-        table.unlink(missing_ok=True)
-        return
+    with atomic_text(output) as file:
+        file.write("\t".join(COLUMNS) + "\n")
+        for sample in samples:
+            for failure in _failures_of(sample, results / sample / "receipt.json"):
+                cells = (failure.sample, failure.row, failure.reason)
+                file.write("\t".join(" ".join(cell.split()) for cell in cells) + "\n")
+
+
+def _failures_of(sample: str, path: Path) -> list[Failure]:
     try:
-        with atomic_text(table) as file:
-            file.write("sample\trow\treason\n")
-            file.writelines("\t".join(" ".join(cell.split()) for cell in row) + "\n" for row in rows)
-    except OSError as error:
-        print(f"holdfast: error: {table} cannot be written: {error.strerror}", file=sys.stderr)
-    print(f"Failed ({table}); repair these and run again, the rest is kept:", file=sys.stderr)
-    if any(row for _, row, _ in rows):
-        print(
-            "  (a sample of which only rows are named is done without them; remove its receipt.json to retry)",
-            file=sys.stderr,
-        )
-    for sample, row, reason in rows[:SHOWN]:
-        print(f"  {sample}{' ' if row else ''}{row}: {reason}", file=sys.stderr)
-    if len(rows) > SHOWN:
-        print(f"  ... and {len(rows) - SHOWN} more", file=sys.stderr)
+        receipt = read_receipt(path)
+    except HoldfastError as error:
+        return [Failure(sample, "", str(error))]
+    if receipt is None:
+        raise ResourceError(f"{path}: is missing; run again")
+    if receipt.state == "failed":
+        return [Failure(sample, "", receipt.error)]
+    return [Failure(sample, row, reason) for row, reason in receipt.failures.items()]
 
 
-def _troubles(began: float, logs: Path) -> list[str]:
-    """What rules gave up with since ``began`` (s), by their logs, and where the log of a pool is.
+def read_failures(path: str | Path) -> list[Failure]:
+    """Read the table.
 
-    What ``collect`` says is in the receipts, and consumers say what was wrong with a pool.
+    Raises:
+        InputError: a line that is none of such a table.
     """
-    pools = [log for log in sorted(logs.glob("pool.*.log")) if log.stat().st_mtime >= began]
-    others = [log for log in sorted(logs.rglob("*.log")) if log.stat().st_mtime >= began]
-    found = _errors(log for log in others if log not in pools and log.parent.name != "collect")
-    found = found or _errors(pools)
-    if len(found) > SHOWN:
-        found = [*found[:SHOWN], f"... and {len(found) - SHOWN} more, see {logs}"]
-    if any("the pool (process " in line for line in found):
-        found.append(f"The pool's log: {', '.join(map(str, pools))}")
-    return found
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        found = []
+        for number, line in enumerate(file, 1):
+            cells = line.removesuffix("\n").split("\t")
+            if len(cells) != len(COLUMNS) or (number == 1 and tuple(cells) != COLUMNS):
+                raise InputError("not a line of a table of failures; remove the file and run again", path, number)
+            found.append(Failure(*cells))
+        return found[1:]
 
 
-def _errors(logs: Iterable[Path]) -> list[str]:
-    """Lines that entry points ended with, each once."""
-    found: dict[str, None] = {}
-    for log in logs:
-        for line in log.read_text(errors="replace").splitlines():
-            _, mark, message = line.partition("holdfast: error: ")
-            found |= {f"{mark}{message}": None} if mark else {}
-    return [*found]
+def failed_samples(path: str | Path) -> dict[str, str]:
+    """The samples of a table that failed, with the reason."""
+    return {failure.sample: failure.reason for failure in read_failures(path) if not failure.row}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Names of the samples that did not fail, and of those among them whose contigs are called."""
+
+    done: list[str]
+    called: list[str]
+
+    def targets(self, export: str | None, tables: Iterable[str], viruses: str) -> list[str]:
+        """The files that a run makes of them, as the rules write their paths.
+
+        Args:
+            export: What else there is of each sample, below its directory.
+            tables: Names of the tables of a called sample.
+            viruses: Name of the file of its viruses' sequences.
+        """
+        of_all = ["embeddings.h5", "records.tsv", *([export] if export else [])]
+        wanted = [f"results/{name}/{file}" for name in self.done for file in of_all]
+        wanted += [f"results/{name}/{file}" for name in self.called for file in (*tables, viruses)]
+        wanted += ["results/contigs.tsv", f"results/{viruses}"] if self.called else []
+        return [*wanted, "results/summary.tsv", "results/report.html", ".holdfast/checked"]
+
+
+def read_outcome(path: str | Path, samples: Iterable[str], called: Iterable[str], labelled: Iterable[str]) -> Outcome:
+    """What can be made of the samples of a run.
+
+    Args:
+        path: The table of failures.
+        samples: Names of all samples.
+        called: Names of those whose contigs are to be called.
+        labelled: Names of those that train the classifier or calibrate it: if one of them failed nothing is called.
+    """
+    failed = failed_samples(path)
+    whole = not any(name in failed for name in labelled)
+    return Outcome(
+        [name for name in samples if name not in failed],
+        [name for name in called if name not in failed] if whole else [],
+    )
+
+
+def check_samples(path: Path) -> None:
+    """Say which samples failed, if any did.
+
+    Raises:
+        HoldfastError: names them.
+    """
+    failed = list(failed_samples(path))
+    if failed:
+        more = f" and {len(failed) - NAMED:,} more" if len(failed) > NAMED else ""
+        what = "sample has" if len(failed) == 1 else "samples have"
+        raise HoldfastError(
+            f"{len(failed):,} {what} failed: {', '.join(failed[:NAMED])}{more}; {path} says why. Mend what is named "
+            "there and run the same command again; all others are finished"
+        )

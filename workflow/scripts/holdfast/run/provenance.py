@@ -6,14 +6,13 @@ leaves no record; for a run that was killed, the next one on that host writes it
 by the name of its job, every other file by its digest; docs/provenance.md says how.
 """
 
-import atexit
 import hashlib
 import json
 import os
 import shlex
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,19 +82,6 @@ def run_of(directory: Path) -> str:
         return str(read_json(directory / _START_FILE)["run"])
     except OSError as error:
         raise ResourceError(f"{directory}: the run that this is a job of has ended ({error.strerror})") from None
-
-
-def at_exit(directory: str, ran: Callable[[], object]) -> None:
-    """Have the record of this run written when this process ends, if it turns out to have run jobs.
-
-    Hooks of Snakemake would not do: those of a workflow that is used as a module are not called.
-    """
-
-    def write() -> None:
-        if ran():
-            finish_record(Path(directory), ended=True)
-
-    atexit.register(write)
 
 
 def finish_record(directory: Path, ended: bool) -> None:

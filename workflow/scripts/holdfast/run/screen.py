@@ -84,7 +84,7 @@ def spool_tables(view: SpoolView) -> RenderableType:
 def _show_pool(pool: PoolView) -> Iterator[RenderableType]:
     progress = pool.progress
     head = Text.assemble((pool.pool, "bold"), "  ", (pool.state, COLOURS.get(pool.state, "")))
-    head.append(f"  {pool.reason}" if pool.reason else "")
+    head.append(f" ({pool.reason})" if pool.reason else "")
     yield head
     if pool.state not in ("starting", "ready") or not progress.devices:
         return

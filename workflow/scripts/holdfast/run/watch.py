@@ -10,7 +10,9 @@ in :mod:`.progress`; ``schemas/pool_status.schema.yaml`` says what they mean.
 
 import atexit
 import json
+import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -34,6 +36,9 @@ from .plan import DEFAULT_SPOOL, Plan
 LOOKED_AT = 200
 """Receipts looked for at once: thousands of samples on a network file system must not cost thousands of calls."""
 LOOK_S = 1.0
+ENDPOINT_AWAITED = re.compile(
+    r"Waiting at most \d+ seconds for missing files:(\n\S*\.holdfast/pool\.\d+\.json \(missing locally\))+"
+)
 FIRST_PAUSE_S = 2.0
 LAST_PAUSE_S = 30.0
 
@@ -328,6 +333,20 @@ def log_progress(workflow: Workflow, name: str, watch: Callable[[], RunWatch]) -
 
     atexit.register(end)
     thread.start()
+    _hide_wait()
+
+
+def _hide_wait() -> None:
+    """Keep off the terminal that Snakemake waits for an endpoint file, where it would stand until the run ends.
+
+    A service's output is always late by the moment in which Python starts; the lines of the run say what goes on.
+    """
+    from snakemake.logging import logger
+
+    def concerns_others(record: logging.LogRecord) -> bool:
+        return not ENDPOINT_AWAITED.fullmatch(record.getMessage())
+
+    logger.addFilter(concerns_others)
 
 
 def _log(workflow: Workflow, name: str, watch: Callable[[], RunWatch], ended: threading.Event) -> None:

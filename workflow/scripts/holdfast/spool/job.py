@@ -323,6 +323,11 @@ class Receipt:
     size_bytes: int = -1
     mtime_ns: int = -1
 
+    @property
+    def pool_id(self) -> str:
+        """Name of the pool that left it."""
+        return str(self.pool.get("id", ""))
+
     def write(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""
         with atomic_text(path) as file:
