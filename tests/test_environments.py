@@ -134,7 +134,7 @@ def test_an_environment_holds_what_its_rules_import_and_nothing_else() -> None:
     """A rule calls one command; what that needs is what its function in ``cli.py`` imports."""
     needed: dict[str, set[str]] = {}
     for rules in (ROOT / "workflow/rules").glob("*.smk"):
-        for text in re.split(r"(?m)^ *rule\b", rules.read_text())[1:]:
+        for text in re.split(r"(?m)^ *(?:rule|checkpoint)\b", rules.read_text())[1:]:
             commands = re.findall(r"\{input\.holdfast:q\} ([a-z-]+)", text)
             environments = re.findall(r'"../../envs/(\w+)\.yaml"', text)
             assert len(commands) == ("shell:" in text) == bool(environments), text

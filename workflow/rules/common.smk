@@ -3,7 +3,6 @@ import os
 import re
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -19,15 +18,8 @@ sys.path.insert(0, str(next(path for path in FILES if path.name == "entry.py").p
 
 from holdfast.errors import HoldfastError  # noqa: E402
 from holdfast.results.presets import choose_rules  # noqa: E402
-from holdfast.run import (
-    client,
-    config as configuration,
-    ending,
-    failures,
-    pending,
-    plan as planning,
-    watch,
-)  # noqa: E402
+from holdfast.run import client, ending, failures, pending, watch  # noqa: E402
+from holdfast.run import config as configuration, plan as planning  # noqa: E402
 
 if not workflow.deployment_settings.deployment_method:
     planning.use_this_python()
@@ -51,12 +43,6 @@ def source(path):
     return ancient(sourcecache_entry(workflow.source_path(f"../{path}"), f"holdfast/workflow/{path}"))
 
 
-def gpus():
-    """The N of --resources gpu=N, or None when nothing was said."""
-    asked = workflow.global_resources.get("gpu")
-    return None if asked is None else asked.value
-
-
 def decide():
     """Check config and samples; decide in the main process what is pending, read that decision in jobs."""
     try:
@@ -69,7 +55,8 @@ def decide():
             return settings, samples, planning.read_plan(place)
         if not IS_MODULE:  # in a module, files may be made by rules of the workflow around it
             configuration.check_files(configuration.name_of(settings["samples"]), samples)
-        plan = planning.make_plan(settings, samples, gpus(), workflow.resource_settings.cores, place)
+        gpu = getattr(workflow.global_resources.get("gpu"), "value", None)  # the N of --resources gpu=N
+        plan = planning.make_plan(settings, samples, gpu, workflow.resource_settings.cores, place)
         ending.at_exit(plan, settings, place, lambda: workflow.scheduler and not (workflow.dryrun or workflow.touch))
         return settings, samples, plan
     except HoldfastError as error:
@@ -87,7 +74,6 @@ PENDING = {name for share in PLAN.consumers for name in share.samples}
 CONTIG_SAMPLES = [entry.sample for entry in SAMPLES.values() if entry.kind == "contigs"]
 LABELLED = {entry.sample: entry.label for entry in SAMPLES.values() if entry.label}
 TRAINS = bool(LABELLED) and config["classifier"] is None
-RESULT = "results/{sample}/{file}"
 CALLED = [name for name in CONTIG_SAMPLES if config["classifier"] or (TRAINS and name not in LABELLED)]
 
 
@@ -95,9 +81,8 @@ container: config["container"]
 
 
 if workflow.is_main_process and PLAN.consumers:
-    watch.log_progress(
-        workflow, MODIFIER.namespace or "holdfast", partial(watch.watch_run, PLAN, SAMPLES, config, place)
-    )
+    look = lambda: watch.watch_run(PLAN, SAMPLES, config, place)
+    watch.log_progress(workflow, MODIFIER.namespace or "holdfast", look)
 
 
 wildcard_constraints:
@@ -121,8 +106,8 @@ def classifier_file(wildcards):
 
 def calibration_file(wildcards):
     """What calibrates calls: made of labelled samples, or beside the classifier that is given; or nothing."""
-    beside = configuration.calibration_beside(config["classifier"])
-    return "results/classifier/calibration.json" if LABELLED else local(beside or [])
+    given = local(configuration.calibration_beside(config["classifier"]) or [])
+    return "results/classifier/calibration.json" if LABELLED else given
 
 
 def given_classifier(wildcards):

@@ -1,3 +1,4 @@
+RESULT = "results/{sample}/{file}"
 PATIENCE = "" if config["pool"]["patience_s"] is None else f"--patience-s {config['pool']['patience_s']}"
 
 
