@@ -111,7 +111,6 @@ COMMANDS = [  # of those that end by themselves
     "export e.h5 --model esm2 --layer 1 --per residue --output out.h5",
     "export e.h5 --output out",
     "convert-classifier c.pth out.safetensors",
-    "classify e.h5 --classifier c.safetensors --threshold 0.5 --frames f.tsv --chunks k.tsv --contigs g.tsv",
 ]
 
 # As VirNucPro's training script saves a module: whole, its class under __main__.
@@ -174,7 +173,11 @@ def beside(name: str) -> dict[str, bytes]:
         "safetensors": {"config.json": config},
         "hugging_face_config": {"model.safetensors": seeds()["safetensors"][0]},
         "weights_index": {"config.json": config, "part.safetensors": seeds()["safetensors"][0]},
-        "summary": {"embeddings.h5": seeds()["embeddings"][0], "samples.tsv": b"sample\tfasta\nsummary\t/etc/passwd\n"},
+        "summary": {
+            "embeddings.h5": seeds()["embeddings"][0],
+            "contigs.tsv": seeds()["contigs"][0],
+            "samples.tsv": b"sample\tfasta\nsummary\t/etc/passwd\n",
+        },
         "command": {
             "a.fna": FASTA,
             "e.h5": seeds()["embeddings"][0],

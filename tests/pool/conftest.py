@@ -60,6 +60,9 @@ class ServedPool:
                 stderr=subprocess.STDOUT,
             )
         self.eventually(self.endpoint.exists)
+        announced = read_state(self.endpoint)
+        assert announced is not None
+        self.announced = announced
 
     def eventually(self, condition: Callable[[], object]) -> None:
         """Wait for what a living pool does."""
@@ -71,10 +74,8 @@ class ServedPool:
 
     @property
     def state(self) -> PoolState:
-        """What it says of itself: in the spool, until then in the endpoint file."""
-        announced = read_state(self.endpoint)
-        assert announced is not None
-        return read_state(state_path(self.spool_path, announced.identity.pool)) or announced
+        """What it says of itself: in the spool, until then what stood in the endpoint file."""
+        return read_state(state_path(self.spool_path, self.announced.identity.pool)) or self.announced
 
     @property
     def spool(self) -> Spool:

@@ -17,6 +17,7 @@ from holdfast.errors import HoldfastError, InputError, ResourceError
 from holdfast.models.registry import KINDS, Output
 from holdfast.results.embeddings import EmbeddingsFile, read_embeddings
 from holdfast.results.export import export_embeddings
+from holdfast.results.layout import FORMAT_VERSION
 from holdfast.results.writer import EmbeddingsWriter
 
 from tests.results.samples import DNA, describe_model
@@ -82,7 +83,7 @@ def test_everything_written_is_read_back(tmp_path: Path) -> None:
     common = {"source_sha256": "ab" * 32, "weights_sha256": "cd" * 32, "pooling": "mean"}
     assert found.attributes == {
         "format": "holdfast-embeddings",
-        "format_version": 2,
+        "format_version": FORMAT_VERSION,
         "sample": "sample ä",
         "kind": "contigs",
         "chunk_length_bp": 500,
@@ -276,7 +277,7 @@ def foreign(path: Path) -> None:
 def newer(path: Path) -> None:
     create(path)
     with h5py.File(path, "r+") as file:
-        file.attrs["format_version"] = 3
+        file.attrs["format_version"] = FORMAT_VERSION + 1
 
 
 def truncated(path: Path) -> None:
@@ -291,7 +292,7 @@ def truncated(path: Path) -> None:
         (Path.mkdir, "no such file"),
         (lambda path: path.write_text("id\tx\n"), "no HDF5 file, or one cut short; give an embeddings file"),
         (foreign, "not an embeddings file"),
-        (newer, "format 3, this version reads 2"),
+        (newer, "format 4, this version reads 3"),
         (truncated, "not a readable HDF5 file"),
         (create, "incomplete"),
     ],

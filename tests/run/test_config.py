@@ -409,7 +409,7 @@ def test_what_can_mean_one_thing_only_is_that() -> None:
         container="",
         output_virnucpro="yes",
         seed=numpy.int64(7),
-        threshold="0.25",
+        calls={"margin": "0.25"},
         export="null",
         models={"a": {"weights": Path("w"), "layers": ["3", "last"], "long": "null", "sha256": None, "pooling": None}},
     )
@@ -419,7 +419,7 @@ def test_what_can_mean_one_thing_only_is_that() -> None:
     assert [type(value) for value in (pool["replicas"], filled["seed"])] == [int, int]
     assert filled["method"] == {"protein": None, "dna": None}
     assert (filled["classifier"], filled["container"], filled["export"]) == (None, None, None)
-    assert (filled["output_virnucpro"], filled["seed"], filled["threshold"]) == (True, 7, 0.25)
+    assert (filled["output_virnucpro"], filled["seed"], filled["calls"]["margin"]) == (True, 7, 0.25)
     (model,) = filled["models"].values()
     assert model == {"weights": "w", **ASKED, "layers": [3, "last"]}
     assert with_defaults(pool=None) == with_defaults()

@@ -21,7 +21,7 @@ from ..spool.job import Manifest, Receipt, digest_of, fingerprint, read_receipt
 from ..spool.spool import Spool
 from ..spool.state import Launcher, Observer, PoolState, read_state
 from .ending import note_trouble
-from .plan import Plan, jobs_of, load_plan
+from .plan import Plan, jobs_of, samples_of
 from .provenance import run_of
 
 FETCHED = ".embeddings.h5"
@@ -167,7 +167,7 @@ def submit_planned(
     """
     try:
         jobs = jobs_of(plan, consumer, models, classifier)
-        outputs = [results / name / "receipt.json" for name in load_plan(plan).consumers[consumer].samples]
+        outputs = [results / name / "receipt.json" for name in samples_of(plan, consumer)]
         return submit_jobs(jobs, Spool(spool), endpoint, outputs, patience_s, run_of(plan.parent))
     except HoldfastError as error:
         note_trouble(plan.parent, consumer, error)

@@ -282,6 +282,12 @@ def load_plan(path: Path) -> Plan:
     return Plan(**{**content, "consumers": [Share(**share) for share in content["consumers"]]})
 
 
+def samples_of(path: Path, consumer: int) -> list[str]:
+    """Names of the samples of one consumer of a plan."""
+    names: list[str] = json.loads(path.read_text())["plan"]["consumers"][consumer]["samples"]
+    return names
+
+
 def jobs_of(
     path: Path, consumer: int, directories: Sequence[Path], classifier: Path | None = None
 ) -> Iterator[Manifest]:
@@ -302,5 +308,5 @@ def jobs_of(
     known = {name: read_prepared(directory) for name, directory in zip(names, directories, strict=True)}
     if classifier is not None:
         check_classifier(classifier, content["settings"], known)
-    samples = [Sample(**content["samples"][name]) for name in content["plan"]["consumers"][consumer]["samples"]]
+    samples = [Sample(**content["samples"][name]) for name in samples_of(path, consumer)]
     return (make_job(content["settings"], sample, known) for sample in samples)
