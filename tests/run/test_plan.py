@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from holdfast.errors import ConfigError, ResourceError, WeightsError
+from holdfast.errors import ConfigError, HoldfastError, ResourceError, WeightsError
 from holdfast.models.registry import Output
 from holdfast.pool.settings import read_settings
 from holdfast.run.config import Sample
-from holdfast.run.failures import report_failures
+from holdfast.run.failures import check_samples, read_outcome, write_failures
 from holdfast.run.plan import Share, jobs_of, make_plan, read_plan, share_out
 from holdfast.spool.state import LAUNCHER_VARIABLE
 from hypothesis import given
@@ -64,7 +64,7 @@ def test_what_lies_below_a_prefix_is_found_there(project: Path, monkeypatch: pyt
     monkeypatch.chdir("below")
     replace_receipt("a", state="failed", error="why")
     monkeypatch.chdir(project)
-    report_failures(there, entries, below)
+    write_failures(entries, Path("below/results"), Path("below/results/failures.tsv"))
     assert Path("below/results/failures.tsv").read_text() == "sample\trow\treason\na\t\twhy\n"
 
 
@@ -159,24 +159,20 @@ def test_the_gpus_are_shared_by_the_replicas(project: Path, monkeypatch: pytest.
     assert make_plan({**CONFIG, "pool": pool}, {}, gpu=6, cores=2).gpu == 2
 
 
-def test_failures_are_told_and_listed(
-    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(LAUNCHER_VARIABLE, "")
-    made = make_plan(CONFIG, {sample.sample: sample for sample in SAMPLES}, gpu=None, cores=2)
-    report_failures(made, ["a", "b", "none"])
-    assert capsys.readouterr() == ("", "")
-    assert not Path("results/failures.tsv").exists()
+def test_failures_are_listed_and_nothing_is_made_of_what_failed(project: Path) -> None:
+    table, results = Path("results/failures.tsv"), Path("results")
+    samples = ["a", "b", "p"]
+    write_failures(samples, results, table)
+    assert table.read_text() == "sample\trow\treason\n"
+    check_samples(table)
     replace_receipt("a", state="failed", error="a.fna: is\tempty\nat all")
     replace_receipt("b", failures={"c1_chunk_1F1": "the worker died"})
-    report_failures(made, ["a", "b", "p"])
-    assert Path("results/failures.tsv").read_text() == (
-        "sample\trow\treason\na\t\ta.fna: is empty at all\nb\tc1_chunk_1F1\tthe worker died\n"
-    )
-    told = capsys.readouterr().err
-    assert "a: a.fna: is" in told
-    assert "b c1_chunk_1F1: the worker died" in told
-    finish(SAMPLES[0], CONFIG)
-    finish(SAMPLES[1], CONFIG)
-    report_failures(made, ["a", "b", "p"])
-    assert not Path("results/failures.tsv").exists()
+    write_failures(samples, results, table)
+    assert table.read_text() == ("sample\trow\treason\na\t\ta.fna: is empty at all\nb\tc1_chunk_1F1\tthe worker died\n")
+    outcome = read_outcome(table, samples, called=["a", "b"], labelled=[])
+    assert (outcome.done, outcome.called) == (["b", "p"], ["b"])
+    assert read_outcome(table, samples, called=["b"], labelled=["a"]).called == []
+    with pytest.raises(HoldfastError, match=r"1 sample has failed: a; results/failures\.tsv says why"):
+        check_samples(table)
+    with pytest.raises(ResourceError, match=r"results/none/receipt\.json: is missing; run again"):
+        write_failures([*samples, "none"], results, table)
