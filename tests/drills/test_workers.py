@@ -228,6 +228,7 @@ def test_with_no_device_left_pool_and_consumers_end_with_the_reason(
     sample = {"sample": "two", "fasta": str(files["two"]), "kind": "proteins", "label": "", "models": ""}
     config: dict[str, Any] = {
         "chunk_length": 500,
+        "genetic_code": 1,
         "precision": "auto",
         "store_dtype": "float32",
         "method": {},

@@ -170,7 +170,7 @@ def submit_planned(
         outputs = [results / name / "receipt.json" for name in samples_of(plan, consumer)]
         return submit_jobs(jobs, Spool(spool), endpoint, outputs, patience_s, run_of(plan.parent))
     except HoldfastError as error:
-        note_trouble(plan.parent, consumer, error)
+        note_trouble(plan, consumer, error)
         raise
 
 
