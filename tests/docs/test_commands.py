@@ -62,6 +62,7 @@ RUN = {
 }
 # By whom else they are run.
 EXTERNAL = "tests/drills/test_external.py"
+IDENTITY = "tests/workflow/test_identity.py"
 EXTENDING = "tests/docs/test_extending.py"
 HERE = "tests/docs/test_commands.py"
 ELSEWHERE = {
@@ -93,6 +94,9 @@ ELSEWHERE = {
     "cp examples/new_family/electra.py workflow/scripts/holdfast/models/electra.py": EXTENDING,
     "cp examples/new_family/test_electra.py tests/models/test_electra.py": EXTENDING,
     ".venv/bin/pytest tests/models/test_electra.py": EXTENDING,
+    "holdfast forget SAMPLE -d DIR": IDENTITY,
+    "holdfast forget soil_1 soil_2 -d DIR": IDENTITY,
+    "snakemake --touch": IDENTITY,
     "holdfast embed proteins.faa --model facebook/esm2_t33_650M_UR50D --output embeddings.h5": HERE,
     "holdfast embed proteins.faa --model Rostlab/prot_t5_xl_half_uniref50-enc --pooling mean,residues"
     " --output prott5.h5": HERE,

@@ -58,10 +58,12 @@ def compare(one: Embeddings, parted: Embeddings) -> None:
     assert np.array_equal(parted.records.residues_used, one.records.residues_used)
     assert parted.matrices.keys() == one.matrices.keys()
     for name, values in one.matrices.items():
-        assert np.array_equal(parted.matrices[name], values)
+        np.testing.assert_allclose(parted.matrices[name], values, rtol=1e-5, atol=1e-5)
     assert parted.residues.keys() == one.residues.keys()
     for name, entries in one.residues.items():
-        assert all(map(np.array_equal, parted.residues[name], entries))
+        assert len(parted.residues[name]) == len(entries)
+        for found, wanted in zip(parted.residues[name], entries, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
     assert parted.attributes == one.attributes
 
 

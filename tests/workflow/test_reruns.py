@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import numpy as np
 from holdfast.results.embeddings import read_embeddings
 
 from tests.workflow.conftest import AFTERWARDS, NewProject, fasta, jobs, stop_free_sequence
@@ -45,7 +46,7 @@ def test_only_what_a_change_concerns_runs_again(project: NewProject, classifiers
     assert some.table("summary.tsv")["sample"].tolist() == ["a", "c", "b"]
     (kept,) = some.path(".holdfast/spool/done").glob("b-*/embeddings.h5")
     assert lost.samefile(kept)
-    before = lost.read_bytes()
+    before = read_embeddings(lost)
 
     # Another chunk length concerns every sample that is cut, and no other.
     some.configure(classifier=published, chunk_length=300)
@@ -79,5 +80,6 @@ def test_only_what_a_change_concerns_runs_again(project: NewProject, classifiers
     assert run.returncode == 0, run.text
     assert run.jobs == jobs("b")
     assert read_embeddings(lost).ids == ["b1", "b2"]
-    assert lost.read_bytes() == before
+    for name, values in read_embeddings(lost).matrices.items():  # float16, of batches of another shape
+        np.testing.assert_allclose(values, before.matrices[name], rtol=2e-3, atol=2e-3)
     assert some.run().jobs == []
