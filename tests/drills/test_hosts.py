@@ -112,7 +112,7 @@ from holdfast.spool.job import parse_manifest
 from holdfast.spool.spool import Spool
 first = parse_manifest(sys.stdin.read(), "first")
 for number in range(int(sys.argv[3])):
-    changed = {"sample": sys.argv[2], "size_bytes": number, "input_sha256": f"{number:064x}"}
+    changed = {"sample": sys.argv[2], "size_bytes": number, "input_sha256": f"{ord(sys.argv[2][-1]):02x}{number:062x}"}
     Spool(sys.argv[1]).submit(dataclasses.replace(first, **changed))
 """
 

@@ -351,7 +351,7 @@ def test_a_pool_that_waits_ends_when_nobody_wants_it_any_more(
     stopped.process.send_signal(signal.SIGTERM)
     assert (left.ended(), stopped.ended(), late.ended()) == (0, 0, 1)
     assert "ending: the endpoint file is gone, nobody waits any more" in left.log.read_text()
-    assert stopped.state.reason == "asked to end, with no job open (SIGTERM)"
+    assert stopped.state.reason == "no job open at SIGTERM"
     assert late.state.state == "failed"
     assert "none came free within pool.gpu_wait_s, 1 s" in late.state.reason
     assert "Traceback" not in late.log.read_text()
