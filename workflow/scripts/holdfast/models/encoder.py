@@ -1,5 +1,6 @@
 """What every encoder does with a batch, and its weights; the layers are in the modules of the families."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..documents import parse_json
 from ..errors import PREPARE_AGAIN, WeightsError
-from .ops import Angles, Norm, choose_ops, layer_norm
+from . import ops
 from .packing import Packing
 from .pooling import Tokens, batches, merge_windows, pool, window_starts
 from .registry import WEIGHTS_FILE, Output, Prepared, family_module
@@ -22,6 +23,8 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 IN_FP32 = ("inv_freq", "relative_bias.weight")  # whatever the precision
 # Sizes of an architecture and the largest that are believed; ESM-2 15B has 48 layers of 5120 and 20480 columns.
 LARGEST = {"layers": 2**10, "width": 2**16, "heads": 2**10, "mlp_width": 2**18, "vocabulary": 2**20}
+TRIED_LENGTHS, TRIED_TOKENS = (9, 70), 10  # tokens of sequences, and kinds of tokens, that every family knows
+TRIED_DIFFERENCE = {torch.float16: 5e-2, torch.bfloat16: 3e-1}  # centred; both are a tenth of it off, wrong kernels all
 CPU_TOKENS = 1024  # worked on at once on a CPU, so that what passes from layer to layer stays in its caches
 WINDOW_TOKENS = 16384  # of the windows over one sequence that are worked on at once
 
@@ -53,8 +56,30 @@ class Encoder:
         self._weights = weights
         self._heads = int(architecture["heads"])
         self._epsilon = float(architecture["layer_norm_epsilon"])
-        self._ops = choose_ops(weights["embed.weight"])
+        self._ops = ops.choose_ops(weights["embed.weight"])
         self._dtype = weights["embed.weight"].dtype
+
+    @torch.inference_mode()
+    def settle_ops(self) -> None:
+        """Have plain torch take over, and say so once, where the kernels do not do on this device what it does."""
+        if self._ops is ops:
+            return
+        kernels, tokens = self._ops, torch.arange(sum(TRIED_LENGTHS)) % TRIED_TOKENS + TRIED_TOKENS
+        try:
+            found = self.encode(tokens, TRIED_LENGTHS).float()
+        except torch.OutOfMemoryError:
+            raise
+        except kernels.FAILURES as error:
+            self._ops = ops
+            ops.say_plain(f"they cannot be built, {' '.join(str(error).split())[:200]}")
+            return
+        self._ops = ops
+        wanted = self.encode(tokens, TRIED_LENGTHS).float()
+        difference = float((found - wanted).norm() / (wanted - wanted.mean(0)).norm())
+        if difference <= TRIED_DIFFERENCE[self._dtype]:
+            self._ops = kernels
+        else:
+            ops.say_plain(f"they differ from it by {difference:.1e} of the states' spread")
 
     @torch.inference_mode()
     def encode(self, tokens: Tensor, lengths: Sequence[int], layer: int | None = None) -> Tensor:
@@ -177,7 +202,7 @@ class Encoder:
 
     def _normed(self, x: Tensor, name: str) -> Tensor:
         """The LayerNorm of the residual stream, whose weights are called ``name``, as a product takes it."""
-        return layer_norm(x, self._norm(name)).to(self._dtype)
+        return ops.layer_norm(x, self._norm(name)).to(self._dtype)
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(x, *self._product(name))
@@ -186,7 +211,7 @@ class Encoder:
         gelu: Tensor = self._ops.linear_gelu(x, *self._product(name))
         return gelu
 
-    def _rotary_attention(self, x: Tensor, name: str, packing: Packing, angles: Angles) -> Tensor:
+    def _rotary_attention(self, x: Tensor, name: str, packing: Packing, angles: ops.Angles) -> Tensor:
         attended: Tensor = self._ops.rotary_attention(x, *self._product(name), self._heads, packing, angles)
         return attended
 
@@ -207,8 +232,8 @@ class Encoder:
     def _product(self, name: str) -> tuple[Tensor, Tensor | None]:
         return self._weights[name + ".weight"], self._weights.get(name + ".bias")
 
-    def _norm(self, name: str) -> Norm:
-        return Norm(self._weights[name + ".weight"], self._weights.get(name + ".bias"), self._epsilon)
+    def _norm(self, name: str) -> ops.Norm:
+        return ops.Norm(self._weights[name + ".weight"], self._weights.get(name + ".bias"), self._epsilon)
 
 
 def read_weights(
@@ -247,6 +272,12 @@ def read_weights(
     if {name: tuple(tensor.shape) for name, tensor in weights.items()} != shapes:
         raise WeightsError(f"{path}: its tensors do not fit the architecture in its header; {PREPARE_AGAIN}")
     return weights
+
+
+def count_parameters(prepared: Prepared) -> int:
+    """Numbers in the weights of a prepared model."""
+    shapes: Shapes = family_module(prepared.family).tensor_shapes(prepared.architecture)
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def layer_shapes(layer: int, width: int, mlp: Mapping[str, tuple[int, int]]) -> Shapes:

@@ -8,6 +8,7 @@ call, a second or two in all, and keeps it on disk under ``TRITON_CACHE_DIR``. M
 
 # mypy: disable-error-code="import-not-found,no-untyped-def"
 
+import subprocess
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +16,12 @@ import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.errors import TritonError
 
 from . import products
-from .activations import gelu_of
 from .ops import Angles, Norm, rms_norm
 from .packing import Packing
+from .products import gelu_of
 
 __all__ = [
     "add_linear_norm",
@@ -35,6 +37,7 @@ __all__ = [
     "rotate",
 ]
 
+FAILURES = (TritonError, RuntimeError, OSError, subprocess.SubprocessError)  # of a kernel that cannot be built or run
 GELU_ELEMENTS = 2048
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -63,7 +66,8 @@ def _linear_then_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _linear_gelu_of_cublas(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """GELU in the epilogue of cuBLASLt, in its tanh form: off by up to 4.7e-4."""
-    return torch._addmm_activation(weight.new_zeros(len(weight)) if bias is None else bias, x, weight.t(), use_gelu=True)
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
 
 
 def rotary_attention(
