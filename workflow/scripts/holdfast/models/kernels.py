@@ -9,7 +9,6 @@ call, a second or two in all, and keeps it on disk under ``TRITON_CACHE_DIR``. M
 # mypy: disable-error-code="import-not-found,no-untyped-def"
 
 import subprocess
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
@@ -19,6 +18,7 @@ from torch import Tensor
 from triton.runtime.errors import TritonError
 
 from . import products
+from .attention import attention
 from .ops import Angles, Norm, rms_norm
 from .packing import Packing
 from .products import gelu_of
@@ -39,20 +39,6 @@ __all__ = [
 
 FAILURES = (TritonError, RuntimeError, OSError, subprocess.SubprocessError)  # of a kernel that cannot be built or run
 GELU_ELEMENTS = 2048
-LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@dataclass
-class AttentionTiles:
-    """How the work of attention is cut: queries and keys of a tile, warps of a program, tiles of keys under way."""
-
-    queries: int = 64
-    keys: int = 64
-    warps: int = 4
-    stages: int = 3
-
-
-ATTENTION = AttentionTiles()  # the fastest of 54 on an H200 at 168 tokens
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -91,7 +77,7 @@ def _rotate_keys_by_pass(
     """Keys are turned by a pass, queries inside attention, where each is read once."""
     qkv = F.linear(x, weight, bias).view(len(x), 3, heads, -1)
     _rotate_heads(qkv, angles, heads, heads)
-    return _attend(qkv, packing, angles=angles)
+    return attention(qkv, packing, angles=angles)
 
 
 def _rotate_in_product(
@@ -110,14 +96,15 @@ def add_linear_norm(
 def _linear_then_add_norm(
     x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, scale: float, after: bool
 ) -> tuple[Tensor, Tensor]:
-    return add_norm(x, F.linear(y, weight, bias), norm, scale, after)
+    """The bias is added with the branch, in fp32: half precision would lose what is small beside a large one."""
+    return x, _add_and_norm(x, F.linear(y, weight), bias, norm, scale, after=after)
 
 
 def _add_linear_then_norm(
     x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, scale: float, after: bool
 ) -> tuple[Tensor, Tensor]:
     products.add_linear(x, y, weight, bias, scale)
-    return add_norm(x, None, norm, scale, after)
+    return x, _add_and_norm(x, None, None, norm, after=after)
 
 
 chosen = {"gelu": "pass", "rotation": "pass", "residual": "pass"}
@@ -126,23 +113,33 @@ ROTARY_ATTENTION = {"pass": _rotate_by_pass, "queries": _rotate_keys_by_pass, "t
 ADD_LINEAR_NORM = {"pass": _linear_then_add_norm, "triton": _add_linear_then_norm}
 
 
-def add_norm(x: Tensor, y: Tensor | None, norm: Norm, scale: float = 1.0, after: bool = False) -> tuple[Tensor, Tensor]:
-    """As :func:`.ops.add_norm`; the stream replaces ``x``. Without ``y`` it is only normed."""
-    return x, _add_and_norm(x, y, norm, scale, centred=True, after=after)
+def add_norm(x: Tensor, y: Tensor, norm: Norm, scale: float = 1.0, after: bool = False) -> tuple[Tensor, Tensor]:
+    """As :func:`.ops.add_norm`; the stream replaces ``x``."""
+    return x, _add_and_norm(x, y, None, norm, scale, after=after)
 
 
 def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """As :func:`.ops.add_rms_norm`; the sum replaces ``x``."""
-    return x, _add_and_norm(x, y, Norm(weight, None, epsilon), 1.0, centred=False, after=False)
+    return x, _add_and_norm(x, y, None, Norm(weight, None, epsilon), centred=False)
 
 
-def _add_and_norm(x: Tensor, y: Tensor | None, norm: Norm, scale: float, centred: bool, after: bool) -> Tensor:
+def _add_and_norm(
+    x: Tensor,
+    y: Tensor | None,
+    bias: Tensor | None,
+    norm: Norm,
+    scale: float = 1.0,
+    centred: bool = True,
+    after: bool = False,
+) -> Tensor:
+    """The norm of x + scale * (y + bias), where there is a ``y``; the sum, or ``after`` it the norm, replaces ``x``."""
     normed = torch.empty(x.shape, dtype=norm.weight.dtype, device=x.device)
     rows, width = x.shape
     block = triton.next_power_of_2(width)
     _add_norm[(rows,)](
         x,
         x if y is None else y,
+        x if bias is None else bias,
         normed,
         norm.weight,
         norm.weight if norm.bias is None else norm.bias,
@@ -151,8 +148,9 @@ def _add_and_norm(x: Tensor, y: Tensor | None, norm: Norm, scale: float, centred
         WIDTH=width,
         BLOCK=block,
         ADDED=y is not None,
+        BIASED=bias is not None,
         CENTRED=centred,
-        BIAS=norm.bias is not None,
+        SHIFTED=norm.bias is not None,
         AFTER=after,
         num_warps=min(8, max(1, block // 512)),
     )
@@ -193,74 +191,30 @@ def _rotate_heads(qkv: Tensor, angles: Angles, first: int, count: int) -> None:
     _rotate[(rows,)](qkv, *angles, first, count, 3 * heads * head_width, head_width, *padded)
 
 
-def attention(
-    qkv: Tensor,
-    packing: Packing,
-    slopes: Tensor | None = None,
-    table: Tensor | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """As :func:`.ops.attention`."""
-    return _attend(qkv, packing, slopes, table, scale)
-
-
-def _attend(
-    qkv: Tensor,
-    packing: Packing,
-    slopes: Tensor | None = None,
-    table: Tensor | None = None,
-    scale: float | None = None,
-    angles: Angles | None = None,
-) -> Tensor:
-    """Attention, of queries that are still to be turned where there are ``angles``."""
-    rows, _, heads, head_width = qkv.shape
-    result = torch.empty((rows, heads * head_width), dtype=qkv.dtype, device=qkv.device)
-    blocks = triton.cdiv(packing.longest_tokens, ATTENTION.queries)
-    _attention[(packing.sequences * heads * blocks,)](
-        qkv,
-        result,
-        packing.bounds,
-        qkv if slopes is None else slopes,
-        qkv if table is None else table,
-        *((qkv, qkv) if angles is None else angles),
-        heads,
-        blocks,
-        head_width**-0.5 if scale is None else scale,
-        HEAD=head_width,
-        PADDED=max(16, triton.next_power_of_2(head_width)),
-        HALF=max(16, triton.next_power_of_2(head_width // 2)),
-        PENALTY=slopes is not None,
-        REACH=0 if table is None else table.shape[1] // 2,
-        TURNED=angles is not None,
-        QUERIES=ATTENTION.queries,
-        KEYS=ATTENTION.keys,
-        num_warps=ATTENTION.warps,
-        num_stages=ATTENTION.stages,
-    )
-    return result
-
-
 @triton.jit
 def _add_norm(
-    x, y, normed, weight, bias, epsilon, scale,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ADDED: tl.constexpr, CENTRED: tl.constexpr, BIAS: tl.constexpr,  # noqa: N803
-    AFTER: tl.constexpr,  # noqa: N803
+    x, y, bias, normed, weight, shift, epsilon, scale,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ADDED: tl.constexpr, BIASED: tl.constexpr, CENTRED: tl.constexpr,  # noqa: N803
+    SHIFTED: tl.constexpr, AFTER: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """One program a row: x += scale * y; normed = its LayerNorm, or RMSNorm where not CENTRED; AFTER: x = normed."""
-    column = tl.arange(0, BLOCK)
+    """One program a row: x += scale * (y + bias); normed = LayerNorm, not CENTRED RMSNorm, of x; AFTER: x = normed."""
+    column = tl.max_contiguous(tl.arange(0, BLOCK), 4)  # a thread takes as many numbers of fp32 as of half precision
     inside = column < WIDTH
     at = tl.program_id(0).to(tl.int64) * WIDTH + column
     total = tl.load(x + at, inside, 0.0).to(tl.float32)
     if ADDED:
-        total += scale * tl.load(y + at, inside, 0.0).to(tl.float32)
-    if ADDED and not AFTER:
-        tl.store(x + at, total, inside)
+        branch = tl.load(y + at, inside, 0.0).to(tl.float32)
+        if BIASED:
+            branch += tl.load(bias + column, inside, 0.0).to(tl.float32)
+        total += scale * branch
+        if not AFTER:
+            tl.store(x + at, total, inside)
     if CENTRED:
         total = tl.where(inside, total - tl.sum(total) / WIDTH, 0.0)
     spread = tl.rsqrt(tl.sum(total * total) / WIDTH + epsilon)
     result = total * spread * tl.load(weight + column, inside, 0.0).to(tl.float32)
-    if BIAS:
-        result += tl.load(bias + column, inside, 0.0).to(tl.float32)
+    if SHIFTED:
+        result += tl.load(shift + column, inside, 0.0).to(tl.float32)
     if AFTER:
         tl.store(x + at, result, inside)
     tl.store(normed + at, result, inside)
@@ -331,70 +285,3 @@ def _rotate(
     c, s = tl.load(cosine + angle, column < half, 0.0), tl.load(sine + angle, column < half, 0.0)
     tl.store(at, first * c - second * s, inside)
     tl.store(at + half, second * c + first * s, inside)
-
-
-@triton.jit
-def _attention(
-    qkv, result, bounds, slopes, table, cosine, sine, heads, blocks, scale,
-    HEAD: tl.constexpr, PADDED: tl.constexpr, HALF: tl.constexpr,  # noqa: N803
-    PENALTY: tl.constexpr, REACH: tl.constexpr, TURNED: tl.constexpr,  # noqa: N803
-    QUERIES: tl.constexpr, KEYS: tl.constexpr,  # noqa: N803
-):  # fmt: skip
-    """One program a sequence, head and tile of queries; the softmax is updated from tile to tile of keys.
-
-    Scores stay as the product gives them, so that scaling is part of the exponent, unless there is a bias.
-    """
-    program = tl.program_id(0)
-    block, head, sequence = program % blocks, program // blocks % heads, program // (blocks * heads)
-    begin, end = tl.load(bounds + sequence), tl.load(bounds + sequence + 1)
-    length = end - begin
-    if block * QUERIES >= length:
-        return
-    stride = 3 * heads * HEAD
-    column = tl.arange(0, PADDED)[None, :]
-    base = qkv + begin.to(tl.int64) * stride + head * HEAD
-    place = block * QUERIES + tl.arange(0, QUERIES)[:, None]
-    asked = (place < length) & (column < HEAD)
-    if TURNED:
-        near = tl.arange(0, HALF)[None, :]
-        within = (place < length) & (near < HEAD // 2)
-        one = tl.load(base + place * stride + near, within, 0.0).to(tl.float32)
-        two = tl.load(base + place * stride + HEAD // 2 + near, within, 0.0).to(tl.float32)
-        angle = (begin.to(tl.int64) + place) * HEAD + HEAD // 2 + near
-        c, s = tl.load(cosine + angle, within, 0.0), tl.load(sine + angle, within, 0.0)
-        query_near = (one * c - two * s).to(qkv.dtype.element_ty)
-        query_far = (two * c + one * s).to(qkv.dtype.element_ty)
-    else:
-        query = tl.load(base + place * stride + column, asked, 0.0)
-    largest = tl.full((QUERIES,), float("-inf"), tl.float32)
-    weight = tl.zeros((QUERIES,), tl.float32)
-    total = tl.zeros((QUERIES, PADDED), tl.float32)
-    slope = tl.load(slopes + head) * LOG2_E if PENALTY else 0.0
-    factor = 1.0 if PENALTY or REACH else scale * LOG2_E
-    for start in range(0, length, KEYS):
-        other = start + tl.arange(0, KEYS)
-        present = (other[:, None] < length) & (column < HEAD)
-        row = base + heads * HEAD + other[:, None] * stride
-        if TURNED:
-            halved = (other[:, None] < length) & (near < HEAD // 2)
-            score = tl.dot(query_near, tl.trans(tl.load(row + near, halved, 0.0)))
-            score = tl.dot(query_far, tl.trans(tl.load(row + HEAD // 2 + near, halved, 0.0)), score)
-        else:
-            score = tl.dot(query, tl.trans(tl.load(row + column, present, 0.0)))
-        if PENALTY or REACH:
-            score *= scale * LOG2_E
-        if PENALTY:
-            score -= slope * tl.abs(place - other[None, :])
-        if REACH:
-            distance = tl.minimum(tl.maximum(other[None, :] - place, -REACH), REACH)
-            score += tl.load(table + head * (2 * REACH + 1) + distance + REACH) * LOG2_E
-        score = tl.where(other[None, :] < length, score, float("-inf"))
-        risen = tl.maximum(largest, tl.max(score, 1))
-        share = tl.exp2(score * factor - (risen * factor)[:, None])
-        shrink = tl.exp2((largest - risen) * factor)
-        weight = weight * shrink + tl.sum(share, 1)
-        value = tl.load(row + heads * HEAD + column, present, 0.0)
-        total = tl.dot(share.to(value.dtype), value, total * shrink[:, None])
-        largest = risen
-    at = result + (begin.to(tl.int64) + place) * heads * HEAD + head * HEAD + column
-    tl.store(at, total / weight[:, None], asked)

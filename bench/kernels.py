@@ -1,0 +1,419 @@
+"""``python3 bench/kernels.py``: every kernel beside its alternatives, at the sizes of ESM-2, on one CUDA device.
+
+First each is compared with plain torch in fp32; nothing that fails is measured. Then follow, section by section: the
+time of each operation by variant and by tiles (graphs of launches, so without the host), the error of vectors by
+outlier, the speed from host tokens to host vectors, and the compiled peer. Weights are synthetic, made on the device.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import machine
+import models
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
+import workload
+from gpu import embed_all, start_worker
+from holdfast.models import attention, kernels, ops, products
+from holdfast.models.encoder import Encoder
+from holdfast.models.esm import Esm, rotary_angles
+from holdfast.models.packing import Packing
+from holdfast.models.products import Tiles
+from report import Report
+from timing import seconds
+from torch import Tensor
+
+SIZES = ("esm2_t12_35M_UR50D", "esm2_t30_150M_UR50D", "esm2_t33_650M_UR50D", "esm2_t36_3B_UR50D")
+SECTIONS = ("check", "tiles", "accuracy", "speed", "graph", "peer")
+DEVICE = torch.device("cuda")
+BOUND = 2e-3  # of a kernel's error, relative to the norm of what plain torch gives in fp32
+OUTLIERS = (0, 300, 3000)
+PASSES = {"gelu": "pass", "rotation": "pass", "residual": "pass"}
+TRITON = dict.fromkeys(PASSES, "triton")
+PRODUCT_TILES = [
+    Tiles(128, 256, 64, 8, 8, 3, True),
+    Tiles(128, 256, 64, 8, 8, 3, False),
+    Tiles(128, 128, 64, 8, 4, 3, False),
+    Tiles(128, 128, 64, 8, 8, 4, True),
+    Tiles(256, 128, 64, 8, 8, 3, True),
+]
+SUM_TILES = [
+    Tiles(128, 128, 64, 8, 8, 4, True),
+    Tiles(128, 128, 64, 8, 8, 3, False),
+    Tiles(128, 128, 64, 8, 4, 3, False),
+    Tiles(128, 256, 64, 8, 8, 3, False),
+]
+ROTATED_TILES = [
+    Tiles(128, 128, 64, 8, 4, 3, False),
+    Tiles(128, 128, 64, 8, 8, 3, False),
+    Tiles(128, 128, 64, 8, 8, 4, False),
+    Tiles(128, 256, 64, 8, 8, 3, False),
+]
+ATTENTION_TILES = [(64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3), (128, 64, 8, 3), (128, 64, 4, 2), (64, 128, 4, 2)]
+
+
+class Layer:
+    """The operands of one layer's operations: packed sequences, seeded numbers of the scale of a trained model's."""
+
+    def __init__(self, name: str, lengths: list[int], dtype: torch.dtype = torch.float16) -> None:
+        sizes = models.esm2_architecture(name)
+        width, self.heads = int(sizes["width"]), int(sizes["heads"])
+        generator = torch.Generator(DEVICE).manual_seed(1)
+
+        def numbers(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, device=DEVICE).to(dtype)
+
+        tokens = sum(lengths)
+        self.packing = Packing(lengths, DEVICE)
+        head = width // self.heads
+        self.angles = rotary_angles(self.packing, 1 / 10000 ** (torch.arange(0, head, 2, device=DEVICE) / head))
+        self.x, self.hidden, self.stream = numbers(tokens, width), numbers(tokens, 4 * width), numbers(tokens, width)
+        self.up, self.qkv = numbers(4 * width, width) / width**0.5, numbers(3 * width, width) / width**0.5
+        self.down, self.out = numbers(width, 4 * width) / (2 * width**0.5), numbers(width, width) / width**0.5
+        self.biases = {rows: numbers(rows) for rows in (width, 3 * width, 4 * width)}
+        self.norm = ops.Norm(numbers(width), numbers(width), 1e-5)
+
+    def gelu(self, functions: Any) -> Tensor:
+        """The up product and GELU."""
+        found: Tensor = functions.linear_gelu(self.x, self.up, self.biases[len(self.up)])
+        return found
+
+    def rotation(self, functions: Any) -> Tensor:
+        """The product for queries, keys and values, rotation, attention."""
+        bias = self.biases[len(self.qkv)]
+        found: Tensor = functions.rotary_attention(self.x, self.qkv, bias, self.heads, self.packing, self.angles)
+        return found
+
+    def residual(self, functions: Any, stream: Tensor) -> tuple[Tensor, Tensor]:
+        """Both output products of a layer with sum and norm; the stream changes. Both norms, one behind the other."""
+        bias = self.biases[len(self.out)]
+        stream, first = functions.add_linear_norm(stream, self.x, self.out, bias, self.norm)
+        stream, second = functions.add_linear_norm(stream, self.hidden, self.down, bias, self.norm)
+        return stream, torch.cat((first, second))
+
+    def wide(self) -> "Layer":
+        """The same in fp32."""
+        other = object.__new__(Layer)
+        for name, value in vars(self).items():
+            setattr(other, name, value.float() if isinstance(value, Tensor) else value)
+        other.biases = {rows: bias.float() for rows, bias in self.biases.items()}
+        other.norm = ops.Norm(self.norm.weight.float(), self.norm.bias.float(), 1e-5)  # type: ignore[union-attr]
+        return other
+
+
+@contextmanager
+def choosing(variants: dict[str, str]) -> Iterator[None]:
+    """Have the kernels take these variants."""
+    before = dict(kernels.chosen)
+    kernels.chosen.update(variants)
+    try:
+        yield
+    finally:
+        kernels.chosen.update(before)
+
+
+def main() -> None:
+    """Measure the chosen sections of the chosen sizes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
+    parser.add_argument("--peers", nargs="*", choices=SIZES, default=["esm2_t33_650M_UR50D"])
+    parser.add_argument("--directory", type=Path, help="where 6 GB of weights may lie for the run")
+    parser.add_argument("--results", type=Path, help="where the JSON goes")
+    arguments = parser.parse_args()
+    report = Report("kernels", machine.describe("cuda"), arguments.results)
+    ceilings = machine.ceilings("cuda")
+    for name, value in ceilings.items():
+        report.add("ceilings", name, value / 1e12, "TFLOP/s" if "matmul" in name else "TB/s")
+    for size in arguments.sizes:
+        right = check(report, size) if "check" in arguments.only else set()
+        best = dict(TRITON)
+        if "tiles" in arguments.only:
+            best = measure_tiles(report, size, ceilings["matmul"], right)
+        architecture = models.esm2_architecture(size)
+        weights = models.make("esm", architecture, str(DEVICE), torch.float16)
+        if "accuracy" in arguments.only:
+            measure_accuracy(report, size, weights, best)
+        with tempfile.TemporaryDirectory(dir=arguments.directory) as scratch:
+            prepared = models.write_prepared("esm", architecture, weights, Path(scratch) / "esm2")
+            if "graph" in arguments.only:
+                measure_graph(report, size, weights, best)
+            if "speed" in arguments.only:
+                measure_speed(report, size, prepared, best, ceilings["matmul"])
+        if "peer" in arguments.only and size in arguments.peers:
+            measure_peer(report, size, weights)
+        del weights
+        torch.cuda.empty_cache()
+
+
+def check(report: Report, size: str) -> set[str]:
+    """The relative error of every variant against plain torch in fp32; gives those that are within the bound."""
+    layer = Layer(size, workload.mixed(6000, 2, 700))
+    wide = layer.wide()
+    right = set()
+    cases: list[tuple[str, str, Callable[[Layer, Any], Tensor]]] = [
+        *(("gelu", variant, Layer.gelu) for variant in kernels.LINEAR_GELU),
+        *(("rotation", variant, Layer.rotation) for variant in kernels.ROTARY_ATTENTION),
+        *(("residual", variant, _norms) for variant in kernels.ADD_LINEAR_NORM),
+    ]
+    for part, variant, run in cases:
+        name = f"{part}: {variant}"
+        try:
+            with choosing({part: variant}):
+                found = run(layer, kernels).float()
+            wanted = run(wide, ops)
+        except kernels.FAILURES as error:
+            report.add(size, f"check, {name}", f"failed: {' '.join(str(error).split())[:300]}")
+            continue
+        error_of = float((found - wanted).norm() / wanted.norm())
+        report.add(size, f"check, {name}, relative error", error_of, "" if error_of < BOUND else "TOO LARGE")
+        if error_of < BOUND:
+            right.add(name)
+    return right
+
+
+def _norms(layer: Layer, functions: Any) -> Tensor:
+    found: Tensor = layer.residual(functions, layer.stream.float())[1]
+    return found
+
+
+def measure_tiles(report: Report, size: str, peak: float, right: set[str]) -> dict[str, str]:
+    """Time of every operation by variant and tiles, µs at so many tokens; leaves the best tiles set, gives the best."""
+    layer = Layer(size, workload.uniform(16384 if "3B" in size else 32768))
+    tokens, width = layer.x.shape
+    report.add(size, "tiles, tokens", tokens)
+    best: dict[str, str] = {}
+
+    def take(name: str, work: Callable[[], object], flops: float = 0.0) -> float:
+        try:
+            taken = device_us(work)
+        except kernels.FAILURES as error:
+            report.add(size, f"tiles, {name}", f"failed: {' '.join(str(error).split())[:160]}")
+            return float("inf")
+        note = f"{flops / taken * 1e6 / peak:.1%} of matmul" if flops else ""
+        report.add(size, f"tiles, {name}, µs", taken, note)
+        return taken
+
+    def choose(part: str, times: dict[str, float]) -> None:
+        allowed = {name: taken for name, taken in times.items() if f"{part}: {name}" in right or not right}
+        best[part] = min(allowed, key=lambda name: allowed[name], default="pass")
+        report.add(size, f"tiles, {part}, best", best[part])
+
+    def of_tiles(name: str, choices: list[Any], module: Any, attribute: str, work: Callable[[], object]) -> float:
+        times = []
+        for choice in choices:
+            setattr(module, attribute, choice)
+            times.append(take(f"{name}, {_said(choice)}", work))
+        setattr(module, attribute, choices[int(np.argmin(times))])
+        return min(times)
+
+    square = 2.0 * tokens * width**2
+    qkv = F.linear(layer.x, layer.qkv).view(tokens, 3, layer.heads, -1)
+    take("alone: product of qkv", lambda: F.linear(layer.x, layer.qkv, layer.biases[3 * width]), 3 * square)
+    take("alone: product up", lambda: F.linear(layer.x, layer.up, layer.biases[4 * width]), 4 * square)
+    take("alone: product down", lambda: F.linear(layer.hidden, layer.down, layer.biases[width]), 4 * square)
+    take("alone: product out", lambda: F.linear(layer.x, layer.out, layer.biases[width]), square)
+    take("alone: gelu", lambda: kernels.gelu(layer.hidden.clone()), 0.0)
+    take("alone: copy of what gelu works on", lambda: layer.hidden.clone(), 0.0)
+    take("alone: rotation", lambda: kernels.rotate(qkv, layer.angles))
+    tilings = [attention.AttentionTiles(*numbers) for numbers in ATTENTION_TILES]
+    of_tiles("alone: attention", tilings, attention, "ATTENTION", lambda: kernels.attention(qkv, layer.packing))
+
+    times = {}
+    for variant in kernels.LINEAR_GELU:
+        with choosing({"gelu": variant}):
+            work = partial(layer.gelu, kernels)
+            if variant == "triton":
+                times[variant] = of_tiles("gelu: triton", PRODUCT_TILES, products, "LINEAR_GELU", work)
+            else:
+                times[variant] = take(f"gelu: {variant}", work)
+    times.pop("cublas")  # not exact: measured, and not chosen
+    choose("gelu", times)
+
+    times = {}
+    for variant in kernels.ROTARY_ATTENTION:
+        with choosing({"rotation": variant}):
+            work = partial(layer.rotation, kernels)
+            if variant == "triton":
+                times[variant] = of_tiles("rotation: triton", ROTATED_TILES, products, "ROTATED", work)
+            else:
+                times[variant] = take(f"rotation: {variant}", work)
+    choose("rotation", times)
+
+    times = {}
+    half, single = layer.stream.clone(), layer.stream.float()
+    take("residual: pass, fp16 stream", partial(layer.residual, kernels, half))
+    for variant in kernels.ADD_LINEAR_NORM:
+        with choosing({"residual": variant}):
+            work = partial(layer.residual, kernels, single)
+            if variant == "triton":
+                times[variant] = of_tiles("residual: triton", SUM_TILES, products, "ADD_LINEAR", work)
+            else:
+                times[variant] = take(f"residual: {variant}", work)
+    take("residual: cublas adds to the stream, then the norm", partial(_add_by_cublas, layer, single))
+    take(
+        "residual: of that, the two norms",
+        lambda: [kernels._add_and_norm(single, None, None, layer.norm) for _ in range(2)],
+    )
+    choose("residual", times)
+    return best
+
+
+def _add_by_cublas(layer: Layer, stream: Tensor) -> None:
+    """What both products and norms cost where cuBLAS adds to the fp32 stream in place; biases are left out."""
+    for y, weight in ((layer.x, layer.out), (layer.hidden, layer.down)):
+        torch.addmm(stream, y, weight.t(), out_dtype=torch.float32, out=stream)
+        kernels._add_and_norm(stream, None, None, layer.norm)
+
+
+def _said(tiles: Any) -> str:
+    return "x".join(str(int(value)) for value in vars(tiles).values())
+
+
+def device_us(work: Callable[[], object], launches: int = 10) -> float:
+    """Median time of a call on the device, µs, from a graph of several."""
+    for _ in range(3):
+        work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode(), torch.cuda.graph(graph):
+        for _ in range(launches):
+            work()
+    times = []
+    for _ in range(6):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1000 / launches)
+    return statistics.median(times[1:])
+
+
+def measure_accuracy(report: Report, size: str, weights: dict[str, Tensor], best: dict[str, str]) -> None:
+    """Centred error of the means against fp32 arithmetic on the same weights, by outlier."""
+    known = models.describe("esm", models.esm2_architecture(size))
+    lengths = workload.mixed(2**20, 32, 400)[:64]
+    tokens = torch.from_numpy(workload.proteins(lengths)).to(DEVICE)
+    for outlier in OUTLIERS:
+        pushed = dict(weights)
+        for layer, channel in ((0, 7), (1, 33)):
+            name = f"layers.{layer}.mlp_out.bias"
+            pushed[name] = weights[name].clone()
+            pushed[name][channel] += outlier
+        model = Esm({name: tensor.float() for name, tensor in pushed.items()}, known)
+        exact = models.means(model, tokens, lengths)
+        spread = (exact - exact.mean(0)).norm()
+        del model
+        model = Esm(pushed, known)
+        for label, dtype, variants in (
+            ("fp16 stream", torch.float16, PASSES),
+            ("fp32 stream", torch.float32, PASSES),
+            ("fp32 stream, GELU of cublas", torch.float32, PASSES | {"gelu": "cublas"}),
+            ("fp32 stream, best", torch.float32, best),
+            ("fp32 stream, all triton", torch.float32, TRITON),
+        ):
+            model.stream_dtype = dtype
+            try:
+                with choosing(variants):
+                    error = float((models.means(model, tokens, lengths) - exact).norm() / spread)
+            except kernels.FAILURES as failure:
+                report.add(size, f"accuracy, outlier {outlier}, {label}", f"failed: {str(failure)[:160]}")
+                continue
+            report.add(size, f"accuracy, outlier {outlier}, {label}, centred error", error)
+        del model
+        torch.cuda.empty_cache()
+
+
+def measure_graph(report: Report, size: str, weights: dict[str, Tensor], best: dict[str, str]) -> None:
+    """What CUDA graphs could gain at most: one batch of 168 tokens a sequence, launched and replayed."""
+    model = Esm(dict(weights), models.describe("esm", models.esm2_architecture(size)))
+    for budget in (16384, 65536):
+        packing = Packing(workload.uniform(budget), DEVICE)
+        tokens = torch.from_numpy(workload.proteins(packing.lengths)).to(DEVICE).long()
+        with choosing(best):
+            run = partial(_forward, model, tokens, packing)
+            launched = seconds(run, 5, 2)
+            began = time.perf_counter()
+            run()
+            host = time.perf_counter() - began
+            torch.cuda.synchronize()
+            try:
+                replayed = device_us(run, 1) / 1e6
+            except kernels.FAILURES as error:
+                report.add(size, f"graph, {budget} a batch", f"failed: {str(error)[:160]}")
+                continue
+        report.add(size, f"graph, {budget} a batch, host enqueues in, ms", host * 1000)
+        report.add(size, f"graph, {budget} a batch, launched, ms", launched * 1000)
+        report.add(size, f"graph, {budget} a batch, replayed, ms", replayed * 1000)
+
+
+@torch.inference_mode()
+def _forward(model: Encoder, tokens: Tensor, packing: Packing) -> None:
+    for _ in model._states(tokens, packing, model.layers):
+        pass
+
+
+def measure_speed(report: Report, size: str, prepared: Path, best: dict[str, str], peak: float) -> None:
+    """From host tokens to vectors on the host, by variants, lengths and tokens a batch."""
+    sizes = models.esm2_architecture(size)
+    owner, recipe = start_worker({"esm2": prepared}), models.recipe(prepared)
+    _, encoder = owner.models[recipe.weights_sha256]
+    large = "3B" in size
+    for label, lengths in (("168", workload.uniform(2**17)), ("32-1024", workload.mixed(2**17))):
+        ids, total = workload.proteins(lengths), sum(lengths)
+        flops = workload.flops(lengths, int(sizes["layers"]), int(sizes["width"]))
+        budgets = (16384, 65536) if large else (16384, 32768, 65536, 131072)
+        for name, dtype, variants in (
+            ("fp16 stream, passes", torch.float16, PASSES),
+            ("fp32 stream, passes", torch.float32, PASSES),
+            ("fp32 stream, best", torch.float32, best),
+            ("fp32 stream, best but GELU of cublas", torch.float32, best | {"gelu": "cublas"}),
+            ("fp16 stream, best", torch.float16, best),
+        ):
+            encoder.stream_dtype = dtype
+            shares = {}
+            for budget in budgets:
+                batches = workload.batches(ids, lengths, budget)
+                try:
+                    with choosing(variants):
+                        taken = seconds(partial(embed_all, owner, recipe, batches), 2 if large else 3, 1)
+                except kernels.FAILURES as error:
+                    report.add(size, f"speed, {label}, {name}, {budget}", f"failed: {str(error)[:160]}")
+                    continue
+                shares[budget] = flops / taken / peak
+                report.add(size, f"speed, {label}, {name}, {budget} a batch, tokens/s", total / taken)
+                report.add(size, f"speed, {label}, {name}, {budget} a batch, share", shares[budget])
+            if shares:
+                report.add(size, f"speed, {label}, {name}, best share", max(shares.values()))
+
+
+def measure_peer(report: Report, size: str, weights: dict[str, Tensor]) -> None:
+    """Transformers with SDPA in fp16 through ``torch.compile``, sorted, warm: tokens a second."""
+    import peers
+
+    architecture = models.esm2_architecture(size)
+    forward = peers.transformers_sdpa(architecture, weights, compiled=True)
+    for label, lengths in (("168", workload.uniform(2**17)), ("32-1024", workload.mixed(2**17))):
+        order = np.argsort(lengths, kind="stable")
+        ids, ordered = workload.ordered(workload.proteins(lengths), lengths, order)
+        for budget in (16384, 65536):
+            run = partial(peers.embed, forward, ids, ordered, budget, str(DEVICE))
+            began = time.perf_counter()
+            run()
+            report.add(
+                size, f"peer, {label}, {budget} a batch, first run with compiling, s", time.perf_counter() - began
+            )
+            report.add(size, f"peer, {label}, {budget} a batch, tokens/s", sum(ordered) / seconds(run, 3, 1))
+
+
+if __name__ == "__main__":
+    main()
