@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from holdfast.models import ops
+from holdfast.models.encoder import IN_FP32
 from holdfast.models.esm import rotary_angles
 from holdfast.models.packing import Packing
+from holdfast.models.prepare import prepare
+from holdfast.models.registry import open_model
 from torch import Tensor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -170,3 +174,34 @@ def test_gated_activations_equal_plain_torch(activation: str) -> None:
     x = 3 * random_halves(20, 2 * 2100)  # more columns than a block has
     expected = ops.gated(x.float(), activation)
     torch.testing.assert_close(kernels.gated(x, activation).float(), expected, rtol=2e-3, atol=2e-3)
+
+
+FAMILIES = ["esm1b_tiny", "esmc_tiny", "prot_t5_tiny", "ankh_tiny", "dnabert_s_tiny"]
+
+
+@pytest.mark.parametrize("architecture", ["esm2", *FAMILIES])
+@pytest.mark.parametrize("outliers", ["", "+outliers"])
+def test_encoders_are_as_right_with_kernels_as_without(
+    architecture: str, outliers: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Centred errors against fp32 on the same weights."""
+    if architecture == "esm2":
+        if outliers:
+            pytest.skip("a checkpoint of its own")
+        source = str(request.getfixturevalue("fair_esm"))
+    else:
+        source = f"synthetic:{architecture}{outliers}"
+    prepare(source, tmp_path / "model")
+    exact_model = open_model(tmp_path / "model", str(DEVICE), "fp32")
+    for name, tensor in exact_model._weights.items():
+        if name not in IN_FP32:
+            exact_model._weights[name] = tensor.half().float()
+    tokens, lengths = torch.arange(5, 19), [5, 9]
+    exact = exact_model.encode(tokens, lengths)
+    model = open_model(tmp_path / "model", str(DEVICE), "fp16")
+    errors = {}
+    for functions in (ops, kernels):
+        model._ops = functions
+        found = model.encode(tokens, lengths).float()
+        errors[functions] = float((found - exact).norm() / (exact - exact.mean(0)).norm())
+    assert errors[kernels] < max(2e-3, 1.2 * errors[ops])

@@ -64,7 +64,7 @@ def attention(
     return result
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def _attention(
     qkv, result, bounds, slopes, table, cosine, sine, heads, blocks, scale,
     HEAD: tl.constexpr, PADDED: tl.constexpr, HALF: tl.constexpr,  # noqa: N803

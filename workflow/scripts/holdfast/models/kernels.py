@@ -37,7 +37,8 @@ __all__ = [
     "rotate",
 ]
 
-FAILURES = (TritonError, RuntimeError, OSError, subprocess.SubprocessError)  # of a kernel that cannot be built or run
+FAILURES = (TritonError, AssertionError, RuntimeError, OSError, subprocess.SubprocessError)
+"""Errors of a kernel that cannot be built or run; Triton asserts what it asks of operands."""
 GELU_ELEMENTS = 2048
 
 

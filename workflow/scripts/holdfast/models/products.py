@@ -152,7 +152,7 @@ def _place(tile, row_tiles, column_tiles, GROUP: tl.constexpr):  # noqa: N803
     return first + tile % in_group % size, tile % in_group // size
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "programs"])
 def _product(
     x, weight, bias, result, rows, columns, inner, scale, programs,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, GROUP: tl.constexpr,  # noqa: N803
@@ -181,7 +181,7 @@ def _product(
             result.store([row, beside], (result.load([row, beside]).to(tl.float32) + scale * right).to(result.dtype))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _rotated(
     x, weight, bias, cosine, sine, result, rows, width,
     HALF: tl.constexpr, ROWS: tl.constexpr, SIDE: tl.constexpr, INNER: tl.constexpr, GROUP: tl.constexpr,  # noqa: N803
