@@ -44,7 +44,7 @@ class Tiles:
 
 LINEAR_GELU = Tiles()
 ADD_LINEAR = Tiles(columns=128, stages=4)
-ROTATED = Tiles(columns=128, warps=4, persistent=False)
+ROTATED = Tiles(columns=128, persistent=False)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
