@@ -26,16 +26,20 @@ from holdfast.models import attention, kernels, ops, products
 from holdfast.models.encoder import Encoder
 from holdfast.models.esm import Esm, rotary_angles
 from holdfast.models.packing import Packing
+from holdfast.models.prepare import prepare
 from holdfast.models.products import Tiles
+from holdfast.models.registry import open_model
+from holdfast.models.synthetic import OUTLIERS, PREFIX
 from report import Report
 from timing import seconds
 from torch import Tensor
 
-SIZES = ("esm2_t12_35M_UR50D", "esm2_t30_150M_UR50D", "esm2_t33_650M_UR50D", "esm2_t36_3B_UR50D")
+SIZES = ("esm2_t33_650M_UR50D", "esm2_t36_3B_UR50D", "esm2_t30_150M_UR50D", "esm2_t12_35M_UR50D")
+FAMILIES = ("esmc_tiny", "prot_t5_tiny", "ankh_tiny", "dnabert_s_tiny")
 SECTIONS = ("check", "tiles", "accuracy", "speed", "graph", "peer")
 DEVICE = torch.device("cuda")
 BOUND = 2e-3  # of a kernel's error, relative to the norm of what plain torch gives in fp32
-OUTLIERS = (0, 300, 3000)
+OUTLIER_SIZES = (0, 300, 3000)
 PASSES = {"gelu": "pass", "rotation": "pass", "residual": "pass"}
 TRITON = dict.fromkeys(PASSES, "triton")
 PRODUCT_TILES = [
@@ -133,6 +137,8 @@ def main() -> None:
     ceilings = machine.ceilings("cuda")
     for name, value in ceilings.items():
         report.add("ceilings", name, value / 1e12, "TFLOP/s" if "matmul" in name else "TB/s")
+    if "check" in arguments.only:
+        check_families(report)
     for size in arguments.sizes:
         right = check(report, size) if "check" in arguments.only else set()
         best = dict(TRITON)
@@ -152,6 +158,17 @@ def main() -> None:
             measure_peer(report, size, weights)
         del weights
         torch.cuda.empty_cache()
+
+
+def check_families(report: Report) -> None:
+    """Whether small encoders of the other families keep the kernels when they are opened, which compares states."""
+    for architecture in FAMILIES:
+        with tempfile.TemporaryDirectory() as scratch:
+            prepare(f"{PREFIX}{architecture}{OUTLIERS}", Path(scratch) / "model")
+            for precision in ("fp16", "bf16"):
+                model = open_model(Path(scratch) / "model", str(DEVICE), precision)
+                found = "kernels" if model._ops is kernels else "PLAIN TORCH, see the log"
+                report.add("families", f"check, {architecture} in {precision}", found)
 
 
 def check(report: Report, size: str) -> set[str]:
@@ -303,7 +320,7 @@ def measure_accuracy(report: Report, size: str, weights: dict[str, Tensor], best
     known = models.describe("esm", models.esm2_architecture(size))
     lengths = workload.mixed(2**20, 32, 400)[:64]
     tokens = torch.from_numpy(workload.proteins(lengths)).to(DEVICE)
-    for outlier in OUTLIERS:
+    for outlier in OUTLIER_SIZES:
         pushed = dict(weights)
         for layer, channel in ((0, 7), (1, 33)):
             name = f"layers.{layer}.mlp_out.bias"
