@@ -38,8 +38,8 @@ class Fp8(Esm):
 
     def _rotary_attention(self, x: Tensor, name: str, packing: Packing, angles: Angles) -> Tensor:
         qkv = self._linear(x, name).view(len(x), 3, self._heads, -1)
-        self._ops.rotate(qkv, angles)
-        attended: Tensor = self._ops.attention(qkv, packing)
+        self._ops.rotate_keys(qkv, angles)
+        attended: Tensor = self._ops.attention(qkv, packing, angles=angles)
         return attended
 
     def _add_linear_norm(

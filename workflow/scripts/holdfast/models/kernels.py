@@ -1,8 +1,9 @@
 """The operations around the matrix products as Triton kernels, for half precision on CUDA.
 
-The same functions as in :mod:`.ops`, each one pass over memory: the residual stream is added and normalised at once,
-rotation and GELU work in place, and attention takes packed sequences as they come. All arithmetic is fp32, inputs and
-results are in half precision, but for the residual stream, which is fp32. Triton compiles a kernel at its first
+The same functions as in :mod:`.ops`, with few passes over memory: the residual stream is added and normalised at once,
+GELU is taken in the product before it, and attention turns the queries that it reads and takes packed sequences as they
+come. All arithmetic is fp32, inputs and results are in half precision, but for the residual
+stream, which is fp32. Triton compiles a kernel at its first
 call, a second or two in all, and keeps it on disk under ``TRITON_CACHE_DIR``. Measurements: docs/performance.md.
 """
 
@@ -34,7 +35,7 @@ __all__ = [
     "norm_rotate",
     "rms_norm",
     "rotary_attention",
-    "rotate",
+    "rotate_keys",
 ]
 
 FAILURES = (TritonError, AssertionError, RuntimeError, OSError, subprocess.SubprocessError)
@@ -43,75 +44,29 @@ GELU_ELEMENTS = 2048
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As :func:`.ops.linear_gelu`."""
-    return LINEAR_GELU[chosen["gelu"]](x, weight, bias)
-
-
-def _linear_then_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As :func:`.ops.linear_gelu`; by one kernel on the cards where that was measured to pay."""
+    if products.pays_on(x.device):
+        return products.linear_gelu(x, weight, bias)
     return gelu(F.linear(x, weight, bias))
-
-
-def _linear_gelu_of_cublas(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """GELU in the epilogue of cuBLASLt, in its tanh form: off by up to 4.7e-4."""
-    bias = weight.new_zeros(len(weight)) if bias is None else bias
-    return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
 
 
 def rotary_attention(
     x: Tensor, weight: Tensor, bias: Tensor | None, heads: int, packing: Packing, angles: Angles
 ) -> Tensor:
-    """As :func:`.ops.rotary_attention`."""
-    return ROTARY_ATTENTION[chosen["rotation"]](x, weight, bias, heads, packing, angles)
-
-
-def _rotate_by_pass(
-    x: Tensor, weight: Tensor, bias: Tensor | None, heads: int, packing: Packing, angles: Angles
-) -> Tensor:
+    """As :func:`.ops.rotary_attention`: keys are turned by a pass, queries in attention, where each is read once."""
     qkv = F.linear(x, weight, bias).view(len(x), 3, heads, -1)
-    rotate(qkv, angles)
-    return attention(qkv, packing)
-
-
-def _rotate_keys_by_pass(
-    x: Tensor, weight: Tensor, bias: Tensor | None, heads: int, packing: Packing, angles: Angles
-) -> Tensor:
-    """Keys are turned by a pass, queries inside attention, where each is read once."""
-    qkv = F.linear(x, weight, bias).view(len(x), 3, heads, -1)
-    _rotate_heads(qkv, angles, heads, heads)
+    rotate_keys(qkv, angles)
     return attention(qkv, packing, angles=angles)
-
-
-def _rotate_in_product(
-    x: Tensor, weight: Tensor, bias: Tensor | None, heads: int, packing: Packing, angles: Angles
-) -> Tensor:
-    return attention(products.rotated_linear(x, weight, bias, heads, angles), packing)
 
 
 def add_linear_norm(
     x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, scale: float = 1.0, after: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`.ops.add_linear_norm`; the stream replaces ``x``."""
-    return ADD_LINEAR_NORM[chosen["residual"]](x, y, weight, bias, norm, scale, after)
+    """As :func:`.ops.add_linear_norm`; the stream replaces ``x``.
 
-
-def _linear_then_add_norm(
-    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, scale: float, after: bool
-) -> tuple[Tensor, Tensor]:
-    """The bias is added with the branch, in fp32: half precision would lose what is small beside a large one."""
+    The bias is added with the branch, in fp32: half precision would lose what is small beside a large one.
+    """
     return x, _add_and_norm(x, F.linear(y, weight), bias, norm, scale, after=after)
-
-
-def _add_linear_then_norm(
-    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, scale: float, after: bool
-) -> tuple[Tensor, Tensor]:
-    products.add_linear(x, y, weight, bias, scale)
-    return x, _add_and_norm(x, None, None, norm, after=after)
-
-
-chosen = {"gelu": "pass", "rotation": "pass", "residual": "pass"}
-LINEAR_GELU = {"pass": _linear_then_gelu, "cublas": _linear_gelu_of_cublas, "triton": products.linear_gelu}
-ROTARY_ATTENTION = {"pass": _rotate_by_pass, "queries": _rotate_keys_by_pass, "triton": _rotate_in_product}
-ADD_LINEAR_NORM = {"pass": _linear_then_add_norm, "triton": _add_linear_then_norm}
 
 
 def add_norm(x: Tensor, y: Tensor, norm: Norm, scale: float = 1.0, after: bool = False) -> tuple[Tensor, Tensor]:
@@ -126,20 +81,20 @@ def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, epsilon: float) -> tuple[
 
 def _add_and_norm(
     x: Tensor,
-    y: Tensor | None,
+    y: Tensor,
     bias: Tensor | None,
     norm: Norm,
     scale: float = 1.0,
     centred: bool = True,
     after: bool = False,
 ) -> Tensor:
-    """The norm of x + scale * (y + bias), where there is a ``y``; the sum, or ``after`` it the norm, replaces ``x``."""
+    """The norm of x + scale * (y + bias); the sum, or ``after`` it the norm, replaces ``x``."""
     normed = torch.empty(x.shape, dtype=norm.weight.dtype, device=x.device)
     rows, width = x.shape
     block = triton.next_power_of_2(width)
     _add_norm[(rows,)](
         x,
-        x if y is None else y,
+        y,
         x if bias is None else bias,
         normed,
         norm.weight,
@@ -148,7 +103,6 @@ def _add_and_norm(
         scale,
         WIDTH=width,
         BLOCK=block,
-        ADDED=y is not None,
         BIASED=bias is not None,
         CENTRED=centred,
         SHIFTED=norm.bias is not None,
@@ -180,22 +134,17 @@ def norm_rotate(qkv: Tensor, query: Tensor, key: Tensor, epsilon: float, angles:
     _norm_rotate[(rows, 2)](qkv, query, key, *angles, epsilon, heads, head_width, *padded)
 
 
-def rotate(qkv: Tensor, angles: Angles) -> None:
-    """As :func:`.ops.rotate`."""
-    _rotate_heads(qkv, angles, 0, 2 * qkv.shape[2])
-
-
-def _rotate_heads(qkv: Tensor, angles: Angles, first: int, count: int) -> None:
-    """Turn ``count`` heads of every row, from the head ``first`` on, those of the keys behind those of the queries."""
+def rotate_keys(qkv: Tensor, angles: Angles) -> None:
+    """What :func:`.ops.rotate` does, to keys only."""
     rows, _, heads, head_width = qkv.shape
-    padded = triton.next_power_of_2(count), triton.next_power_of_2(head_width // 2)
-    _rotate[(rows,)](qkv, *angles, first, count, 3 * heads * head_width, head_width, *padded)
+    padded = triton.next_power_of_2(heads), triton.next_power_of_2(head_width // 2)
+    _rotate_keys[(rows,)](qkv, *angles, heads, head_width, *padded)
 
 
 @triton.jit
 def _add_norm(
     x, y, bias, normed, weight, shift, epsilon, scale,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ADDED: tl.constexpr, BIASED: tl.constexpr, CENTRED: tl.constexpr,  # noqa: N803
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, BIASED: tl.constexpr, CENTRED: tl.constexpr,  # noqa: N803
     SHIFTED: tl.constexpr, AFTER: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """One program a row: x += scale * (y + bias); normed = LayerNorm, not CENTRED RMSNorm, of x; AFTER: x = normed."""
@@ -203,13 +152,12 @@ def _add_norm(
     inside = column < WIDTH
     at = tl.program_id(0).to(tl.int64) * WIDTH + column
     total = tl.load(x + at, inside, 0.0).to(tl.float32)
-    if ADDED:
-        branch = tl.load(y + at, inside, 0.0).to(tl.float32)
-        if BIASED:
-            branch += tl.load(bias + column, inside, 0.0).to(tl.float32)
-        total += scale * branch
-        if not AFTER:
-            tl.store(x + at, total, inside)
+    branch = tl.load(y + at, inside, 0.0).to(tl.float32)
+    if BIASED:
+        branch += tl.load(bias + column, inside, 0.0).to(tl.float32)
+    total += scale * branch
+    if not AFTER:
+        tl.store(x + at, total, inside)
     if CENTRED:
         total = tl.where(inside, total - tl.sum(total) / WIDTH, 0.0)
     spread = tl.rsqrt(tl.sum(total * total) / WIDTH + epsilon)
@@ -271,16 +219,16 @@ def _gelu(x, count, BLOCK: tl.constexpr):  # noqa: N803
 
 
 @triton.jit
-def _rotate(
-    qkv, cosine, sine, skipped, heads, stride,
+def _rotate_keys(
+    qkv, cosine, sine, heads,
     WIDTH: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """One program a row: turns so many heads, behind those that are skipped."""
+    """One program a row."""
     row = tl.program_id(0).to(tl.int64)
     head, column = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     half = WIDTH // 2
     inside = (head < heads) & (column < half)
-    at = qkv + row * stride + (head + skipped) * WIDTH + column
+    at = qkv + (row * 3 + 1) * heads * WIDTH + head * WIDTH + column
     first, second = tl.load(at, inside, 0.0).to(tl.float32), tl.load(at + half, inside, 0.0).to(tl.float32)
     angle = row * WIDTH + half + column
     c, s = tl.load(cosine + angle, column < half, 0.0), tl.load(sine + angle, column < half, 0.0)
