@@ -6,6 +6,8 @@ Only to see what it would buy and what it costs in accuracy; the workflow has no
 
 import torch
 from holdfast.models.esm import Esm
+from holdfast.models.ops import Angles
+from holdfast.models.packing import Packing
 from holdfast.models.registry import Prepared
 from torch import Tensor
 
@@ -29,6 +31,22 @@ class Fp8(Esm):
         rows, row_scale = self._quantised(x)
         product: Tensor = torch._scaled_mm(rows, small.t(), row_scale, scale.t(), out_dtype=torch.bfloat16)
         return product.to(x.dtype) + self._weights[name + ".bias"]
+
+    def _linear_gelu(self, x: Tensor, name: str) -> Tensor:
+        found: Tensor = self._ops.gelu(self._linear(x, name))
+        return found
+
+    def _rotary_attention(self, x: Tensor, name: str, packing: Packing, angles: Angles) -> Tensor:
+        qkv = self._linear(x, name).view(len(x), 3, self._heads, -1)
+        self._ops.rotate_keys(qkv, angles)
+        attended: Tensor = self._ops.attention(qkv, packing, angles=angles)
+        return attended
+
+    def _add_linear_norm(
+        self, x: Tensor, y: Tensor, product: str, norm: str, scale: float = 1.0, after: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        stream, normed = self._ops.add_norm(x, self._linear(y, product), self._norm(norm), scale, after)
+        return stream, normed
 
 
 def quantised(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from esm.model.esm2 import ESM2
 from holdfast.models.esm import FAIR_ESM, HUGGING_FACE
 from models import Architecture, published
 from torch import Tensor
@@ -20,6 +19,8 @@ Forward = Callable[[Tensor], Tensor]  # padded token ids [n, T] -> states [n, T,
 
 def fair_esm(architecture: Architecture, weights: dict[str, Tensor]) -> Forward:
     """fair-esm in the precision of the weights, rotary angles included, as ``model.half()`` makes it."""
+    from esm.model.esm2 import ESM2  # only here, since transformers alone may be installed
+
     layers, width, heads = (int(architecture[name]) for name in ("layers", "width", "heads"))
     with torch.device("meta"):
         model = ESM2(layers, width, heads)
@@ -38,8 +39,8 @@ def fair_esm(architecture: Architecture, weights: dict[str, Tensor]) -> Forward:
     return forward
 
 
-def transformers_sdpa(architecture: Architecture, weights: dict[str, Tensor]) -> Forward:
-    """Transformers with SDPA attention and fp32 rotary frequencies."""
+def transformers_sdpa(architecture: Architecture, weights: dict[str, Tensor], compiled: bool = False) -> Forward:
+    """Transformers with SDPA attention and fp32 rotary frequencies, as it is or through ``torch.compile``."""
     config = EsmConfig(
         vocab_size=33,
         mask_token_id=32,
@@ -72,9 +73,10 @@ def transformers_sdpa(architecture: Architecture, weights: dict[str, Tensor]) ->
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta and "contact_head" not in name]
     assert not missing, missing
     model.eval()
+    called = torch.compile(model, dynamic=True) if compiled else model
 
     def forward(tokens: Tensor) -> Tensor:
-        states: Tensor = model(tokens, attention_mask=(tokens != PAD).long()).last_hidden_state
+        states: Tensor = called(tokens, attention_mask=(tokens != PAD).long()).last_hidden_state
         return states
 
     return forward

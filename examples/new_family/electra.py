@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
 from torch import Tensor
 
 from ..errors import WeightsError
 from ..sequences import Alphabet
 from .checkpoint import Checkpoint, Layout, stated_sizes
 from .encoder import LARGEST, Architecture, Encoder, Shapes, check_sizes, layer_shapes
+from .ops import layer_norm
 from .packing import Packing
 from .reference import encode_transformers
 from .registry import Letters
@@ -49,17 +49,20 @@ class Electra(Encoder):
 
     def _states(self, tokens: Tensor, packing: Packing, last: int) -> Iterator[Tensor]:
         weights = self._weights
-        x = F.embedding(tokens, weights["embed.weight"]) + weights["positions.weight"][packing.positions]
-        x = self._norm(x + weights["token_type.weight"][0], "embed_norm")
-        x = self._linear(x, "project") if "project.weight" in weights else x
+        x = self._embedded(tokens) + weights["positions.weight"][packing.positions] + weights["token_type.weight"][0]
+        x = layer_norm(x, self._norm("embed_norm"))
+        if "project.weight" in weights:
+            x = self._linear(x.to(self._dtype), "project").to(self.stream_dtype)
         yield x
+        normed = x.to(self._dtype)
         for layer in range(last):
             name = f"layers.{layer}."
-            qkv = self._linear(x, name + "qkv").view(len(x), 3, self._heads, -1)
+            qkv = self._linear(normed, name + "qkv").view(len(x), 3, self._heads, -1)
             attended = self._ops.attention(qkv, packing)
-            _, x = self._add_norm(x, self._linear(attended, name + "attention_output"), name + "attention_norm")
-            hidden = self._ops.gelu(self._linear(x, name + "mlp_in"))
-            _, x = self._add_norm(x, self._linear(hidden, name + "mlp_out"), name + "mlp_norm")
+            product, norm = name + "attention_output", name + "attention_norm"
+            x, normed = self._add_linear_norm(x, attended, product, norm, after=True)
+            hidden = self._linear_gelu(normed, name + "mlp_in")
+            x, normed = self._add_linear_norm(x, hidden, name + "mlp_out", name + "mlp_norm", after=True)
             yield x
 
 

@@ -1,5 +1,6 @@
 """What every encoder does with a batch, and its weights; the layers are in the modules of the families."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..documents import parse_json
 from ..errors import PREPARE_AGAIN, WeightsError
-from .ops import choose_ops
+from . import ops
 from .packing import Packing
 from .pooling import Tokens, batches, merge_windows, pool, window_starts
 from .registry import WEIGHTS_FILE, Output, Prepared, family_module
@@ -22,6 +23,9 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 IN_FP32 = ("inv_freq", "relative_bias.weight")  # whatever the precision
 # Sizes of an architecture and the largest that are believed; ESM-2 15B has 48 layers of 5120 and 20480 columns.
 LARGEST = {"layers": 2**10, "width": 2**16, "heads": 2**10, "mlp_width": 2**18, "vocabulary": 2**20}
+TRIED_LENGTHS, TRIED_TOKENS = (9, 70), 10  # tokens of sequences, and kinds of tokens, that every family knows
+TRIED_LAYER = 1  # has every kernel; behind more layers, outliers would make rounding look like wrong kernels
+TRIED_DIFFERENCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1}  # centred; rounding is a tenth of it, wrong kernels all
 CPU_TOKENS = 1024  # worked on at once on a CPU, so that what passes from layer to layer stays in its caches
 WINDOW_TOKENS = 16384  # of the windows over one sequence that are worked on at once
 
@@ -36,7 +40,11 @@ class Encoder:
         width: Columns of a state and of an embedding.
         device: Where the weights are and results stay.
         tokens: Which tokens of a sequence count.
+        stream_dtype: Of the residual stream, whatever the precision of the products: half precision would lose what
+            small channels gain beside a large one (docs/method.md).
     """
+
+    stream_dtype = torch.float32
 
     def __init__(self, weights: Mapping[str, Tensor], prepared: Prepared) -> None:
         """Take the weights as :func:`read_weights` gives them, or one by one, see :class:`WidenedWeights`."""
@@ -49,7 +57,30 @@ class Encoder:
         self._weights = weights
         self._heads = int(architecture["heads"])
         self._epsilon = float(architecture["layer_norm_epsilon"])
-        self._ops = choose_ops(weights["embed.weight"])
+        self._ops = ops.choose_ops(weights["embed.weight"])
+        self._dtype = weights["embed.weight"].dtype
+
+    @torch.inference_mode()
+    def settle_ops(self) -> None:
+        """Have plain torch take over, and say so once, where the kernels do not do on this device what it does."""
+        if self._ops is ops:
+            return
+        kernels, tokens = self._ops, torch.arange(sum(TRIED_LENGTHS)) % TRIED_TOKENS + TRIED_TOKENS
+        try:
+            found = self.encode(tokens, TRIED_LENGTHS, TRIED_LAYER).float()
+        except torch.OutOfMemoryError:
+            raise
+        except kernels.FAILURES as error:
+            self._ops = ops
+            ops.say_plain(f"they cannot be built, {' '.join(str(error).split())[:200]}")
+            return
+        self._ops = ops
+        wanted = self.encode(tokens, TRIED_LENGTHS, TRIED_LAYER).float()
+        difference = float((found - wanted).norm() / (wanted - wanted.mean(0)).norm())
+        if difference <= TRIED_DIFFERENCE[self._dtype]:
+            self._ops = kernels
+        else:
+            ops.say_plain(f"they differ from it by {difference:.1e} of the states' spread")
 
     @torch.inference_mode()
     def encode(self, tokens: Tensor, lengths: Sequence[int], layer: int | None = None) -> Tensor:
@@ -62,7 +93,7 @@ class Encoder:
             layer: 0 for the embedding of tokens; None for the last layer, after its norm if the model ends in one.
 
         Returns:
-            [T, width] on the device, in the precision of the weights.
+            [T, width] on the device: in the precision of the weights where the model ends in a norm, otherwise fp32.
 
         Raises:
             ValueError: no sequence, an empty one, or lengths that do not add up to T.
@@ -87,7 +118,7 @@ class Encoder:
 
         Returns:
             By output float32 [sequences, width], or of ``residues`` [residues of all sequences, width] in the
-            precision of the weights (float32 where there are windows), both in the order of the sequences.
+            precision of the states (float32 where there are windows), both in the order of the sequences.
 
         Raises:
             ValueError: as :meth:`encode`, a sequence without residues, or a layer that the model has not.
@@ -166,8 +197,24 @@ class Encoder:
         """
         raise NotImplementedError
 
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """The embedding of tokens, with which the residual stream begins, [T, width]."""
+        return F.embedding(tokens, self._weights["embed.weight"]).to(self.stream_dtype)
+
+    def _normed(self, x: Tensor, name: str) -> Tensor:
+        """The LayerNorm of the residual stream, whose weights are called ``name``, as a product takes it."""
+        return ops.layer_norm(x, self._norm(name)).to(self._dtype)
+
     def _linear(self, x: Tensor, name: str) -> Tensor:
-        return F.linear(x, self._weights[name + ".weight"], self._weights.get(name + ".bias"))
+        return F.linear(x, *self._product(name))
+
+    def _linear_gelu(self, x: Tensor, name: str) -> Tensor:
+        gelu: Tensor = self._ops.linear_gelu(x, *self._product(name))
+        return gelu
+
+    def _rotary_attention(self, x: Tensor, name: str, packing: Packing, angles: ops.Angles) -> Tensor:
+        attended: Tensor = self._ops.rotary_attention(x, *self._product(name), self._heads, packing, angles)
+        return attended
 
     def _linear_in_fp32(self, x: Tensor, name: str) -> Tensor:
         """A product without bias whose result half precision may not hold, fp32 where the device can give that."""
@@ -176,16 +223,18 @@ class Encoder:
             return torch.mm(x, weight.T, out_dtype=torch.float32)
         return F.linear(x, weight).float()
 
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        """LayerNorm of ``x``, whose weights are called ``name``."""
-        weight, bias = self._weights[name + ".weight"], self._weights.get(name + ".bias")
-        return F.layer_norm(x, weight.shape, weight, bias, self._epsilon)
+    def _add_linear_norm(
+        self, x: Tensor, y: Tensor, product: str, norm: str, scale: float = 1.0, after: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream with a branch that ends in a product, and its norm: :func:`.ops.add_linear_norm`."""
+        stream, normed = self._ops.add_linear_norm(x, y, *self._product(product), self._norm(norm), scale, after)
+        return stream, normed
 
-    def _add_norm(self, x: Tensor, y: Tensor, name: str, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-        """The sum x + scale * y, and its LayerNorm, whose weights are called ``name``."""
-        weight, bias = self._weights[name + ".weight"], self._weights.get(name + ".bias")
-        total, normed = self._ops.add_norm(x, y, weight, bias, self._epsilon, scale)
-        return total, normed
+    def _product(self, name: str) -> tuple[Tensor, Tensor | None]:
+        return self._weights[name + ".weight"], self._weights.get(name + ".bias")
+
+    def _norm(self, name: str) -> ops.Norm:
+        return ops.Norm(self._weights[name + ".weight"], self._weights.get(name + ".bias"), self._epsilon)
 
 
 def read_weights(
@@ -248,6 +297,12 @@ class WidenedWeights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._mapped[name].float()
+
+
+def count_parameters(prepared: Prepared) -> int:
+    """Numbers in the weights of a prepared model."""
+    shapes: Shapes = family_module(prepared.family).tensor_shapes(prepared.architecture)
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def layer_shapes(layer: int, width: int, mlp: Mapping[str, tuple[int, int]]) -> Shapes:

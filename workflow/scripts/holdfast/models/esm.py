@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
 from torch import Tensor
 
 from ..errors import WeightsError
 from ..sequences import Alphabet
 from .checkpoint import Checkpoint, Layout, Source, stated_sizes
 from .encoder import LARGEST, Architecture, Encoder, Shapes, check_sizes, layer_shapes
+from .ops import Angles, layer_norm
 from .packing import Packing
 from .reference import encode_fair_esm, encode_transformers
 from .registry import Letters, Prepared
@@ -93,33 +93,33 @@ class Esm(Encoder):
         self._scale = UNMASKED_FRACTION if prepared.architecture["token_dropout"] else 1.0
 
     def _states(self, tokens: Tensor, packing: Packing, last: int) -> Iterator[Tensor]:
-        cosine = sine = None
-        x = F.embedding(tokens, self._weights["embed.weight"]) * self._scale
-        if "inv_freq" in self._weights:
-            cosine, sine = rotary_angles(packing, self._weights["inv_freq"])
-        else:
-            x = x + self._weights["positions.weight"][packing.positions + FIRST_POSITION]
-        if "embed_norm.weight" in self._weights:
-            x = self._norm(x, "embed_norm")
+        weights = self._weights
+        x = self._embedded(tokens) * self._scale
+        angles = rotary_angles(packing, weights["inv_freq"]) if "inv_freq" in weights else None
+        if angles is None:
+            x = x + weights["positions.weight"][packing.positions + FIRST_POSITION]
+        if "embed_norm.weight" in weights:
+            x = layer_norm(x, self._norm("embed_norm"))
         yield x
-        normed = self._norm(x, "layers.0.attention_norm")
+        normed = self._normed(x, "layers.0.attention_norm")
         for layer in range(last):
             name = f"layers.{layer}."
             following = f"layers.{layer + 1}.attention_norm" if layer + 1 < self.layers else "final_norm"
-            qkv = self._linear(normed, name + "qkv").view(len(x), 3, self._heads, -1)
-            if cosine is not None:
-                self._ops.rotate(qkv, cosine, sine)
-            attended = self._linear(self._ops.attention(qkv, packing), name + "attention_output")
-            x, normed = self._add_norm(x, attended, name + "mlp_norm")
-            hidden = self._ops.gelu(self._linear(normed, name + "mlp_in"))
-            x, normed = self._add_norm(x, self._linear(hidden, name + "mlp_out"), following)
+            if angles is None:
+                qkv = self._linear(normed, name + "qkv").view(len(x), 3, self._heads, -1)
+                attended = self._ops.attention(qkv, packing)
+            else:
+                attended = self._rotary_attention(normed, name + "qkv", packing, angles)
+            x, normed = self._add_linear_norm(x, attended, name + "attention_output", name + "mlp_norm")
+            hidden = self._linear_gelu(normed, name + "mlp_in")
+            x, normed = self._add_linear_norm(x, hidden, name + "mlp_out", following)
             yield normed if layer + 1 == self.layers else x
 
 
-def rotary_angles(packing: Packing, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each token's angles, fp32 [T, head width] each, as :func:`.ops.rotate` takes them."""
+def rotary_angles(packing: Packing, frequencies: Tensor) -> Angles:
+    """Cosine and sine of each token's angles, as :func:`.ops.rotate` takes them."""
     angles = packing.positions[:, None].float() * frequencies  # fp32 [T, head width / 2]
-    return angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), dim=1)
+    return Angles(angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), dim=1))
 
 
 ENCODER = Esm

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
 from torch import Tensor
 
 from ..errors import WeightsError
@@ -63,7 +62,7 @@ def tensor_shapes(architecture: Architecture) -> Shapes:
 
 
 class EsmC(Encoder):
-    """ESM C, its residual stream in fp32: branches that are added to it are in the precision of the weights."""
+    """The encoder of this family."""
 
     def __init__(self, weights: Mapping[str, Tensor], prepared: Prepared) -> None:
         super().__init__(weights, prepared)
@@ -71,22 +70,20 @@ class EsmC(Encoder):
 
     def _states(self, tokens: Tensor, packing: Packing, last: int) -> Iterator[Tensor]:
         weights = self._weights
-        cosine, sine = rotary_angles(packing, weights["inv_freq"])
-        x = F.embedding(tokens, weights["embed.weight"])
+        angles = rotary_angles(packing, weights["inv_freq"])
+        x = self._embedded(tokens)
         yield x
-        normed = self._norm(x, "layers.0.attention_norm")
-        x = x.float()
+        normed = self._normed(x, "layers.0.attention_norm")
         for layer in range(last):
             name = f"layers.{layer}."
             following = f"layers.{layer + 1}.attention_norm" if layer + 1 < self.layers else "final_norm"
             qkv = self._linear(normed, name + "qkv").view(len(x), 3, self._heads, -1)
             query, key = (weights[f"{name}{part}_norm.weight"] for part in ("query", "key"))
-            self._ops.norm_heads(qkv, query, key, self._epsilon)
-            self._ops.rotate(qkv, cosine, sine)
-            attended = self._linear(self._ops.attention(qkv, packing), name + "attention_output")
-            x, normed = self._add_norm(x, attended, name + "mlp_norm", self._branch)
+            self._ops.norm_rotate(qkv, query, key, self._epsilon, angles)
+            attended = self._ops.attention(qkv, packing)
+            x, normed = self._add_linear_norm(x, attended, name + "attention_output", name + "mlp_norm", self._branch)
             hidden = self._ops.gated(self._linear(normed, name + "mlp_gated"), "silu")
-            x, normed = self._add_norm(x, self._linear(hidden, name + "mlp_out"), following, self._branch)
+            x, normed = self._add_linear_norm(x, hidden, name + "mlp_out", following, self._branch)
             yield normed if layer + 1 == self.layers else x
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
 from torch import Tensor
 
 from ..sequences import Alphabet
 from .checkpoint import Checkpoint, Layout, stated_sizes
 from .encoder import LARGEST, Architecture, Encoder, Shapes, check_sizes, layer_shapes
+from .ops import layer_norm
 from .packing import Packing
 from .registry import TOKENIZER_FILE, Prepared
 
@@ -53,16 +53,17 @@ class MosaicBert(Encoder):
 
     def _states(self, tokens: Tensor, packing: Packing, last: int) -> Iterator[Tensor]:
         weights = self._weights
-        x = F.embedding(tokens, weights["embed.weight"]) + weights["token_type.weight"][0]
-        x = self._norm(x, "embed_norm")
+        x = layer_norm(self._embedded(tokens) + weights["token_type.weight"][0], self._norm("embed_norm"))
         yield x
+        normed = x.to(self._dtype)
         for layer in range(last):
             name = f"layers.{layer}."
-            qkv = self._linear(x, name + "qkv").view(len(x), 3, self._heads, -1)
+            qkv = self._linear(normed, name + "qkv").view(len(x), 3, self._heads, -1)
             attended = self._ops.attention(qkv, packing, self._slopes)
-            _, x = self._add_norm(x, self._linear(attended, name + "attention_output"), name + "attention_norm")
-            hidden = self._ops.gated(self._linear(x, name + "mlp_gated"), "gelu")
-            _, x = self._add_norm(x, self._linear(hidden, name + "mlp_out"), name + "mlp_norm")
+            product, norm = name + "attention_output", name + "attention_norm"
+            x, normed = self._add_linear_norm(x, attended, product, norm, after=True)
+            hidden = self._ops.gated(self._linear(normed, name + "mlp_gated"), "gelu")
+            x, normed = self._add_linear_norm(x, hidden, name + "mlp_out", name + "mlp_norm", after=True)
             yield x
 
 

@@ -5,10 +5,11 @@ names. Results may take the place of the arguments.
 """
 
 import logging
-import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
@@ -16,31 +17,90 @@ from torch import Tensor
 
 from .packing import Packing
 
+LEAST_CAPABILITY = (8, 0)  # of a device for Triton, by its README; of older ones it makes no tensor core's products
 BIAS_ELEMENTS = 2**24  # of biases of scores held at once: 64 MiB in fp32
 
 log = logging.getLogger("holdfast.ops")
 
 
+class Norm(NamedTuple):
+    """A LayerNorm: weight and bias [width], of which the bias may be missing, and epsilon."""
+
+    weight: Tensor
+    bias: Tensor | None
+    epsilon: float
+
+
+class Angles(NamedTuple):
+    """Of each token's rotation by its place, fp32 [T, head width] each, see :func:`rotate`.
+
+    Attributes:
+        cosine: Both halves alike.
+        sine: The first half negative.
+    """
+
+    cosine: Tensor
+    sine: Tensor
+
+
 def choose_ops(x: Tensor) -> ModuleType:
     """The module to use for tensors like ``x``: kernels for half precision on CUDA where Triton can build them."""
     if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16):
+        capability = torch.cuda.get_device_capability(x.device)
+        if capability < LEAST_CAPABILITY:
+            say_plain(f"compute capability {capability[0]}.{capability[1]}, Triton needs {LEAST_CAPABILITY[0]}.0")
+            return sys.modules[__name__]
         try:
             from . import kernels
-
-            kernels.gelu(x.flatten()[:1].clone())
-        except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
-            log.warning("Triton cannot build its kernels, plain torch is used, about a fifth slower: %s", error)
+        except (ImportError, OSError, RuntimeError) as error:
+            say_plain(" ".join(str(error).split())[:200])
         else:
             return kernels
     return sys.modules[__name__]
 
 
-def add_norm(
-    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, scale: float = 1.0
+@cache
+def say_plain(reason: str) -> None:
+    """Say, once in a process, that this device works without kernels."""
+    log.warning("no Triton kernels on this device, plain torch is used, which is slower: %s", reason)
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The exact GELU of a product, [T, rows of the weight]."""
+    return gelu(F.linear(x, weight, bias))
+
+
+def add_linear_norm(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, norm: Norm, scale: float = 1.0, after: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The sum x + scale * y in the dtype of ``x``, and its LayerNorm in that of ``weight``: [T, width] each."""
+    """The residual stream with a branch that ends in a product, and what the next branch takes: [T, width] each.
+
+    Args:
+        x: The residual stream, fp32 whatever the precision of the products.
+        y: What the branch's last product takes, [T, columns of the weight].
+        weight: Of that product.
+        bias: The same.
+        norm: What follows.
+        scale: What the branch is multiplied by.
+        after: Whether the stream itself is normed, as in post-LN networks.
+
+    Returns:
+        The stream in its own dtype; its norm in that of the norm's weight.
+    """
+    return add_norm(x, F.linear(y, weight, bias), norm, scale, after)
+
+
+def add_norm(x: Tensor, y: Tensor, norm: Norm, scale: float = 1.0, after: bool = False) -> tuple[Tensor, Tensor]:
+    """As :func:`add_linear_norm`, of a branch ``y`` [T, width]."""
     total = x + y if scale == 1.0 else x + y * scale
-    return total, F.layer_norm(total.to(weight.dtype), weight.shape, weight, bias, epsilon)
+    normed = layer_norm(total, norm)
+    return normed if after else total, normed.to(norm.weight.dtype)
+
+
+def layer_norm(x: Tensor, norm: Norm) -> Tensor:
+    """LayerNorm in the dtype of ``x``."""
+    weight, bias = norm.weight.to(x.dtype), None if norm.bias is None else norm.bias.to(x.dtype)
+    return F.layer_norm(x, weight.shape, weight, bias, norm.epsilon)
 
 
 def add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -83,32 +143,54 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-def norm_heads(qkv: Tensor, query: Tensor, key: Tensor, epsilon: float) -> None:
-    """LayerNorm of the queries and of the keys, over all heads together, without bias, in place.
+def norm_rotate(qkv: Tensor, query: Tensor, key: Tensor, epsilon: float, angles: Angles) -> None:
+    """LayerNorm of the queries and of the keys, over all heads together, without bias; then :func:`rotate`. In place.
 
     Args:
         qkv: Queries, keys and values [T, 3, heads, d].
         query: Weight of the queries' norm [heads * d].
         key: Weight of the keys' norm [heads * d].
         epsilon: Of both.
+        angles: Of each token.
     """
     for part, weight in enumerate((query, key)):
         flat = qkv[:, part].flatten(1)
         qkv[:, part] = F.layer_norm(flat, weight.shape, weight, None, epsilon).view_as(qkv[:, part])
+    rotate(qkv, angles)
 
 
-def rotate(qkv: Tensor, cosine: Tensor, sine: Tensor) -> None:
+def rotate(qkv: Tensor, angles: Angles) -> None:
     """Rotary positions (Su et al. 2021, arXiv:2104.09864), component i paired with i + half, in fp32 and in place.
 
     Args:
         qkv: Queries, keys and values [T, 3, heads, d]; queries and keys are turned.
-        cosine: Of each token's angles, fp32 [T, d], both halves alike.
-        sine: The same, its first half negative.
+        angles: Of each token.
     """
     turned = qkv[:, :2]
     wide = turned.float()
     swapped = wide.roll(wide.shape[-1] // 2, -1)
-    turned.copy_(wide.mul_(cosine[:, None, None]).addcmul_(swapped, sine[:, None, None]))
+    turned.copy_(wide.mul_(angles.cosine[:, None, None]).addcmul_(swapped, angles.sine[:, None, None]))
+
+
+def rotary_attention(
+    x: Tensor, weight: Tensor, bias: Tensor | None, heads: int, packing: Packing, angles: Angles
+) -> Tensor:
+    """The product that gives queries, keys and values, their rotation, and attention.
+
+    Args:
+        x: [T, width].
+        weight: Of the product, the rows of queries, keys and values one below the other.
+        bias: The same.
+        heads: How many there are.
+        packing: Where the sequences stand.
+        angles: Of each token.
+
+    Returns:
+        [T, width].
+    """
+    qkv = F.linear(x, weight, bias).view(len(x), 3, heads, -1)
+    rotate(qkv, angles)
+    return attention(qkv, packing)
 
 
 def attention(

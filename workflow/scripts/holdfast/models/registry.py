@@ -27,6 +27,12 @@ TOKENIZER_FILE = "tokenizer.json"
 DESCRIPTION_FILE = "model.json"
 FAMILIES = {"esm": "esm", "esmc": "esmc", "t5": "t5", "mosaic_bert": "bert"}
 """Modules of this folder, with the ``model_type`` that transformers' ``config.json`` gives their models."""
+PUBLISHED = {
+    "esm": {"ESM-2 8M": 7.4e6, "ESM-2 35M": 33e6, "ESM-2 150M": 148e6, "ESM-2 650M": 650e6, "ESM-2 3B": 2.84e9},
+    "esmc": {"ESM C 300M": 332e6, "ESM C 600M": 574e6},
+    "t5": {"Ankh base": 453e6, "Ankh large": 1.15e9},
+}
+"""Encoders that may stand in for a larger one of their family, with the numbers in their weights."""
 KINDS = {
     "contigs": (Alphabet.PROTEIN, Alphabet.NUCLEOTIDE),  # a protein and its bases for every stop-free frame
     "proteins": (Alphabet.PROTEIN,),
@@ -217,6 +223,12 @@ def family_module(family: str) -> ModuleType:
     return import_module(f".{family}", __package__)
 
 
+def largest_published(family: str, parameters: float) -> str | None:
+    """Name of the largest published encoder of a family with at most so many numbers in its weights."""
+    fitting = [(size, name) for name, size in PUBLISHED.get(family, {}).items() if size <= parameters]
+    return max(fitting)[1] if fitting else None
+
+
 def load_tokenizer(prepared: Prepared, directory: str | Path) -> "Tokenizer":
     """The tokenizer of a prepared model; it can be pickled.
 
@@ -251,4 +263,5 @@ def open_model(directory: str | Path, device: str = "cpu", precision: str = "aut
     prepared = read_prepared(directory)
     weights = read_weights(directory, prepared, device, precision)
     encoder: Encoder = family_module(prepared.family).ENCODER(weights, prepared)
+    encoder.settle_ops()
     return encoder

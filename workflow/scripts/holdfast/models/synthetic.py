@@ -9,7 +9,7 @@ import io
 import json
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from .registry import TOKENIZER_FILE
 from .safetensors_file import Entry, write_tensors
 
 PREFIX = "synthetic:"
+OUTLIERS = "+outliers"  # behind an architecture: with a few large channels in the residual stream, as trained models
+OUTLIER_SIZE = 300.0
+OUTLIER_CHANNELS = (7, 33)  # that the MLPs of the first layers push, one each
 SEED = 20231116
 ESM2_SIZES = {  # layers, width, heads, dtype of the released file
     "esm2_t6_8M_UR50D": (6, 320, 20, torch.float32),
@@ -65,14 +68,15 @@ def write_synthetic(source: str, directory: Path) -> Path:
     """Write a seeded random checkpoint in the published format and return what a user would name as its source.
 
     Args:
-        source: ``synthetic:ARCHITECTURE``.
+        source: ``synthetic:ARCHITECTURE``, or ``synthetic:ARCHITECTURE+outliers``, see :func:`push_channels`.
         directory: To make and write to.
 
     Raises:
         WeightsError: no such architecture.
     """
-    architecture = source.removeprefix(PREFIX)
-    tables: dict[Callable[[str, Path], Path], Mapping[str, object]] = {
+    architecture = source.removeprefix(PREFIX).removesuffix(OUTLIERS)
+    outliers = OUTLIER_SIZE if source.endswith(OUTLIERS) else 0.0
+    tables: dict[Callable[[str, Path, float], Path], Mapping[str, object]] = {
         write_esm2: ESM2_SIZES,
         write_esm1: ESM1_SIZES,
         write_esmc: ESMC_SIZES,
@@ -82,12 +86,14 @@ def write_synthetic(source: str, directory: Path) -> Path:
     for write, sizes in tables.items():
         if architecture in sizes:
             directory.mkdir()
-            return write(architecture, directory)
+            return write(architecture, directory, outliers)
     known = ", ".join(name for sizes in tables.values() for name in sizes)
-    raise WeightsError(f"{source}: no such architecture; use {PREFIX} with one of {known}")
+    raise WeightsError(
+        f"{source}: no such architecture; use {PREFIX} with one of {known}, and {OUTLIERS} behind it or not"
+    )
 
 
-def write_esm2(architecture: str, directory: Path) -> Path:
+def write_esm2(architecture: str, directory: Path, outliers: float = 0.0) -> Path:
     """As fair-esm publishes ESM-2: prefixed names, heads, fp16-rounded ``inv_freq``, contact regression beside it."""
     from esm.model.esm2 import ESM2  # the library, not the family
 
@@ -107,6 +113,7 @@ def write_esm2(architecture: str, directory: Path) -> Path:
         else:
             prefix = "encoder." if name.startswith("lm_head.") else "encoder.sentence_encoder."
             state[prefix + name] = _on_disk(_random(name, shape, generator).to(dtype), directory)
+    push_channels(state, esm.FAIR_ESM, outliers)
     config = argparse.Namespace(
         encoder_layers=layers,
         encoder_embed_dim=width,
@@ -120,7 +127,7 @@ def write_esm2(architecture: str, directory: Path) -> Path:
     return path
 
 
-def write_esm1(architecture: str, directory: Path) -> Path:
+def write_esm1(architecture: str, directory: Path, outliers: float = 0.0) -> Path:
     """As fair-esm publishes ESM-1b and ESM-1v: ``args`` in place of ``cfg``, learned positions, heads."""
     layers, width, heads, embed_norm = ESM1_SIZES[architecture]
     generator = torch.Generator().manual_seed(SEED)
@@ -140,6 +147,7 @@ def write_esm1(architecture: str, directory: Path) -> Path:
             values = _random(name, (shape[0] // len(parts), *shape[1:]), generator)
             state[f"encoder.sentence_encoder.{name}"] = _on_disk(values, directory)
     state["encoder.lm_head.weight"] = state["encoder.sentence_encoder.embed_tokens.weight"]
+    push_channels(state, esm.FAIR_ESM, outliers)
     args = argparse.Namespace(
         arch="roberta_large",
         encoder_layers=layers,
@@ -154,7 +162,7 @@ def write_esm1(architecture: str, directory: Path) -> Path:
     return path
 
 
-def write_esmc(architecture: str, directory: Path) -> Path:
+def write_esmc(architecture: str, directory: Path, outliers: float = 0.0) -> Path:
     """As transformers publishes ESM C: configuration and weights."""
     layers, width, heads, mlp_width = ESMC_SIZES[architecture]
     sizes: Architecture = {
@@ -175,11 +183,11 @@ def write_esmc(architecture: str, directory: Path) -> Path:
         "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
         "vocab_size": 64,
     }
-    _write_directory(directory, config, esmc.HUGGING_FACE, esmc.tensor_shapes(sizes))
+    _write_directory(directory, config, esmc.HUGGING_FACE, esmc.tensor_shapes(sizes), outliers)
     return directory
 
 
-def write_t5(architecture: str, directory: Path) -> Path:
+def write_t5(architecture: str, directory: Path, outliers: float = 0.0) -> Path:
     """As ProtT5, ProstT5 and Ankh are published: configuration, weights, vocabulary."""
     layers, width, heads, head_width, mlp_width, buckets, projection = T5_SIZES[architecture]
     sizes: Architecture = {
@@ -208,7 +216,7 @@ def write_t5(architecture: str, directory: Path) -> Path:
         "vocab_size": 160,
     }
     layout = t5.PLAIN if projection == "relu" else t5.GATED
-    _write_directory(directory, config, layout, t5.tensor_shapes(sizes), query_scale=head_width**-0.5)
+    _write_directory(directory, config, layout, t5.tensor_shapes(sizes), outliers, query_scale=head_width**-0.5)
     write_pieces(directory / t5.VOCABULARY_FILE, spaced=projection == "relu")
     if architecture.startswith("prost"):
         (directory / "added_tokens.json").write_text(json.dumps({t5.PREFIX: 149, "<fold2AA>": 148}))
@@ -240,7 +248,7 @@ def write_pieces(path: Path, spaced: bool) -> None:
     path.write_bytes(made.getvalue())
 
 
-def write_dnabert_s(architecture: str, directory: Path) -> Path:
+def write_dnabert_s(architecture: str, directory: Path, outliers: float = 0.0) -> Path:
     """As DNABERT-S is published: configuration, weights with the unused pooler, tokenizer."""
     layers, width, heads, mlp_width, vocabulary = DNABERT_S_SIZES[architecture]
     sizes: Architecture = {
@@ -262,7 +270,8 @@ def write_dnabert_s(architecture: str, directory: Path) -> Path:
         "vocab_size": vocabulary,
     }
     pooler = {"pooler.dense.weight": (width, width), "pooler.dense.bias": (width,)}
-    _write_directory(directory, config, mosaic_bert.HUGGING_FACE, mosaic_bert.tensor_shapes(sizes), pooler)
+    shapes = mosaic_bert.tensor_shapes(sizes)
+    _write_directory(directory, config, mosaic_bert.HUGGING_FACE, shapes, outliers, pooler)
     write_tokenizer(vocabulary, directory / TOKENIZER_FILE)
     return directory
 
@@ -272,6 +281,7 @@ def _write_directory(
     config: dict[str, Any],
     layout: Layout,
     shapes: Shapes,
+    outliers: float,
     more: Shapes | None = None,
     query_scale: float = 1.0,
 ) -> None:
@@ -287,14 +297,50 @@ def _write_directory(
             published |= {name: (shape[0] // len(parts), *shape[1:]) for name in parts}
     published |= more or {}
     entries = {name: Entry(DTYPES[torch.float32], shape) for name, shape in published.items()}
+    pushed = _pushed_channels(published, layout, outliers)
 
     def contents() -> Iterator[tuple[str, memoryview]]:
         for name, shape in published.items():
             values = _random(name, shape, generator)
+            if name in pushed:
+                _push(values, pushed[name], outliers)
             yield name, as_bytes(values * query_scale if name.endswith("SelfAttention.q.weight") else values)
 
     write_tensors(directory / "model.safetensors", entries, None, contents())
     (directory / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def push_channels(tensors: Mapping[str, Tensor], layout: Layout, size: float) -> None:
+    """Give the residual stream a few channels of about a size, from the first layers on; 0 for none.
+
+    Trained transformers have such channels, of hundreds to thousands: one of ESM-2 3B's holds 95% of the norm of its
+    vectors. The MLP of a layer pushes a channel, by its last bias, or, where it has none, by its last product.
+
+    Args:
+        tensors: Of a checkpoint, by published names with or without a prefix; changed in place.
+        layout: Of these names.
+        size: In units of the other channels, which are about 1.
+    """
+    for name, channel in _pushed_channels(tensors, layout, size).items():
+        _push(tensors[name], channel, size)
+
+
+def _pushed_channels(names: Iterable[str], layout: Layout, size: float) -> dict[str, int]:
+    """The tensors that push a channel, by name, and which one."""
+    found: dict[str, int] = {}
+    for layer, channel in enumerate(OUTLIER_CHANNELS if size else ()):
+        (bias,), (weight,) = (layout.published(f"layers.{layer}.mlp_out.{kind}") for kind in ("bias", "weight"))
+        pushing = [name for name in names if name.endswith((bias, weight))]
+        found |= {name: channel for name in pushing if name.endswith(bias) or len(pushing) == 1}
+    return found
+
+
+def _push(tensor: Tensor, channel: int, size: float) -> None:
+    """Push a channel by a bias, or by a row of a product's weights; in place."""
+    if tensor.ndim == 1:
+        tensor[channel] += size
+    else:
+        tensor[channel] *= size
 
 
 def _random(name: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:

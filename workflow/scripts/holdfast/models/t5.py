@@ -67,7 +67,7 @@ def tensor_shapes(architecture: Architecture) -> Shapes:
 
 
 class T5(Encoder):
-    """A T5 encoder, its residual stream in fp32 and so is the MLP's output, which half precision overflows."""
+    """A T5 encoder; what its MLP puts out is fp32 like the residual stream, since half precision overflows."""
 
     def __init__(self, weights: Mapping[str, Tensor], prepared: Prepared) -> None:
         super().__init__(weights, prepared)
@@ -80,7 +80,7 @@ class T5(Encoder):
 
     def _states(self, tokens: Tensor, packing: Packing, last: int) -> Iterator[Tensor]:
         weights = self._weights
-        x = F.embedding(tokens, weights["embed.weight"]).float()
+        x = self._embedded(tokens)
         yield x
         normed = self._ops.rms_norm(x, weights["layers.0.attention_norm.weight"], self._epsilon)
         for layer in range(last):

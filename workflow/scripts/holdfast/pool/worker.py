@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import ResourceError
-from ..models.registry import Output, Prepared, open_model, read_prepared
+from ..models.registry import Output, Prepared, largest_published, open_model, read_prepared
 from .batches import Recipe
 from .blocks import write_block
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+WORK_BYTES = 2**29  # beside the weights: CUDA's own, and the least batch worth sending
 SELF_TEST_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 
 log = logging.getLogger("holdfast.worker")
@@ -94,6 +95,8 @@ class Worker:
             torch.cuda.set_device(self.device)
             torch.cuda.set_per_process_memory_fraction(settings.memory_fraction, self.device)
             name = torch.cuda.get_device_name(self.device)
+            free, total = torch.cuda.mem_get_info(self.device)
+            require_memory(settings, name, free, total)
             uuid = f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"
         else:
             torch.set_num_threads(settings.threads)
@@ -142,6 +145,48 @@ class Worker:
         """Give memory that torch keeps for later back to the device."""
         if self.device.type == "cuda":
             self.torch.cuda.empty_cache()
+
+
+def require_memory(settings: WorkerSettings, device_name: str, free_bytes: int, total_bytes: int) -> None:
+    """Refuse a GPU that has no memory for the weights, before any of them is loaded.
+
+    Args:
+        settings: Of the worker.
+        device_name: The device's own name.
+        free_bytes: Of its memory, what no process holds.
+        total_bytes: Of its memory.
+
+    Raises:
+        ResourceError: what is needed, what there is, and what to do.
+    """
+    from ..models.encoder import count_parameters
+
+    number_bytes = 4 if settings.precision == "fp32" else 2
+    known = [read_prepared(directory) for directory in settings.models.values()]
+    parameters = {name: count_parameters(one) for name, one in zip(settings.models, known, strict=True)}
+    needed_bytes = number_bytes * sum(parameters.values()) + WORK_BYTES
+    allowed_bytes = settings.memory_fraction * total_bytes
+    if needed_bytes <= min(free_bytes, allowed_bytes):
+        return
+    sizes = ", ".join(f"{name} {number_bytes * count / 1e9:.1f} GB" for name, count in parameters.items())
+    problem = (
+        f"{settings.name}: the models need {needed_bytes / 1e9:.1f} GB in {settings.precision} (weights: {sizes}; to "
+        f"work: {WORK_BYTES / 1e9:.1f} GB), the {device_name} has {total_bytes / 1e9:.1f} GB"
+    )
+    if needed_bytes <= allowed_bytes:
+        raise ResourceError(
+            f"{problem}, of which {free_bytes / 1e9:.1f} GB are free; end what holds the rest, or "
+            "choose another device through CUDA_VISIBLE_DEVICES"
+        )
+    largest = max(parameters, key=lambda name: parameters[name])
+    left = parameters[largest] - (needed_bytes - allowed_bytes) / number_bytes
+    smaller = largest_published(known[list(parameters).index(largest)].family, left)
+    advice = [f"{smaller} or less in place of {largest}"] if smaller else []
+    advice += ["precision: fp16"] if settings.precision == "fp32" else []
+    raise ResourceError(
+        f"{problem}, of which pool.memory_fraction leaves {allowed_bytes / 1e9:.1f} GB; use "
+        f"{', '.join([*advice, 'a larger card'])} or pool.device: cpu"
+    )
 
 
 _worker: Worker | None = None
