@@ -30,7 +30,7 @@ from holdfast.results.contigs import read_contigs
 from holdfast.results.decisions import DECISIONS, TIERS
 from holdfast.results.embeddings import EmbeddingsFile, read_embeddings
 from holdfast.run.config import check_config, check_files, check_fit, read_samples, write_samples
-from holdfast.run.failures import write_failures
+from holdfast.run.failures import failed_samples, write_failures
 from holdfast.sequences import Alphabet
 from holdfast.sequences.fasta import read_records
 from holdfast.sequences.frames import find_frames, frame_id
@@ -204,6 +204,8 @@ def try_for_summary(path: Path) -> None:
     write_summary(read_results(sheet, results, failures, path, trained=False), table)
     header, row = table.read_text().splitlines()
     assert header.count("\t") == row.count("\t")
+    for reason in failed_samples(failures).values():  # a receipt that is none is its sample's failure
+        raise HoldfastError(reason)
 
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {

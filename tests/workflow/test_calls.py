@@ -79,7 +79,7 @@ def test_contigs_are_called_calibrated_and_written(project: NewProject) -> None:
     some.configure(genetic_code=11, calls={"region_min_chunks": 2, "virus_score": 0.7})
     run = some.run()
     assert run.returncode == 0, run.text
-    assert run.jobs == ["all", "classify_contigs new", "combine", "draw", "summarize"]
+    assert run.jobs == ["all", "check_samples", "classify_contigs new", "combine", "draw", "summarize"]
 
     # The same classifier as one that is given; other pieces calibrate it, and are called, too.
     shutil.copy(path, some.path("data/kept.safetensors"))
