@@ -11,12 +11,13 @@ from pathlib import Path
 import models
 import numpy as np
 from holdfast.cli import main
-from holdfast.models.registry import TOKENIZER_FILE, Prepared, read_prepared
+from holdfast.models.registry import TOKENIZER_FILE, WEIGHTS_FILE, Prepared, read_prepared
 from holdfast.models.synthetic import write_tokenizer
 from holdfast.pool import worker
 from holdfast.pool.batches import Recipe
 from holdfast.pool.blocks import write_block
 from holdfast.pool.worker import Ready, WorkerSettings
+from safetensors.numpy import save_file
 
 _known: dict[str, Prepared] = {}
 
@@ -29,10 +30,16 @@ def describe(directory: Path) -> dict[str, Path]:
     }
     directories = {model: directory / model for model in described}
     for model, path in directories.items():
-        path.mkdir(parents=True)
-        described[model].write(path)
+        write_description(described[model], path)
     write_tokenizer(4096, directories["dnabert_s"] / TOKENIZER_FILE)
     return directories
+
+
+def write_description(described: Prepared, directory: Path) -> None:
+    """Write a model that is nothing but its description; of weights there is one number, for the header."""
+    directory.mkdir(parents=True)
+    described.write(directory)
+    save_file({"none": np.zeros(1, np.float32)}, directory / WEIGHTS_FILE)
 
 
 def start(settings: WorkerSettings) -> Ready:
