@@ -113,6 +113,7 @@ UNTRIED = (
     r"sbatch --gpus=…",
     r"make (bench-gpu|soak)",
     r"make bench-families MODELS=.* DEVICE=cuda",
+    r"python3 bench/kernels.py",
     r"pip install (anndata|pyarrow|umap-learn)",
     r"export HF_HUB_OFFLINE=1",
     r"python3 -m venv /tmp/new .*",

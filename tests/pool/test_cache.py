@@ -149,6 +149,7 @@ def test_damage_is_noticed_and_what_it_hit_is_computed_again(
     content[-5] ^= 0xFF
     segment.write_bytes(content)
     for name, cached in (("again", 19), ("mended", 20)):
+        path.write_text(path.read_text() + "\n")  # of other content, or the result of the first would do
         entry = job(models, name, path, "proteins", layers=[1])
         outcome = submit(pool, entry)[name]
         assert outcome.counts["cached"] == cached
@@ -175,6 +176,7 @@ def test_a_cache_that_goes_or_cannot_be_written_costs_no_sample(
     submit(pool, job(models, "a", path, "proteins"))
     shutil.rmtree(cache)
     cache.write_text("in the way")
+    path.write_text(path.read_text() + "\n")  # of other content, or the result of the first would do
     outcome = submit(pool, job(models, "b", path, "proteins"))["b"]
     assert (outcome.state, outcome.error, outcome.counts["cached"]) == ("done", "", 0)
     assert "vectors are not kept in the cache" in pool.log.read_text()

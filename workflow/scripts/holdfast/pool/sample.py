@@ -12,8 +12,9 @@ import os
 import shutil
 import socket
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,14 +86,17 @@ def read_sample(
     while more:
         described = replace(manifest, part=number, computed_in=precision)
         known = spool.part_directory(described)
-        if (known / COUNTS_FILE).exists():
-            more = _skip(blocks)
+        is_known = (known / COUNTS_FILE).exists()
+        if is_known:
+            _skip(blocks)
             counts.update(read_counts(known))
         else:
             with PartWriter(manifest, directory, models) as part:
-                more = _fill(part, blocks)
+                _fill(part, blocks)
             counts.update(part.counts)
-            if more and not number:
+        if more := (first := next(blocks, None)) is not None:
+            blocks = chain([first], blocks)
+            if not is_known and not number:
                 _survey(manifest, alphabet, directory, models)
                 ids.stop()
                 spool.open_parts(manifest, precision)
@@ -121,24 +125,22 @@ def _public(counts: Mapping[str, int]) -> dict[str, int]:
     return {name: count for name, count in counts.items() if name not in ("letters", "nucleotides")}
 
 
-def _fill(part: PartWriter, blocks: Iterator[Sequence[Record]]) -> bool:
-    """Put records into a part until it is full; whether there are more."""
+def _fill(part: PartWriter, blocks: Iterator[list[Record]]) -> None:
+    """Put records into a part until it is full, or there are no more."""
     for block in blocks:
         part.add(block)
         if part.is_full:
-            return True
-    return False
+            return
 
 
-def _skip(blocks: Iterator[Sequence[Record]]) -> bool:
-    """Pass over the records of a part that was read before; whether there are more."""
+def _skip(blocks: Iterator[list[Record]]) -> None:
+    """Pass over the records of a part that was read before."""
     records = letters = 0
     for block in blocks:
         records += len(block)
         letters += sum(len(record.sequence) for record in block)
         if is_full(records, letters):
-            return True
-    return False
+            return
 
 
 def _fetch(manifest: Manifest, directory: Path, models: Models, cache: Exchange | None) -> dict[str, list[Path]]:
