@@ -6,7 +6,7 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -126,31 +126,35 @@ class EmbeddingsWriter:
         columns = {"ids": ids, "length": lengths, "sha256": digests, "record": record, "chunk": chunk, "frame": frame}
         self._append("/", columns)
 
-    def append_part(self, part: EmbeddingsFile, before: int) -> None:
-        """Append records and rows of another file, whose first record is number ``before`` here."""
+    def append_part(self, part: EmbeddingsFile) -> None:
+        """Append records and rows of another file."""
+        before = len(self._file["records/ids"])
         for records in part.record_blocks():
             self.append_records(records.ids, records.length, records.residues_used, records.status)
         for rows in part.blocks():
             digests = [digest.tobytes() for digest in rows.sha256]
             self.append_rows(rows.ids, rows.length, digests, rows.record + before, rows.chunk, rows.frame)
 
-    def join_matrix(self, name: str, parts: Sequence[EmbeddingsFile]) -> None:
-        """Write a matrix, or residues with their offsets, from those of other files, one behind the other."""
-        attributes, is_residues = parts[0].matrices[name], parts[0].matrices[name]["pooling"] == "residues"
-        sizes = [part.vectors(name) for part in parts]
-        if is_residues:
-            start, offsets = 0, [np.zeros(1, np.int64)]
-            for part, size in zip(parts, sizes, strict=True):
-                offsets.append(part.offsets(name)[1:] + start)
-                start += size
-            self._write_offsets(name, np.concatenate(offsets))
-        matrix = self._create_matrix(name, sum(sizes), attributes["width"], parts[0].dtype(name), attributes)
-        stop = 0
-        for part in parts:
-            for block in part.vector_blocks(name):
-                start, stop = stop, stop + len(block)
-                matrix[start:stop] = block
-                self._output.check()
+    def join_matrix(self, name: str, parts: Sequence[Path], vectors: int) -> None:
+        """Write a matrix, or residues with their offsets, from those of other files, one behind the other.
+
+        Args:
+            name: ``MODEL/LAYER/POOLING``.
+            parts: The files, of which one is open at a time: HDF5 holds some MB for each that is.
+            vectors: How many they have together.
+        """
+        matrix, stop = None, 0
+        for path in parts:
+            with EmbeddingsFile(path) as part:
+                attributes = part.matrices[name]
+                if matrix is None:
+                    matrix = self._create_matrix(name, vectors, attributes["width"], part.dtype(name), attributes)
+                if attributes["pooling"] == "residues":
+                    self._append_offsets(name, part.offsets(name)[1:] + stop)
+                for block in part.vector_blocks(name):
+                    start, stop = stop, stop + len(block)
+                    matrix[start:stop] = block
+                    self._output.check()
 
     def mark_empty(self, status: str) -> None:
         """Give records that are well, and of which no row was appended, another status."""
@@ -241,9 +245,9 @@ class EmbeddingsWriter:
         Raises:
             ResourceError: as there.
         """
-        offsets = np.cumsum([0, *counts], dtype=np.int64)
-        self._write_offsets(f"{model}/{output.name}", offsets)
-        self._write(model, prepared, output, store_dtype, precision, int(offsets[-1]), blocks)
+        offsets = np.cumsum(counts, dtype=np.int64)
+        self._append_offsets(f"{model}/{output.name}", offsets)
+        self._write(model, prepared, output, store_dtype, precision, int(counts.sum()), blocks)
 
     def _write(
         self,
@@ -291,12 +295,13 @@ class EmbeddingsWriter:
         matrix.attrs.update(attributes)
         return matrix
 
-    def _write_offsets(self, residues: str, offsets: np.ndarray) -> None:
-        """Write where the residues of each row begin, beside the matrix of residues of this name; int64 [N + 1]."""
-        column = f"{residues.rpartition('/')[0]}/offsets"
-        _create_column(self._file, column, offsets.dtype)
-        self._file[column].resize(len(offsets), axis=0)
-        self._file[column][:] = offsets
+    def _append_offsets(self, residues: str, ends: np.ndarray) -> None:
+        """Note where the residues of further rows end, int64 [rows], beside the matrix of residues of this name."""
+        layer = residues.rpartition("/")[0]
+        if f"{layer}/offsets" not in self._file:
+            _create_column(self._file, f"{layer}/offsets", np.dtype(np.int64))
+            self._append(layer, {"offsets": np.zeros(1, np.int64)})
+        self._append(layer, {"offsets": ends})
 
     def _append(self, table: str, columns: Mapping[str, Sequence[Any] | np.ndarray]) -> None:
         counts = {name: len(column) for name, column in columns.items()}
@@ -340,19 +345,19 @@ def join_embeddings(parts: Sequence[Path], target: Path, software: Mapping[str, 
         InputError: a part that cannot be read.
         OSError: the disk is full or fails.
     """
-    with ExitStack() as stack:
-        readers = [stack.enter_context(EmbeddingsFile(path)) for path in parts]
-        first = readers[0]
+    with EmbeddingsFile(parts[0]) as first:
         cutting = (first.chunk_length_bp, first.genetic_code)
-        with EmbeddingsWriter.create(target, first.sample, first.kind, *cutting, first.job) as writer:
-            writer.name_input(first.input_sha256)
-            before = 0
-            for reader in readers:
-                writer.append_part(reader, before)
-                before += reader.record_count
-            for name in first.matrices:
-                writer.join_matrix(name, readers)
-            writer.complete(software)
+        vectors = dict.fromkeys(first.matrices, 0)
+    with EmbeddingsWriter.create(target, first.sample, first.kind, *cutting, first.job) as writer:
+        writer.name_input(first.input_sha256)
+        for path in parts:
+            with EmbeddingsFile(path) as part:
+                writer.append_part(part)
+                for name in vectors:
+                    vectors[name] += part.vectors(name)
+        for name, count in vectors.items():
+            writer.join_matrix(name, parts, count)
+        writer.complete(software)
 
 
 def copy_embeddings(source: Path, target: Path, sample: str, job: str) -> None:
