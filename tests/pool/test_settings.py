@@ -42,6 +42,7 @@ def test_defaults_are_those_of_the_config_and_given_values_are_kept(tmp_path: Pa
         "max_tasks_per_worker": 9,
         "idle_timeout_s": 0.5,
         "lease_s": 10,
+        "prometheus": "/metrics/holdfast.prom",
     }
     assert dataclasses.asdict(read(tmp_path, **changed)) == changed
 

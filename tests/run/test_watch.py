@@ -1,37 +1,19 @@
-"""How far pools and runs are: the arithmetic of time left, what becomes of a run, what goes on in a spool."""
+"""How far pools and runs are: the arithmetic of time left, what becomes of a run."""
 
 import dataclasses
 import json
 from pathlib import Path
 
-import jsonschema
 import pytest
-import yaml
-from holdfast.errors import ConfigError
-from holdfast.models.registry import Output
 from holdfast.pool.hardware import read_sensors
-from holdfast.run.watch import RunWatch, SpoolWatch, WatchedSample
+from holdfast.run.watch import RunWatch, WatchedSample
 from holdfast.spool import progress as module
-from holdfast.spool.job import Receipt, Request, make_manifest
-from holdfast.spool.progress import DeviceProgress, JobProgress, Progress, Speed, WorkLeft
+from holdfast.spool.job import Receipt
+from holdfast.spool.progress import JobProgress, Progress, Speed, WorkLeft
 from holdfast.spool.spool import Spool
-from holdfast.spool.state import Identity, PoolState, state_path
+from holdfast.spool.state import Identity, state_path
 
-SCHEMA = yaml.safe_load((Path(__file__).parents[2] / "workflow/schemas/pool_status.schema.yaml").read_text())
-DIGEST = "a" * 64
-DEVICE = DeviceProgress("cpu:0", "CPU, 2 threads", "ready", 0, 0.5, 0)
-BUSY = Progress(
-    devices=[DEVICE], tokens_per_s=100.0, tokens_left=3000, read_bytes={"contigs": 500}, read_tokens={"contigs": 1000}
-)
-
-
-def publish(spool: Path, number: int, progress: Progress, **state: object) -> PoolState:
-    """Publish the state of a pool, alive since it is this process, under a name of its own."""
-    own = dataclasses.replace(Identity.own(), host=f"host{number}")
-    pool = PoolState(own, str(spool), {"esm2": DIGEST}, "auto", "ready", progress=progress)
-    pool = dataclasses.replace(pool, **state)  # type: ignore[arg-type]
-    pool.write()
-    return pool
+from tests.spool.test_view import BUSY, DEVICE, publish
 
 
 @pytest.mark.parametrize(
@@ -148,41 +130,6 @@ def test_pools_that_hold_other_weights_do_not_count(tmp_path: Path, models: dict
     right = publish(spool, 3, BUSY, models={"esm2": mine})
     run.update()
     assert run.pools == [right]
-
-
-def test_a_look_at_a_spool_says_what_waits_and_who_lives(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "spool")
-    for number in range(3):
-        (tmp_path / f"{number}.fna").write_text("A" * 600)
-        job = make_manifest(
-            f"s{number}",
-            "contigs",
-            str(tmp_path / f"{number}.fna"),
-            500,
-            1,
-            {name: Request(DIGEST, [Output(2, "mean")], "whole", 0) for name in ("esm2", "dnabert_s")},
-            "auto",
-            "float16",
-        )
-        spool.submit(job)
-    reading = JobProgress("b-1", "b", "contigs", "reading", 3.0, 1000)
-    publish(spool.root, 1, dataclasses.replace(BUSY, jobs=[reading]))
-    publish(spool.root, 2, BUSY, identity=dataclasses.replace(Identity.own(), started=1))
-    publish(spool.root, 3, Progress(), state="failed", reason="no GPU")
-    watch = SpoolWatch(spool.root)
-    for _ in range(2):
-        seen = json.loads(watch.look().json())
-        jsonschema.validate(seen, SCHEMA)
-        assert (seen["waiting"]["jobs"], seen["waiting"]["size_bytes"]) == (3, 1800)
-        assert seen["left"] == {"tokens": 3000 + 2 * (1000 + 1800), "seconds": 86.0, "about": True}
-    assert sorted(pool["state"] for pool in seen["pools"]) == ["dead", "failed", "ready"]
-    (spool.root / "incoming" / "x.json").write_text("no manifest")
-    assert watch.look().waiting.jobs == 4
-
-
-def test_another_directory_is_no_spool(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not a spool"):
-        SpoolWatch(tmp_path)
 
 
 def test_without_a_gpu_there_are_no_readings() -> None:

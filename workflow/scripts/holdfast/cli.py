@@ -210,6 +210,7 @@ def status(parser: Parser) -> Callable[[Arguments], None]:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--live", action="store_true", help="go on until interrupted")
     how.add_argument("--json", action="store_true", help="as JSON, see docs/watching.md")
+    how.add_argument("--prometheus", type=path, metavar="FILE", help="write metrics, see docs/watching.md")
     how.add_argument("--host", action="store_true", help="the GPUs of this host, in place of a spool")
 
     def do(given: Arguments) -> None:
@@ -222,11 +223,15 @@ def status(parser: Parser) -> Callable[[Arguments], None]:
             print_host(survey_host())
             return
 
-        from .run.watch import SpoolWatch
+        from .spool.view import SpoolWatch, write_prometheus
 
         watch = SpoolWatch(given.spool)
         if given.json:
             print(watch.look().json())
+            return
+        if given.prometheus:
+            check_outputs([given.prometheus])
+            write_prometheus(watch.look(), given.prometheus)
             return
 
         from .run.screen import print_spool, watch_spool

@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from ..errors import HoldfastError, ResourceError
 from ..spool.state import PoolState
+from ..spool.view import MetricsFile
 from .settings import read_settings
 from .supervisor import Supervisor
 
@@ -27,8 +28,11 @@ def serve_pool(config: Path, state: PoolState, endpoint: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
     log.info("pool %s, spool %s", state.identity.pool, state.spool)
     state.state, state.reason = "failed", "unexpected error; see the pool's log"
+    metrics = MetricsFile(None, state.spool)
     try:
-        pool = Supervisor(read_settings(config), state, endpoint)
+        settings = read_settings(config)
+        metrics = MetricsFile(settings.prometheus, state.spool)
+        pool = Supervisor(settings, state, endpoint, metrics.refresh)
         state.state, state.reason = "starting", ""
         pool.run()
         state.state, state.reason = "ended", pool.stop_reason
@@ -45,6 +49,7 @@ def serve_pool(config: Path, state: PoolState, endpoint: Path) -> None:
             state.state, state.reason = "failed", "unexpected error; see the pool's log"
         with suppress(OSError):
             state.write()
+        metrics.refresh(now=True)
 
 
 def _give_up(error: HoldfastError) -> NoReturn:

@@ -71,6 +71,7 @@ class PoolSettings:
     max_tasks_per_worker: int | None
     idle_timeout_s: float | None
     lease_s: float
+    prometheus: str | None
 
     def write(self, path: Path) -> None:
         """Write as JSON, which is YAML, too; whole or not at all."""
@@ -97,6 +98,7 @@ def pool_settings(content: dict[str, Any], where: str | Path) -> PoolSettings:
     if problems:
         raise ConfigError(f"{where}: {'; '.join(problems)}")
     filled["models"] = {name: expanded(directory) for name, directory in filled["models"].items()}
+    filled["prometheus"] = filled["prometheus"] and expanded(filled["prometheus"])
     return PoolSettings(**filled)
 
 

@@ -14,6 +14,7 @@ import shutil
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import suppress
 from dataclasses import replace
@@ -55,13 +56,13 @@ log = logging.getLogger("holdfast.pool")
 class Supervisor:
     """The supervisor of one pool."""
 
-    def __init__(self, settings: PoolSettings, state: PoolState, endpoint: Path) -> None:
-        """Prepare a pool that serves ``state.spool`` as long as ``endpoint`` exists.
+    def __init__(self, settings: PoolSettings, state: PoolState, endpoint: Path, published: Callable[[], None]) -> None:
+        """Prepare a pool that serves ``state.spool`` as long as ``endpoint`` exists; ``published`` is called each beat.
 
         Raises:
             HoldfastError: the spool, a prepared model or a device cannot be used.
         """
-        self.settings, self.state, self.endpoint = settings, state, endpoint
+        self.settings, self.state, self.endpoint, self.published = settings, state, endpoint, published
         self.name = state.identity.pool
         self.spool = Spool(state.spool)
         self.directories = {model: Path(directory).absolute() for model, directory in settings.models.items()}
@@ -357,10 +358,7 @@ class Supervisor:
         self.state.beat += 1
         self.state.progress = self._progress()
         self.state.write()
-        self._note_moment()
-
-    def _note_moment(self) -> None:
-        """Note what has been done by now."""
+        self.published()
         if devices := len(self.devices.ready):
             totals = self.devices.totals
             done = (int(totals["tokens"]), round(totals["device_s"], 3))
@@ -377,6 +375,7 @@ class Supervisor:
             devices=devices.progress(),
             jobs=[job.progress(devices.load_s > 0) for job in self.jobs.values()],
             errors=list(self.errors.last),
+            errors_logged=self.errors.count,
             budgets={self.held[weights]: budget for weights, budget in ledger.budgets.items()},
             ready_s=round(self.ready_s, 3),
             tokens_per_s=round(devices.speed.tokens_per_s(), 3),

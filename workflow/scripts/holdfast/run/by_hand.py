@@ -200,8 +200,8 @@ def _progress(directory: Path) -> Iterator[None]:
     if not sys.stderr.isatty():
         yield
         return
+    from ..spool.view import SpoolWatch
     from .screen import show_job  # rich
-    from .watch import SpoolWatch
 
     with show_job(SpoolWatch(directory / "spool")):
         yield

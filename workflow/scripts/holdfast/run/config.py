@@ -71,7 +71,7 @@ def check_config(config: Mapping[str, Any], where: str = HERE) -> dict[str, Any]
 def _expand_paths(config: dict[str, Any]) -> list[str]:
     """Expand what people abbreviate in the paths of a config that fits its schema; what is wrong with them."""
     places = [("samples", config, "samples"), ("classifier", config, "classifier"), ("container", config, "container")]
-    places.append(("pool.spool", config["pool"], "spool"))
+    places += [(f"pool.{key}", config["pool"], key) for key in ("spool", "prometheus")]
     places += [(f"models.{name}.weights", entry, "weights") for name, entry in config["models"].items()]
     problems = []
     for where, holder, key in places:

@@ -231,7 +231,8 @@ def make_plan(
     models = {model: os.path.abspath(directory_of(source, model, place)) for model, source in sources.items()}
     cache = os.path.abspath(config["cache"]) if config["cache"] else None
     chosen_pool = {**pool, "models": models, "precision": config["precision"], "gpu": gpu, "threads": threads}
-    chosen_pool["cache"] = cache
+    metrics = os.path.abspath(pool["prometheus"]) if pool["prometheus"] else None
+    chosen_pool |= {"cache": cache, "prometheus": metrics}
     PoolSettings(**chosen_pool).write(Path(plan.pool_settings))
     results = Path(place("results/run.json")).parent
     begin_record(directory, results, config, samples, sizes, models)

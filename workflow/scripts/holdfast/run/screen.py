@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from ..errors import HoldfastError, ResourceError
 from ..pool.claims import HostGpu
 from ..spool.progress import DeviceProgress, JobProgress, in_words
-from .watch import PoolView, SpoolView, SpoolWatch
+from ..spool.view import PoolView, SpoolView, SpoolWatch
 
 try:
     from rich.console import Console, Group, RenderableType

@@ -106,6 +106,7 @@ class Progress:
         devices: Its devices.
         jobs: Its open jobs, oldest first.
         errors: The last errors of its log, oldest first.
+        errors_logged: How many there were.
         budgets: By model, tokens in a batch.
         done: Jobs done.
         failed: Jobs failed.
@@ -126,6 +127,7 @@ class Progress:
     devices: list[DeviceProgress] = field(default_factory=list)
     jobs: list[JobProgress] = field(default_factory=list)
     errors: list[LoggedError] = field(default_factory=list)
+    errors_logged: int = 0
     budgets: dict[str, int] = field(default_factory=dict)
     done: int = 0
     failed: int = 0
@@ -147,10 +149,12 @@ class LastErrors(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.last: deque[LoggedError] = deque(maxlen=ERRORS)
+        self.count = 0
         logging.getLogger(__name__.partition(".")[0]).addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep one."""
+        self.count += 1
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="seconds")
         self.last.append(LoggedError(when, record.getMessage()))
 
