@@ -15,7 +15,8 @@ from holdfast.cli import COMMANDS
 ROOT = Path(__file__).parents[1]
 ENTRY = ROOT / "workflow/scripts/entry.py"
 PEOPLE = {
-    *("embed", "prepare", "frames", "export", "serve", "status", "cache", "forget", "convert-classifier", "crate"),
+    *("embed", "prepare", "verify", "frames", "export", "serve", "status", "cache", "forget", "convert-classifier"),
+    "crate",
 }
 NEEDED = (  # numpy, PyYAML, jsonschema and what that needs
     *("attr", "attrs", "jsonschema", "jsonschema_specifications", "numpy", "numpy.libs", "referencing", "rpds"),
@@ -92,6 +93,7 @@ def test_a_wheel_in_an_empty_environment_finds_frames(tmp_path: Path) -> None:
     ):
         (site / needed).symlink_to(packages / needed)
     (site / "typing_extensions.py").symlink_to(packages / "typing_extensions.py")
+    assert (site / "holdfast/run/published_values.yaml").is_file()
     command = tmp_path / "empty/bin/holdfast"
     assert subprocess.check_output([command, "--version"], text=True) == f"holdfast {__version__}\n"
     (tmp_path / "a.fna").write_text(">a\n" + "ATGGCC" * 50 + "\n")

@@ -88,6 +88,8 @@ ELSEWHERE = {
     "holdfast serve --config POOL.yaml --spool DIR --endpoint FILE": EXTERNAL,
     "holdfast serve --config POOL.yaml --spool /shared/spool --endpoint /tmp/my_pool.json": EXTERNAL,
     "holdfast status SPOOL --prometheus /var/lib/node_exporter/holdfast.prom": "tests/spool/test_view.py",
+    "holdfast verify models/esm2_8m": "tests/run/test_verify.py",
+    "holdfast verify ESM2_3B DNABERT_S --classifier 500_model.pth": "tests/run/test_verify.py",
     ".venv/bin/holdfast status DIR/.holdfast/spool --live": "tests/workflow/test_progress.py",
     "holdfast status holdfast/.holdfast/spool": "tests/workflow/test_progress.py",
     "holdfast export results/S/embeddings.h5 --model esm2 --output OUT.h5": "tests/workflow/test_provenance.py",

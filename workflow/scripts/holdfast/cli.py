@@ -26,6 +26,7 @@ Arguments = argparse.Namespace
 Parser = argparse.ArgumentParser
 Command = Callable[[Parser], Callable[[Arguments], None]]
 
+NOTHING_TO_COMPARE = 3
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 COMMANDS: dict[str, tuple[Command, str]] = {
@@ -119,6 +120,30 @@ def prepare(parser: Parser) -> Callable[[Arguments], None]:
         from .models.prepare import prepare
 
         print(prepare(given.source, given.output, given.sha256).summary(given.output))
+
+    return do
+
+
+@command("verify", "holdfast verify models/esm2_3b")
+def verify(parser: Parser) -> Callable[[Arguments], None]:
+    """Compare prepared models with values that others published for their weights.
+
+    Exit code 0: all agree. 2: one does not, or cannot be read. 3: there are no published values for one of them.
+    """
+    parser.add_argument("models", nargs="+", type=path, metavar="DIR", help="prepared models")
+    parser.add_argument("--as", dest="name", metavar="NAME", help="what it claims to be; else the name of its source")
+    parser.add_argument("--classifier", type=path, metavar="FILE", help="VirNucPro's, with both of its models as DIR")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPUs, or the CPU")
+    parser.add_argument("--values", type=path, metavar="YAML", help="other values than those of Holdfast")
+
+    def do(given: Arguments) -> None:
+        from .run.verify import PUBLISHED_VALUES, verify_models
+
+        values = given.values or PUBLISHED_VALUES
+        lines, complete = verify_models(given.models, given.name, given.classifier, given.device, values)
+        print(*lines, sep="\n")
+        if not complete:
+            raise SystemExit(NOTHING_TO_COMPARE)
 
     return do
 
