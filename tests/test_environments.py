@@ -34,6 +34,7 @@ NOT_CALLED = {  # in an environment, functions that import more and that none of
         name: {
             *("open_model", "load_tokenizer", "family_module", "load_published"),
             *("_open_zstandard", "_fit", "_predict_by_others"),
+            *("_look_at", "_storage_object", "_plugin"),  # which the Snakefile calls, where Snakemake is
         }
         for name in ("tables", "report", "umap")
     },
@@ -111,7 +112,7 @@ def imported(path: Path, ignored: set[str], seen: set[Path]) -> set[str]:
     waiting: list[ast.AST] = [ast.parse(path.read_text())]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, ast.FunctionDef) and node.name in ignored:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name in ignored:
             continue
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue

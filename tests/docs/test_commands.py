@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from holdfast.cli import COMMANDS
+from holdfast.sequences import Alphabet
+from holdfast.sequences.fasta import read_records
 
 from tests.workflow.conftest import Project, classifiers, models
 
@@ -88,6 +90,7 @@ ELSEWHERE = {
     "holdfast serve --config POOL.yaml --spool DIR --endpoint FILE": EXTERNAL,
     "holdfast serve --config POOL.yaml --spool /shared/spool --endpoint /tmp/my_pool.json": EXTERNAL,
     "holdfast status SPOOL --prometheus /var/lib/node_exporter/holdfast.prom": "tests/spool/test_view.py",
+    """awk 'NR % 4 == 1 { $1 = $1 (NR % 8 == 1 ? "/1" : "/2") } 1' interleaved.fastq > reads.fastq""": HERE,
     "holdfast verify models/esm2_8m": "tests/run/test_verify.py",
     "holdfast verify ESM2_3B DNABERT_S --classifier 500_model.pth": "tests/run/test_verify.py",
     ".venv/bin/holdfast status DIR/.holdfast/spool --live": "tests/workflow/test_progress.py",
@@ -117,7 +120,8 @@ UNTRIED = (
     r"make (bench-gpu|soak)",
     r"make bench-families MODELS=.* DEVICE=cuda",
     r"python3 bench/kernels.py",
-    r"pip install (anndata|pyarrow|umap-learn)",
+    r"pip install (anndata|pyarrow|umap-learn|snakemake-storage-plugin-(http|s3|zenodo))",
+    r"samtools fasta .*",
     r"export HF_HUB_OFFLINE=1",
     r"python3 -m venv /tmp/new .*",
     r"/tmp/new/bin/pip freeze .*",
@@ -196,6 +200,18 @@ def test_the_python_of_the_readme_does_what_it_says(checkout: Path, tmp_path: Pa
     assert (ended.returncode, ended.stdout) == (0, said.replace("1280", "320") + "\n"), ended.stderr
     (prepared,) = (tmp_path / "holdfast/models").iterdir()
     assert ended.stderr == f"holdfast: preparing synthetic:esm2_t6_8M_UR50D in {prepared}, once\n"
+
+
+def test_mates_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:
+    (command,) = re.findall(r"(?m)^awk .*$", (REPOSITORY / "docs/inputs.md").read_text())
+    reads = [(f"r{number} length=4", mate) for number in (1, 2) for mate in ("ACGT", "GGTT")]
+    (tmp_path / "interleaved.fastq").write_text("".join(f"@{name}\n{bases}\n+\nIIII\n" for name, bases in reads))
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
+    records = read_records(tmp_path / "reads.fastq", Alphabet.NUCLEOTIDE)
+    assert [(record.id, record.sequence) for record in records] == [
+        *(("r1/1", "ACGT"), ("r1/2", "GGTT")),
+        *(("r2/1", "ACGT"), ("r2/2", "GGTT")),
+    ]
 
 
 # The models that the page names, and what stands for them here: the same families at other sizes.

@@ -81,7 +81,7 @@ rule classify_contigs:
         embeddings="results/{sample}/embeddings.h5",
         classifier=classifier_file,
         calibration=calibration_file,
-        fasta=lambda wildcards: ancient(local(SAMPLES[wildcards.sample].fasta)),
+        fasta=lambda wildcards: ancient(sequences(SAMPLES[wildcards.sample]) or local(SAMPLES[wildcards.sample].fasta)),
     output:
         contigs="results/{sample}/contigs.tsv",
         tables=[f"results/{{sample}}/{name}" for name in TABLES if name != "contigs.tsv"],

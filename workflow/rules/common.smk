@@ -18,7 +18,7 @@ sys.path.insert(0, str(next(path for path in FILES if path.name == "entry.py").p
 
 from holdfast.errors import HoldfastError  # noqa: E402
 from holdfast.results.presets import choose_rules  # noqa: E402
-from holdfast.run import client, ending, failures, pending, watch  # noqa: E402
+from holdfast.run import client, ending, failures, pending, remote, watch  # noqa: E402
 from holdfast.run import config as configuration, plan as planning  # noqa: E402
 
 if not workflow.deployment_settings.deployment_method:
@@ -33,9 +33,9 @@ def place(path):
     return MODIFIER.path_modifier.replace_prefix(path)
 
 
-def tracked(path):
-    """A file that a person named, as the input of a rule; none where Snakemake would take its braces for a pattern."""
-    return [] if "{" in path else local(path)
+def sequences(sample):
+    """The file of a sample, as the input of a rule; none where Snakemake would take its braces for a pattern."""
+    return [] if "{" in sample.fasta else remote.input_of(sample, storage, local)
 
 
 def source(path):
@@ -49,7 +49,7 @@ def decide():
         for schema in ("config", "samples"):
             workflow.source_path(f"../schemas/{schema}.schema.yaml")  # beside the package, wherever that came from
         settings = configuration.check_config(config, "its config" if IS_MODULE else configuration.HERE)
-        samples = configuration.read_samples(settings["samples"])
+        samples = remote.find(configuration.read_samples(settings["samples"]), storage, workflow.is_main_process)
         configuration.check_fit(settings, samples)
         if not workflow.is_main_process:
             return settings, samples, planning.read_plan(place)

@@ -37,7 +37,7 @@ for number, share in enumerate(PLAN.consumers):
         input:
             holdfast=ENTRY,
             endpoint=f".holdfast/pool.{share.replica}.json" if SERVICE else [],
-            fasta=[tracked(SAMPLES[name].fasta) for name in share.samples],
+            fasta=[sequences(SAMPLES[name]) for name in share.samples],
             models=prepared_models,
             classifier=given_classifier,
         output:
@@ -101,7 +101,9 @@ rule collect:
             else ancient(f"results/{wildcards.sample}/receipt.json")
         ),
         # In a module the sample's file, so that Snakemake notices a rule around that makes it anew.
-        made=lambda wildcards: tracked(SAMPLES[wildcards.sample].fasta) if IS_MODULE else [],
+        made=lambda wildcards: (
+            sequences(SAMPLES[wildcards.sample]) if IS_MODULE and not SAMPLES[wildcards.sample].url else []
+        ),
     output:
         embeddings="results/{sample}/embeddings.h5",
         records="results/{sample}/records.tsv",

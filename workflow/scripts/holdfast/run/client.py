@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..spool.job import Manifest, Receipt, digest_of, fingerprint, read_receipt
 from ..spool.spool import Spool
 from ..spool.state import Launcher, Observer, PoolState, read_state
 from .ending import note_trouble
-from .plan import Plan, jobs_of, samples_of
+from .plan import Plan, jobs_of, remote_inputs, samples_of
 from .provenance import run_of
 
 FETCHED = ".embeddings.h5"
@@ -43,6 +43,7 @@ def submit_jobs(
     outputs: Sequence[Path],
     patience_s: float | None = None,
     run: str = "",
+    remote: Mapping[str, tuple[str, int, int]] | None = None,
 ) -> list[Receipt]:
     """Submit jobs, wait, and write each receipt as it comes.
 
@@ -54,6 +55,7 @@ def submit_jobs(
         patience_s: Seconds to wait while no pool there can do the jobs; None for as long as it takes. Without meaning
             where there is an endpoint.
         run: Run of the workflow that jobs that are not done yet, and their receipts, will name.
+        remote: By sample whose file lies at a URL, that and its size and time, for the receipt.
 
     Returns:
         The receipts, in the order of the jobs.
@@ -69,7 +71,7 @@ def submit_jobs(
     waiting: dict[str, _Submission] = {}
     submitted = set()
     for job, output in zip(jobs, outputs, strict=True):
-        waiting[job.job] = _Submission(job, output, fingerprint(job.fasta))
+        waiting[job.job] = _Submission(job, output, *(remote or {}).get(job.sample, ("", *fingerprint(job.fasta))))
         outcome = spool.receipt(job.job)
         if outcome is None or outcome.state == "failed" or outcome.failures or not Path(outcome.embeddings).exists():
             shutil.rmtree(spool.root / "done" / job.job, ignore_errors=True)
@@ -140,7 +142,9 @@ class _Submission:
 
     job: Manifest
     output: Path
-    fingerprint: tuple[int, int]
+    url: str
+    size_bytes: int
+    mtime_ns: int
 
 
 def submit_planned(
@@ -168,7 +172,8 @@ def submit_planned(
     try:
         jobs = jobs_of(plan, consumer, models, classifier)
         outputs = [results / name / "receipt.json" for name in samples_of(plan, consumer)]
-        return submit_jobs(jobs, Spool(spool), endpoint, outputs, patience_s, run_of(plan.parent))
+        known = (patience_s, run_of(plan.parent), remote_inputs(plan, consumer))
+        return submit_jobs(jobs, Spool(spool), endpoint, outputs, *known)
     except HoldfastError as error:
         note_trouble(plan, consumer, error)
         raise
@@ -184,9 +189,8 @@ def _keep(outcome: Receipt, entry: _Submission) -> None:
             with suppress(FileNotFoundError):  # gone from the spool: `collect` will say so
                 _fetch(_records_of(outcome), records)
                 _fetch(outcome.embeddings, fetched)
-        size_bytes, mtime_ns = entry.fingerprint
-        here = _relative(outcome.embeddings)
-        replace(outcome, embeddings=here, size_bytes=size_bytes, mtime_ns=mtime_ns).write(output)
+        known = {"url": entry.url, "size_bytes": entry.size_bytes, "mtime_ns": entry.mtime_ns}
+        replace(outcome, embeddings=_relative(outcome.embeddings), **known).write(output)  # type: ignore[arg-type]
     except OSError as error:
         raise ResourceError(f"{output}: cannot be written: {error.strerror}; mend that and run again") from None
 

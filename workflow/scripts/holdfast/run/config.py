@@ -4,7 +4,7 @@ import csv
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,35 @@ HERE = "the config (config/config.yaml, --config)"
 TRACKED = ("weights", "classifier", "container")
 """Keys of files whose age Snakemake looks at itself."""
 LISTED = "the list 'samples' of the config"
+COLUMNS = ("sample", "fasta", "kind", "label", "models")
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One line of the sample sheet, or one entry of the list in its place."""
+    """One line of the sample sheet, or one entry of the list in its place.
+
+    Attributes:
+        sample: Its name.
+        fasta: Path of its file; of one at a URL that of the local copy, once :mod:`.remote` knows it.
+        kind: Its kind.
+        label: What it is known to hold, or nothing.
+        models: Names of the models that embed it; nothing for all that fit.
+        url: Of the file, if it lies at one.
+        size_bytes: Size of the file at the URL, as the storage reports it; -1 where that is not known.
+        mtime_ns: Its modification time (ns since the epoch); likewise.
+        trouble: Why the storage reports nothing.
+    """
 
     sample: str
     fasta: str
     kind: str
     label: str
     models: str
+    url: str = ""
+    size_bytes: int = -1
+    mtime_ns: int = -1
+    trouble: str = ""
 
 
 def check_config(config: Mapping[str, Any], where: str = HERE) -> dict[str, Any]:
@@ -62,7 +80,7 @@ def check_config(config: Mapping[str, Any], where: str = HERE) -> dict[str, Any]
     filled = with_defaults(given, schema)
     problems = schema_problems(filled, schema) or _expand_paths(filled)
     if problems:
-        raise _several(f"{where} is not valid:", problems)
+        raise several(f"{where} is not valid:", problems)
     for entry in filled["models"].values():
         entry |= {key: entry[key] if isinstance(entry[key], list) else [entry[key]] for key in ("layers", "pooling")}
     return filled
@@ -120,7 +138,7 @@ def read_samples(samples: str | Path | Sequence[object]) -> dict[str, Sample]:
         else:
             problems += [f"{where}: {problem}" for problem in made]
     if problems:
-        raise _several(f"{name} is not valid:", problems)
+        raise several(f"{name} is not valid:", problems)
     if not found:
         raise ConfigError(f"{name}: holds no sample")
     return found
@@ -139,7 +157,7 @@ def _sample(given: Mapping[Any, Any] | str, schema: Mapping[str, Any]) -> Sample
     if problems := schema_problems(row, schema):
         return problems
     try:
-        return Sample(**row | {"fasta": expanded(row["fasta"])})
+        return Sample(**row if URL.match(row["fasta"]) else row | {"fasta": expanded(row["fasta"])})
     except ConfigError as error:
         return [f"'fasta': {error}"]
 
@@ -243,7 +261,8 @@ def _listed(entries: Sequence[object]) -> Iterator[tuple[str, dict[Any, Any] | s
 
 def write_samples(samples: Iterable[Sample], sheet: Path) -> None:
     """Write a sample sheet, unless it is there with just these lines."""
-    rows = [tuple(field.name for field in fields(Sample)), *map(astuple, samples)]
+    lines = [asdict(sample) | {"fasta": sample.url or sample.fasta} for sample in samples]
+    rows = [COLUMNS, *(tuple(line[column] for column in COLUMNS) for line in lines)]
     written = StringIO()
     csv.writer(written, delimiter="\t", lineterminator="\n").writerows(rows)
     text = written.getvalue()
@@ -301,7 +320,7 @@ def check_fit(config: Mapping[str, Any], samples: Mapping[str, Sample]) -> None:
         if config["calls"][key] is not None and not labels and calibration_beside(classifier) is None:
             problems.append(f"calls.{key}: without labelled samples nothing is calibrated; label some, or remove it")
     if problems:
-        raise _several("the config and the sample sheet do not fit:", problems)
+        raise several("the config and the sample sheet do not fit:", problems)
 
 
 def calibration_beside(classifier: str | None) -> str | None:
@@ -311,16 +330,16 @@ def calibration_beside(classifier: str | None) -> str | None:
 
 
 def check_files(name: str, samples: Mapping[str, Sample]) -> None:
-    """Check that every sequence file is there.
+    """Check that every sequence file is there, but for those at a URL.
 
     Raises:
         ConfigError: names every sample whose file is missing.
     """
-    wrong = {entry.sample: reason for entry in samples.values() if (reason := _trouble(entry.fasta))}
+    wrong = {entry.sample: reason for entry in samples.values() if not entry.url and (reason := _trouble(entry.fasta))}
     if wrong:
         lines = [f"sample '{sample}': {samples[sample].fasta} {reason}" for sample, reason in wrong.items()]
         hint = f"correct the path (relative paths start at {os.getcwd()}) or remove the line"
-        raise _several(f"{name}: sequence files are missing; {hint}:", lines)
+        raise several(f"{name}: sequence files are missing; {hint}:", lines)
 
 
 def _trouble(path: str) -> str:
@@ -333,14 +352,12 @@ def _trouble(path: str) -> str:
         return "is no regular file; a file is read more than once"
     if os.path.islink(path):
         return f"is a link to {os.readlink(path)}, which does not exist"
-    if "://" in path:
-        return "does not exist; download what is at a URL"
     if re.search(r"[*?,]", path):
         return "does not exist; a line has one file, without patterns"
     return "does not exist"
 
 
-def _several(heading: str, problems: list[str]) -> ConfigError:
+def several(heading: str, problems: list[str]) -> ConfigError:
     """One error of many problems, of which the first are named."""
     more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
     return ConfigError("\n  ".join([heading, *problems[:SHOWN], *more]))

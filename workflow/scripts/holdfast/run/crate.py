@@ -144,7 +144,8 @@ def _inputs(crate: ROCrate, run: Record, made: Collection[str]) -> Iterator[Enti
     """What a run read: samples, those ``made`` by it and those that failed, weights, a classifier, the config."""
     for sample, known in run["samples"].items():
         if (sample in made or known["state"] == "failed") and (sha256 := known.get("input_sha256")):
-            url = Path(os.path.abspath(os.path.join(run["directory"], known["fasta"]))).as_uri()
+            path = os.path.abspath(os.path.join(run["directory"], known["fasta"]))
+            url = known.get("url") or Path(path).as_uri()
             if url in crate and crate.get(url)["sha256"] != sha256:
                 url += f"#{sha256}"  # as it was then
             if url not in crate:

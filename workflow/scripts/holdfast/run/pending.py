@@ -30,7 +30,8 @@ def find_pending(
 
     A file of the size and time that its receipt names is believed to be the same; any other is read, and if its content
     is the same, the result stands and the receipt gets the new size and time. A sequence file that is gone has not
-    changed: it may be a temporary file of the workflow around.
+    changed: it may be a temporary file of the workflow around. A file at a URL is known by that, and by the size and
+    time that its storage reports; if those differ, its sample is pending. One that cannot be reached has not changed.
 
     Args:
         config: The checked config.
@@ -50,9 +51,12 @@ def find_pending(
     for sample in samples:
         outcome = _done(sample.sample, place)
         if outcome is not None and known.keys() >= set(models_of(sample, config["models"], known)):
+            known_by = (outcome.url, outcome.size_bytes, outcome.mtime_ns)
+            if sample.url and known_by != (sample.url, sample.size_bytes, sample.mtime_ns) and not sample.trouble:
+                continue  # to be fetched; if the content is the same, the spool has the result
             outcomes[sample.sample] = outcome
             found = fingerprint(sample.fasta)
-            if found[0] >= 0 and found != (outcome.size_bytes, outcome.mtime_ns):
+            if not sample.url and found[0] >= 0 and found != known_by[1:]:
                 doubtful[sample.sample] = sample.fasta
     digests = digest_inputs(doubtful)
     pending = {}
@@ -67,7 +71,7 @@ def find_pending(
                 continue
         elif known.keys() >= set(models_of(sample, config["models"], known)):
             make_job(settings, sample, known, "")  # so that what is asked of models is checked now
-        pending[name] = max(0, fingerprint(sample.fasta)[0])
+        pending[name] = max(0, sample.size_bytes if sample.url else fingerprint(sample.fasta)[0])
     return pending
 
 
@@ -76,7 +80,7 @@ def _renew(outcome: Receipt, fasta: str, path: Path) -> None:
     size_bytes, mtime_ns = fingerprint(fasta)
     with suppress(OSError):  # of somebody else's: the file is read again next time
         status = path.stat()
-        replace(outcome, size_bytes=size_bytes, mtime_ns=mtime_ns).write(path)
+        replace(outcome, url="", size_bytes=size_bytes, mtime_ns=mtime_ns).write(path)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 

@@ -35,6 +35,7 @@ from ..spool.state import LAUNCHER_VARIABLE, Identity, Observer
 from .config import Sample, write_samples
 from .pending import Place, check_prepared, directory_of, find_pending, known_models
 from .provenance import begin_record, finish_record
+from .remote import check_reached
 from .requests import check_classifier, check_room, job_settings, make_job, models_in_use
 
 CONSUMERS_A_REPLICA = 16
@@ -209,6 +210,7 @@ def make_plan(
         sheet = place(".holdfast/samples.tsv")
         write_samples(samples.values(), Path(sheet))
     sizes = find_pending(config, list(samples.values()), known, place)
+    check_reached(samples.values(), lambda sample: sample.sample in sizes or _to_call(sample, settings, config, place))
     check_room(settings, [samples[name] for name in sizes], sizes, known, Path(spool or place(DEFAULT_SPOOL)))
     if lifecycle == "external":  # they take a core or a job each: no more than run at once, so that none waits
         consumers = min(CONSUMERS_A_REPLICA, cores or CONSUMERS_A_REPLICA)
@@ -241,6 +243,12 @@ def make_plan(
         json.dump({"plan": asdict(plan), "samples": jobs, "settings": settings}, file)
     os.environ[LAUNCHER_VARIABLE] = json.dumps(asdict(launcher))
     return plan
+
+
+def _to_call(sample: Sample, settings: Mapping[str, Any], config: Mapping[str, Any], place: Place) -> bool:
+    """Whether a sample is still to be called, for which its sequences are read."""
+    calls = settings["classified"] and (config["classifier"] is not None or not sample.label)
+    return calls and sample.kind == "contigs" and not os.path.exists(place(f"results/{sample.sample}/contigs.tsv"))
 
 
 def living_runs(directory: Path) -> list[str]:
@@ -287,6 +295,13 @@ def samples_of(path: Path, consumer: int) -> list[str]:
     """Names of the samples of one consumer of a plan."""
     names: list[str] = json.loads(path.read_text())["plan"]["consumers"][consumer]["samples"]
     return names
+
+
+def remote_inputs(path: Path, consumer: int) -> dict[str, tuple[str, int, int]]:
+    """By sample of one consumer of a plan whose file lies at a URL, that and its size and time when it was made."""
+    content = json.loads(path.read_text())["samples"]
+    samples = [Sample(**content[name]) for name in samples_of(path, consumer)]
+    return {sample.sample: (sample.url, sample.size_bytes, sample.mtime_ns) for sample in samples if sample.url}
 
 
 def jobs_of(

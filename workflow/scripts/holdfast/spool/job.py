@@ -302,6 +302,7 @@ class Receipt:
         size_bytes: Size of the sequence file when its digest was compared last; -1 in the spool.
         mtime_ns: Its modification time then (ns since the epoch); -1 in the spool. As long as both are what the file
             has, it is taken for the one with ``input_sha256``.
+        url: Where the file lies, if that is no path; size and time are then what the storage reports. Empty otherwise.
     """
 
     job: str
@@ -322,6 +323,7 @@ class Receipt:
     finished: str = ""
     size_bytes: int = -1
     mtime_ns: int = -1
+    url: str = ""
 
     @property
     def pool_id(self) -> str:
