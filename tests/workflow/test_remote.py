@@ -3,11 +3,17 @@
 import gzip
 import json
 import os
+import socket
+import subprocess
+import sys
 import threading
+import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +208,73 @@ def test_a_module_takes_urls(project: NewProject, server: Server) -> None:
     assert (server.fetched(), copies(around)) == ({"a.fna"}, [])
     again = around.run("-s", str(around.path("Snakefile")))
     assert (again.returncode, server.fetched()) == (0, set()), again.text
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Iterator[str]:
+    """The address of an S3 server, moto's, with an empty bucket ``lab``."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with open(tmp_path / "moto.log", "w") as log:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + 120
+        while True:
+            try:
+                put(f"http://127.0.0.1:{port}/lab", b"")
+                break
+            except OSError:
+                assert process.poll() is None, (tmp_path / "moto.log").read_text()
+                assert time.monotonic() < until, (tmp_path / "moto.log").read_text()
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def put(url: str, content: bytes) -> None:
+    """Write a bucket or an object; moto wants a signature and does not check it."""
+    signed = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+    headers = {"Content-Type": "application/octet-stream", "Authorization": signed}
+    urllib.request.urlopen(urllib.request.Request(url, content, headers, method="PUT")).close()
+
+
+@pytest.mark.skipif(
+    find_spec("snakemake_storage_plugin_s3") is None or find_spec("moto") is None,
+    reason="snakemake-storage-plugin-s3 and moto are not installed; envs/lock.txt has them",
+)
+def test_files_in_s3_are_read_and_known_by_what_the_store_says(project: NewProject, bucket: str) -> None:
+    here = project()
+    content = fasta({"c": stop_free_sequence(600, 11)}).encode()
+    put(f"{bucket}/lab/assemblies/a.fna", content)
+    here.write("data/b.fna", fasta({"c": stop_free_sequence(600, 12)}))
+    here.write_sheet(("a", "s3://lab/assemblies/a.fna", "contigs"), ("b", "data/b.fna", "contigs"))
+    settings = {f"SNAKEMAKE_STORAGE_S3_{key}": "test" for key in ("ACCESS_KEY", "SECRET_KEY")}
+    settings |= {"SNAKEMAKE_STORAGE_S3_ENDPOINT_URL": bucket, "AWS_EC2_METADATA_DISABLED": "true"}
+    first = here.run(**settings)
+    assert first.returncode == 0, first.text
+    assert first.jobs == jobs("a", "b")
+    assert copies(here) == []
+    known = receipt(here, "a")
+    assert (known["url"], known["size_bytes"]) == ("s3://lab/assemblies/a.fna", len(content))
+    assert known["mtime_ns"] > 0
+    again = here.run(**settings)
+    assert (again.returncode, [job for job in again.jobs if job != "all"]) == (0, []), again.text
+
+    time.sleep(1.1)  # S3 has whole seconds
+    put(f"{bucket}/lab/assemblies/a.fna", fasta({"c": stop_free_sequence(600, 13)}).encode())
+    changed = here.run(**settings)
+    assert changed.returncode == 0, changed.text
+    assert "embed a" in changed.jobs
+    assert "embed b" not in changed.jobs
+    assert receipt(here, "a")["job"] != known["job"]
+
+    here.write_sheet(("a", "s3://lab/assemblies/none.fna", "contigs"), ("c", "s3://nobody/c.fna", "contigs"))
+    refused = here.run(**settings)
+    assert (refused.returncode, refused.jobs) == (1, [])
+    assert "sample 'a': s3://lab/assemblies/none.fna does not exist, or may not be read by you" in refused.text
+    assert "sample 'c': s3://nobody/c.fna does not exist, or may not be read by you" in refused.text
+    assert "Traceback" not in refused.text
