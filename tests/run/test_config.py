@@ -270,7 +270,7 @@ def test_every_wrong_line_is_named(tmp_path: Path) -> None:
         "line 5: 'kind' must be one of contigs, proteins, dna, is 'genes'",
         "line 6: sample 'a' stands already in line 4",
         "line 7: 'fasta' is missing: path of its FASTA or FASTQ file, plain or compressed (gzip, bzip2, xz, zstd), "
-        "relative to the working directory",
+        "relative to the working directory; or its URL",
         "line 8: 'sample' is missing: name of the sample and of its directory below results/",
         "line 9: 4 cells, but the header has 3 columns",
     ]
@@ -373,7 +373,7 @@ def test_every_wrong_entry_of_a_list_is_named() -> None:
         "entry 8: 'fasta': $NOT_SET_ANYWHERE/g.fna: names a user or a variable that is not known here; write the path "
         "out",
         "entry 9: 'fasta' is missing: path of its FASTA or FASTQ file, plain or compressed (gzip, bzip2, xz, zstd), "
-        "relative to the working directory",
+        "relative to the working directory; or its URL",
     ]
     with pytest.raises(ConfigError, match="the list 'samples' of the config: holds no sample"):
         read_samples([])

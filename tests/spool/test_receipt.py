@@ -29,6 +29,7 @@ RECEIPTS = st.builds(
     finished=st.text(),
     size_bytes=st.integers(-1, 2**62),
     mtime_ns=st.integers(-1, 2**62),
+    url=st.text(),
 )
 
 
@@ -72,6 +73,7 @@ GOOD = {
     "finished": "",
     "size_bytes": -1,
     "mtime_ns": -1,
+    "url": "",
 }
 
 
