@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 SOURCES := workflow/scripts tests bench demo docs
 
-.PHONY: demo report test test-all lint format docs bench bench-gpu bench-families drill soak fuzz clean
+.PHONY: demo report test test-all lint format docs bench bench-gpu bench-families drill soak fuzz owner clean
 
 demo: .venv/installed
 	$(BIN)/snakemake -s workflow/Snakefile -d demo --cores 2 --quiet rules
@@ -73,6 +73,11 @@ PARSER ?= fasta
 SECONDS ?= 600
 fuzz: .venv/installed
 	$(BIN)/python tests/fuzz/fuzz.py $(PARSER) --seconds $(SECONDS)
+
+# Write who owns the repository on GitHub into every text that says so; OWNER= takes it out.
+OWNER ?=
+owner:
+	$(PYTHON) .github/owner.py $(OWNER)
 
 clean:
 	rm -rf docs/_build demo/report.html demo/results demo/resources demo/logs demo/benchmarks demo/.holdfast demo/.snakemake

@@ -71,6 +71,8 @@ ELSEWHERE = {
     "make test": "Makefile",
     "make test-all": ".ci/run",
     "make .venv/installed": "Makefile",
+    "make .venv/installed TORCH_INDEX=https://download.pytorch.org/whl/cpu": ".github/workflows/test.yml",
+    ".venv/bin/holdfast embed demo/data/phage_proteins.faa --model synthetic:esm2_t6_8M_UR50D --output phage.npz": HERE,
     "make -C HOLDFAST .venv/installed": "Makefile",
     "snakemake --lint": "Makefile",
     "make format": "Makefile",
@@ -80,7 +82,7 @@ ELSEWHERE = {
     "make report DIR=demo": "tests/browser/test_report.py",
     "snakemake ... --report report.html": "tests/browser/test_report.py",
     "cd examples/module && ../../.venv/bin/snakemake --cores 2": "tests/workflow/test_module.py",
-    "git config url.MIRROR.insteadOf https://github.com/OWNER/holdfast": "tests/workflow/test_module.py",
+    "make owner OWNER=NAME": "tests/test_release.py",
     "python tests/slurm/cluster.py COMMAND": "tests/slurm/test_replicas.py",
     f"{SNAKEMAKE} --workflow-profile workflow/profiles/slurm --resources gpu=4": "tests/slurm/test_replicas.py",
     "sbatch examples/pool.sbatch POOL.yaml SPOOL": EXTERNAL,
@@ -103,9 +105,8 @@ ELSEWHERE = {
 }
 # What cannot be had where the tests run: hub, channels, container engines, a GPU, hours.
 UNTRIED = (
-    r"git clone https://github.com/.*",
     r"holdfast prepare (facebook|zhihan1996)/.*",
-    r"snakedeploy (deploy-workflow https://github.com/OWNER|pin-conda-envs) ?.*",
+    r"snakedeploy pin-conda-envs ?.*",
     r"snakemake .* --software-deployment-method conda .*",
     r"snakemake -s HOLDFAST/workflow/Snakefile --workflow-profile HOLDFAST/workflow/profiles/slurm",
     r"snakemake -s workflow/Snakefile -d DIR --cores 4 --until prepare_weights",
