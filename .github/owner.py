@@ -26,7 +26,7 @@ PLACES = {
         '        github("{owner}/holdfast", path="workflow/Snakefile", tag="v0.2.0")\n',
     ),
     "docs/offline.md": (
-        "Snakedeploy (`deploy-workflow`), given the address of the repository on GitHub, a directory `project` and `--tag`,\n",
+        "Snakedeploy (`deploy-workflow`), given the repository on GitHub, a directory `project` and `--tag`,\n",
         f"```sh\nsnakedeploy deploy-workflow {HERE} project --tag v0.2.0\n```\n\n",
     ),
 }

@@ -2,7 +2,6 @@
 
 import ast
 import re
-import subprocess
 import sys
 import tomllib
 from itertools import product
@@ -154,7 +153,7 @@ def test_an_environment_holds_what_its_rules_import_and_nothing_else() -> None:
 def test_every_extra_is_what_the_lock_pins_where_it_does() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {"report", "slurm", "umap", "anndata"} <= extras.keys()
-    for requirement in map(Requirement, sum(extras.values(), [])):
+    for requirement in (Requirement(text) for texts in extras.values() for text in texts):
         version = lock().get(normal(requirement.name))
         assert version is None or version in requirement.specifier, requirement
 

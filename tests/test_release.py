@@ -1,4 +1,4 @@
-"""What a release is made of: sdist and wheel, one version everywhere, its workflows, its owner, its entry in the catalog."""
+"""What a release is made of: sdist and wheel, one version, workflows, an owner, an entry in the catalog."""
 
 import json
 import re
@@ -148,7 +148,7 @@ def test_no_text_has_a_placeholder_for_an_owner() -> None:
 
 
 def test_the_catalog_finds_what_it_shows() -> None:
-    """Its generator reads settings below ``usage``, its pages what is true of the deployment and a schema without $ref."""
+    """Its generator reads what is below ``usage``, its pages what is true of the deployment and the schema."""
     usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text())["usage"]
     assert set(usage) == {"mandatory-flags", "software-stack-deployment", "report"}
     assert usage["mandatory-flags"] == {"desc": None, "flags": None}

@@ -294,7 +294,7 @@ def truncated(path: Path) -> None:
         (foreign, "not an embeddings file"),
         (
             newer,
-            "format 4, this version of Holdfast reads 3; a newer one wrote it: update Holdfast, or compute it again",
+            "reads 3; a newer one wrote it: update Holdfast, or compute it again",
         ),
         (truncated, "not a readable HDF5 file"),
         (create, "incomplete"),

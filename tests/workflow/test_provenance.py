@@ -1,7 +1,7 @@
 """Where results come from, and how others read them: two runs, of which the first fails over one sample.
 
-The blocks of code in docs/embeddings-file.md that read results are executed as they stand there, in the directory of these
-runs.
+The blocks of code in docs/embeddings-file.md that read results are executed as they stand there, in the directory of
+these runs.
 """
 
 import hashlib

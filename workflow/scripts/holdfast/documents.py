@@ -68,8 +68,8 @@ def other_version(found: object, known: int, otherwise: str) -> str:
         known: What this version reads.
         otherwise: What else one can do, or all if the file is older.
     """
-    newer = "a newer one wrote it: update Holdfast, or " if isinstance(found, Integral) and found > known else ""
-    return f"format {str(found):.20}, this version of Holdfast reads {known}; {newer}{otherwise}"
+    newer = "a newer one wrote it: update Holdfast, or " if isinstance(found, Integral) and int(found) > known else ""
+    return f"format {found!s:.20}, this version of Holdfast reads {known}; {newer}{otherwise}"
 
 
 def name_format(content: bytes) -> str:
