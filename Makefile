@@ -4,7 +4,7 @@ PYTHON ?= python3
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 BIN := .venv/bin
-SOURCES := workflow/scripts tests bench demo docs
+SOURCES := workflow/scripts tests bench demo docs .github
 
 .PHONY: demo report test test-all lint format docs bench bench-gpu bench-families drill soak fuzz owner clean
 

@@ -1,8 +1,8 @@
 """The README's table of models: what a model takes to prepare, and how much two CPU threads embed in an hour.
 
 ``PYTHONPATH=workflow/scripts python3 bench/table.py ARCHITECTURE ...``: each is written as a synthetic checkpoint of
-the published size and prepared by the production code in a process of its own, then embeds proteins of 166 residues, or DNA
-in pieces of about 110 tokens, which is what 500 bp are. Other work on the machine makes the figures smaller.
+the published size and prepared by the production code in a process of its own, then embeds proteins of 166 residues, or
+DNA in pieces of about 110 tokens, which is what 500 bp are. Other work on the machine makes the figures smaller.
 """
 
 import argparse
