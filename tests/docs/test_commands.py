@@ -30,6 +30,7 @@ SNAKEMAKE = "snakemake -s workflow/Snakefile -d DIR"
 RUN = {
     ".venv/bin/snakemake -s workflow/Snakefile -d DIR --cores 8": f"{SNAKEMAKE} --cores 2",
     "holdfast status SPOOL": "holdfast status DIR/.holdfast/spool",
+    "holdfast status DIR/.holdfast/spool": "",
     "holdfast frames FASTA --chunk-length 500 --nucleotides N.fna --proteins P.faa": "",
     "holdfast prepare SOURCE --output DIR": "holdfast prepare synthetic:esm2_t6_8M_UR50D --output prepared",
     "holdfast embed FASTA --model SOURCE --output OUT.h5": "holdfast embed P.faa --model prepared --output MADE.h5",
@@ -115,7 +116,7 @@ UNTRIED = (
     r"make (bench-gpu|soak)",
     r"make bench-families MODELS=.* DEVICE=cuda",
     r"python3 bench/kernels.py",
-    r"pip install (anndata|pyarrow|umap-learn)",
+    r"(\.venv/bin/)?pip install (anndata|pyarrow|umap-learn|snakemake-executor-plugin-slurm)",
     r"export HF_HUB_OFFLINE=1",
     r"python3 -m venv /tmp/new .*",
     r"/tmp/new/bin/pip freeze .*",
