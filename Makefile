@@ -80,7 +80,8 @@ owner:
 	$(PYTHON) .github/owner.py $(OWNER)
 
 clean:
-	rm -rf docs/_build demo/report.html demo/results demo/resources demo/logs demo/benchmarks demo/.holdfast demo/.snakemake
+	rm -rf docs/_build demo/report.html demo/results demo/resources demo/logs demo/benchmarks demo/.holdfast demo/.snakemake \
+		$(addprefix .test/,results resources logs benchmarks .holdfast .snakemake)
 
 .venv/installed: envs/lock.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=...")'

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 FILE = ROOT / ".github/owner"
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,38})|")  # as GitHub allows; empty for none
 HERE = "https://github.com/{owner}/holdfast"
+TAG = "v0.2.0"  # x-release-please-version
 TESTS = f"{HERE}/actions/workflows/test.yml"
 # By file, a text without an owner and what it becomes with one.
 PLACES = {
@@ -23,11 +24,11 @@ PLACES = {
     "pyproject.toml": ("\n[project.scripts]\n", f'\n[project.urls]\nRepository = "{HERE}"\n\n[project.scripts]\n'),
     "docs/module.md": (
         '        "holdfast/workflow/Snakefile"\n',
-        '        github("{owner}/holdfast", path="workflow/Snakefile", tag="v0.2.0")\n',
+        f'        github("{{owner}}/holdfast", path="workflow/Snakefile", tag="{TAG}")\n',
     ),
     "docs/offline.md": (
         "Snakedeploy (`deploy-workflow`), given the repository on GitHub, a directory `project` and `--tag`,\n",
-        f"```sh\nsnakedeploy deploy-workflow {HERE} project --tag v0.2.0\n```\n\n",
+        f"```sh\nsnakedeploy deploy-workflow {HERE} project --tag {TAG}\n```\n\n",
     ),
 }
 

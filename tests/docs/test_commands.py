@@ -94,6 +94,7 @@ ELSEWHERE = {
     "holdfast status holdfast/.holdfast/spool": "tests/workflow/test_progress.py",
     "holdfast export results/S/embeddings.h5 --model esm2 --output OUT.h5": "tests/workflow/test_provenance.py",
     "pip install .": "tests/test_cli.py",
+    "pip install holdfast-*.whl": "tests/test_release.py",
     "cp examples/new_family/electra.py workflow/scripts/holdfast/models/electra.py": EXTENDING,
     "cp examples/new_family/test_electra.py tests/models/test_electra.py": EXTENDING,
     ".venv/bin/pytest tests/models/test_electra.py": EXTENDING,
