@@ -4,9 +4,9 @@ PYTHON ?= python3
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 BIN := .venv/bin
-SOURCES := workflow/scripts tests bench demo docs
+SOURCES := workflow/scripts tests bench demo docs .github
 
-.PHONY: demo report test test-all lint format docs bench bench-gpu bench-families drill soak fuzz clean
+.PHONY: demo report test test-all lint format docs bench bench-gpu bench-families drill soak fuzz owner clean
 
 demo: .venv/installed
 	$(BIN)/snakemake -s workflow/Snakefile -d demo --cores 2 --quiet rules
@@ -74,8 +74,14 @@ SECONDS ?= 600
 fuzz: .venv/installed
 	$(BIN)/python tests/fuzz/fuzz.py $(PARSER) --seconds $(SECONDS)
 
+# Write who owns the repository on GitHub into every text that says so; OWNER= takes it out.
+OWNER ?=
+owner:
+	$(PYTHON) .github/owner.py $(OWNER)
+
 clean:
-	rm -rf docs/_build demo/report.html demo/results demo/resources demo/logs demo/benchmarks demo/.holdfast demo/.snakemake
+	rm -rf docs/_build demo/report.html demo/results demo/resources demo/logs demo/benchmarks demo/.holdfast demo/.snakemake \
+		$(addprefix .test/,results resources logs benchmarks .holdfast .snakemake)
 
 .venv/installed: envs/lock.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=...")'

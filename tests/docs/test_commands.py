@@ -32,6 +32,7 @@ SNAKEMAKE = "snakemake -s workflow/Snakefile -d DIR"
 RUN = {
     ".venv/bin/snakemake -s workflow/Snakefile -d DIR --cores 8": f"{SNAKEMAKE} --cores 2",
     "holdfast status SPOOL": "holdfast status DIR/.holdfast/spool",
+    "holdfast status DIR/.holdfast/spool": "",
     "holdfast frames FASTA --chunk-length 500 --nucleotides N.fna --proteins P.faa": "",
     "holdfast prepare SOURCE --output DIR": "holdfast prepare synthetic:esm2_t6_8M_UR50D --output prepared",
     "holdfast embed FASTA --model SOURCE --output OUT.h5": "holdfast embed P.faa --model prepared --output MADE.h5",
@@ -73,6 +74,8 @@ ELSEWHERE = {
     "make test": "Makefile",
     "make test-all": ".ci/run",
     "make .venv/installed": "Makefile",
+    "make .venv/installed TORCH_INDEX=https://download.pytorch.org/whl/cpu": ".github/workflows/test.yml",
+    ".venv/bin/holdfast embed demo/data/phage_proteins.faa --model synthetic:esm2_t6_8M_UR50D --output phage.npz": HERE,
     "make -C HOLDFAST .venv/installed": "Makefile",
     "snakemake --lint": "Makefile",
     "make format": "Makefile",
@@ -82,7 +85,7 @@ ELSEWHERE = {
     "make report DIR=demo": "tests/browser/test_report.py",
     "snakemake ... --report report.html": "tests/browser/test_report.py",
     "cd examples/module && ../../.venv/bin/snakemake --cores 2": "tests/workflow/test_module.py",
-    "git config url.MIRROR.insteadOf https://github.com/OWNER/holdfast": "tests/workflow/test_module.py",
+    "make owner OWNER=NAME": "tests/test_release.py",
     "python tests/slurm/cluster.py COMMAND": "tests/slurm/test_replicas.py",
     f"{SNAKEMAKE} --workflow-profile workflow/profiles/slurm --resources gpu=4": "tests/slurm/test_replicas.py",
     "sbatch examples/pool.sbatch POOL.yaml SPOOL": EXTERNAL,
@@ -97,6 +100,7 @@ ELSEWHERE = {
     "holdfast status holdfast/.holdfast/spool": "tests/workflow/test_progress.py",
     "holdfast export results/S/embeddings.h5 --model esm2 --output OUT.h5": "tests/workflow/test_provenance.py",
     "pip install .": "tests/test_cli.py",
+    "pip install holdfast-*.whl": "tests/test_release.py",
     "cp examples/new_family/electra.py workflow/scripts/holdfast/models/electra.py": EXTENDING,
     "cp examples/new_family/test_electra.py tests/models/test_electra.py": EXTENDING,
     ".venv/bin/pytest tests/models/test_electra.py": EXTENDING,
@@ -109,9 +113,8 @@ ELSEWHERE = {
 }
 # What cannot be had where the tests run: hub, channels, container engines, a GPU, hours.
 UNTRIED = (
-    r"git clone https://github.com/.*",
     r"holdfast prepare (facebook|zhihan1996)/.*",
-    r"snakedeploy (deploy-workflow https://github.com/OWNER|pin-conda-envs) ?.*",
+    r"snakedeploy pin-conda-envs ?.*",
     r"snakemake .* --software-deployment-method conda .*",
     r"snakemake -s HOLDFAST/workflow/Snakefile --workflow-profile HOLDFAST/workflow/profiles/slurm",
     r"snakemake -s workflow/Snakefile -d DIR --cores 4 --until prepare_weights",
@@ -120,7 +123,7 @@ UNTRIED = (
     r"make (bench-gpu|soak)",
     r"make bench-families MODELS=.* DEVICE=cuda",
     r"python3 bench/kernels.py",
-    r"pip install (anndata|pyarrow|umap-learn|snakemake-storage-plugin-(http|s3|zenodo))",
+    r"(\.venv/bin/)?pip install (anndata|pyarrow|umap-learn|snakemake-(executor-plugin-slurm|storage-plugin-(http|s3|zenodo)))",
     r"samtools fasta .*",
     r"export HF_HUB_OFFLINE=1",
     r"python3 -m venv /tmp/new .*",

@@ -196,7 +196,7 @@ def test_jobs_of_other_weights_precision_and_versions_are_separated_or_refused(
     (root / "format").write_text("1\n")
     run = some.run()
     assert run.returncode == 1
-    assert f"{root}: a spool of format 1, made by another version of Holdfast" in run.text
+    assert f"{root}: a spool of format 1, this version of Holdfast reads" in run.text
     assert "Traceback" not in run.text
 
 

@@ -292,7 +292,10 @@ def truncated(path: Path) -> None:
         (Path.mkdir, "no such file"),
         (lambda path: path.write_text("id\tx\n"), "no HDF5 file, or one cut short; give an embeddings file"),
         (foreign, "not an embeddings file"),
-        (newer, "format 4, this version reads 3"),
+        (
+            newer,
+            "reads 3; a newer one wrote it: update Holdfast, or compute it again",
+        ),
         (truncated, "not a readable HDF5 file"),
         (create, "incomplete"),
     ],

@@ -279,7 +279,7 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path],
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         monkeypatch.delenv("GITHUB_TOKEN", raising=False)
         author = ("-c", "user.name=test", "-c", "user.email=test@localhost")
-        for command in (("init", "-q"), ("add", "."), (*author, "commit", "-qm", "All"), ("tag", "v0.1.0")):
+        for command in (("init", "-q"), ("add", "."), (*author, "commit", "-qm", "All"), ("tag", "v0.2.0")):
             subprocess.run(["git", *command], cwd=source, check=True)
 
     return at_github

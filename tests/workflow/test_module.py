@@ -12,7 +12,7 @@ from holdfast.results.embeddings import read_embeddings
 from tests.workflow.conftest import AFTERWARDS, DEMO, MEANS, REPOSITORY, Project, fasta, jobs, stop_free_sequence
 
 EXAMPLE = REPOSITORY / "examples" / "module"
-GITHUB = 'github("OWNER/holdfast", path="workflow/Snakefile", tag="v0.1.0")'
+GITHUB = 'github("OWNER/holdfast", path="workflow/Snakefile", tag="v0.2.0")'
 NOTHING = "Nothing to be done"
 
 # Two modules with the same sample's name and different models; the sequence files are temporary. A rule with `run` is a

@@ -1,7 +1,7 @@
 """Where results come from, and how others read them: two runs, of which the first fails over one sample.
 
-The blocks of code in docs/embeddings.md that read results are executed as they stand there, in the directory of these
-runs.
+The blocks of code in docs/embeddings-file.md that read results are executed as they stand there, in the directory of
+these runs.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from rocrate.rocrate import ROCrate
 
 from tests.workflow.conftest import DEMO, MEANS, REPOSITORY, SCRIPTS, TIMEOUT_S, Project, fasta
 
-PAGE = (REPOSITORY / "docs/embeddings.md").read_text().partition("\n## Reading it\n")[2]
+PAGE = (REPOSITORY / "docs/embeddings-file.md").read_text().partition("\n## Reading it\n")[2]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 ODD_IDS = ["a/b", "a%2Fb", "..", ".", "ä|b"]
 SHEET = [

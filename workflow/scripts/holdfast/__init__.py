@@ -6,7 +6,7 @@ they are called.
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # x-release-please-version
 __all__ = ["__version__", "embed", "open_model", "read"]
 
 if TYPE_CHECKING:

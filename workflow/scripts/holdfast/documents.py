@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
+from numbers import Integral
 from os import PathLike, fspath
 from pathlib import Path
 from types import NoneType, UnionType
@@ -57,6 +58,18 @@ Kind = TypeVar("Kind")
 
 class DocumentError(ValueError):
     """Text that is no such document, or a document that is not what is wanted."""
+
+
+def other_version(found: object, known: int, otherwise: str) -> str:
+    """What to say of a file whose ``format_version`` is not ours: what it is, and what to do.
+
+    Args:
+        found: Of the file.
+        known: What this version reads.
+        otherwise: What else one can do, or all if the file is older.
+    """
+    newer = "a newer one wrote it: update Holdfast, or " if isinstance(found, Integral) and int(found) > known else ""
+    return f"format {found!s:.20}, this version of Holdfast reads {known}; {newer}{otherwise}"
 
 
 def name_format(content: bytes) -> str:

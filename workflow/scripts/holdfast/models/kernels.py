@@ -4,7 +4,7 @@ The same functions as in :mod:`.ops`, with few passes over memory: the residual 
 GELU is taken in the product before it, and attention turns the queries that it reads and takes packed sequences as they
 come. All arithmetic is fp32, inputs and results are in half precision, but for the residual
 stream, which is fp32. Triton compiles a kernel at its first
-call, a second or two in all, and keeps it on disk under ``TRITON_CACHE_DIR``. Measurements: docs/performance.md.
+call, a second or two in all, and keeps it on disk under ``TRITON_CACHE_DIR``. Measurements: docs/kernels.md.
 """
 
 # mypy: disable-error-code="import-not-found,no-untyped-def"

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from ..documents import DocumentError, fill, read_json
+from ..documents import DocumentError, fill, other_version, read_json
 from ..errors import PREPARE_AGAIN, ConfigError, WeightsError
 from ..sequences import Alphabet
 
@@ -174,7 +174,7 @@ def read_prepared(directory: str | Path) -> Prepared:
         content = read_json(path)
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != FORMAT_VERSION:
-            raise DocumentError(f"format {version!r:.20}, this version of Holdfast reads {FORMAT_VERSION}")
+            raise WeightsError(f"{path}: {other_version(version, FORMAT_VERSION, PREPARE_AGAIN)}")
         prepared = fill(Prepared, content)
         if prepared.family not in FAMILIES or prepared.alphabet.upper() not in Alphabet.__members__:
             raise DocumentError(f"family {prepared.family!r:.40} of {prepared.alphabet!r:.40} is unknown")

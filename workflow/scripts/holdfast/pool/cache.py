@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..documents import DocumentError, fill, read_json
+from ..documents import DocumentError, fill, other_version, read_json
 from ..errors import ConfigError, ResourceError
 from ..files import temporary_path
 from .segments import Segment, SegmentError
@@ -97,7 +97,8 @@ class Cache:
         try:
             found = fill(Description, read_json(path))
             if (found.format, found.format_version) != (FORMAT, FORMAT_VERSION):
-                raise DocumentError(f"format {found.format_version}, this version of Holdfast reads {FORMAT_VERSION}")
+                advice = "use another directory as cache"
+                raise ResourceError(f"{path}: {other_version(found.format_version, FORMAT_VERSION, advice)}")
         except (OSError, DocumentError) as error:
             raise ResourceError(f"{path}: cannot be used ({error}); use another directory as cache") from None
         return found

@@ -17,7 +17,7 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
-from ..documents import fill, parse_json
+from ..documents import fill, other_version, parse_json
 from ..errors import InputError
 from ..models.registry import KINDS, POOLINGS
 from ..sequences import GENETIC_CODES
@@ -142,7 +142,7 @@ class EmbeddingsFile:
             raise InputError("not an embeddings file of this workflow", self.path)
         if attributes["format_version"] != FORMAT_VERSION:
             found = attributes["format_version"]
-            raise InputError(f"format {found}, this version reads {FORMAT_VERSION}; compute it again", self.path)
+            raise InputError(other_version(found, FORMAT_VERSION, "compute it again"), self.path)
         if not attributes["complete"]:
             raise InputError("incomplete, no embeddings were written yet; compute it again", self.path)
         root = fill(Root, _plain(attributes, Root))

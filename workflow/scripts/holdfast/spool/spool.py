@@ -9,6 +9,7 @@ Nothing outside the spool is ever written because of a manifest, and every host 
 """
 
 import os
+import re
 import shutil
 import stat as modes
 from collections import deque
@@ -17,6 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from ..documents import other_version
 from ..errors import ResourceError
 from ..files import atomic_text, sync_directory
 from .job import (
@@ -72,10 +74,9 @@ class Spool:
             with atomic_text(path) as file:
                 file.write(f"{found}\n")
         if found != str(FORMAT_VERSION):
-            raise ResourceError(
-                f"{self.root}: a spool of format {found:.20}, made by another version of Holdfast; this one uses "
-                f"format {FORMAT_VERSION}; name another directory, or use one version for pools and workflows"
-            )
+            advice = "name another directory, or use one version for pools and workflows"
+            version = int(found) if re.fullmatch(r"[0-9]{1,9}", found) else found
+            raise ResourceError(f"{self.root}: a spool of {other_version(version, FORMAT_VERSION, advice)}")
 
     def submit(self, job: Manifest) -> None:
         """Hand a manifest in, forgetting that it failed before; one that waits or is in work keeps its place."""
