@@ -33,6 +33,7 @@ from report import Report
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE = "esm2_t33_650M_UR50D"
 LONG_S = 240.0
+SAMPLES = 8
 CLAIMED = re.compile(r"claimed: (\S+) \((.*), ((?:GPU|MIG)-\S+)\)")
 OCCUPY = """
 import sys, torch
@@ -219,7 +220,7 @@ def workflow(report: Report, directory: Path, model: Path) -> None:
         place = directory / run
         (place / "config").mkdir(parents=True)
         lines = ["sample\tfasta\tkind"]
-        for number in range(8):
+        for number in range(SAMPLES):
             records = ("".join(letters.choices(models.VOCABULARY[4:24], k=300)) for _ in range(4000))
             text = "".join(f">r{row}\n{record}\n" for row, record in enumerate(records))
             (place / f"s{number}.faa").write_text(text)
@@ -232,7 +233,8 @@ def workflow(report: Report, directory: Path, model: Path) -> None:
 
     def begin(run: str, gpu: int) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-m", "snakemake", "-s", ROOT / "workflow/Snakefile", "-d", directory / run]
-        words = ["--cores", "8", "--resources", f"gpu={gpu}", "--until", "collect"]
+        wanted = [f"results/s{number}/embeddings.h5" for number in range(SAMPLES)]
+        words = ["--cores", "8", "--resources", f"gpu={gpu}", "--", *wanted]
         terminal = open(directory / f"{run}.txt", "wb")  # noqa: SIM115, for as long as the run takes
         return subprocess.Popen([*map(str, command), *words], stdout=terminal, stderr=terminal)
 

@@ -43,6 +43,13 @@ def test_a_plan_is_kept_for_the_jobs_of_the_run(project: Path, monkeypatch: pyte
     assert CONFIG["pool"]["threads"] == 8
 
 
+def test_replicas_share_the_cores_so_that_they_run_side_by_side(project: Path) -> None:
+    os.remove("results/b/receipt.json")
+    config = {**CONFIG, "pool": {**CONFIG["pool"], "replicas": 2}}
+    for cores, threads in ((8, 4), (64, 8), (1, 1), (None, 8)):
+        assert make_plan(config, {sample.sample: sample for sample in SAMPLES}, None, cores).threads == threads
+
+
 def test_what_lies_below_a_prefix_is_found_there(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LAUNCHER_VARIABLE, "")
     entries = {sample.sample: sample for sample in SAMPLES}

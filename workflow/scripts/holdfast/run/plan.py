@@ -201,7 +201,7 @@ def make_plan(
             f"--resources gpu={gpu} is no multiple of pool.replicas, {replicas}: all replicas take the same number of "
             f"GPUs, so say gpu={max(1, gpu // replicas) * replicas}, or change pool.replicas"
         )
-    threads = min(pool.pop("threads"), cores or config["pool"]["threads"])
+    threads = min(pool.pop("threads"), max(1, cores // replicas) if cores else config["pool"]["threads"])
     gpu = gpu // replicas if gpu else None
     launcher = Identity.own()
     directory = _directory(launcher, place)
