@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import HoldfastError
 from ..files import atomic_text
-from ..spool.state import published_states, state_path
+from ..spool.state import PoolState, published_states, state_path
 from .failures import read_failures
 from .pending import Place
 from .plan import DEFAULT_SPOOL, Plan
@@ -98,7 +98,7 @@ class Ending:
         yield from self._troubles()
         yield from self._failures()
         yield from self._result()
-        if self._interrupted:
+        if self._was_interrupted():
             yield f"holdfast: interrupted; {self._vectors():,} vectors are kept; run the same command again"
 
     def _result(self) -> Iterator[str]:
@@ -109,12 +109,16 @@ class Ending:
 
     def _vectors(self) -> int:
         """Vectors that the pools of this run have computed, as they said last."""
+        return sum(state.progress.sequences for state in self._states())
+
+    def _states(self) -> list[PoolState]:
+        """What the pools of this run said last."""
         states = published_states(self._spool)
-        return sum(
-            state.progress.sequences
-            for state in states
-            if _changed_s(state_path(self._spool, state.identity.pool)) >= self._began_s
-        )
+        return [state for state in states if _changed_s(state_path(self._spool, state.identity.pool)) >= self._began_s]
+
+    def _was_interrupted(self) -> bool:
+        """Whether Snakemake had a Ctrl-C, or a pool of its own, which may have one where Snakemake notices none."""
+        return self._interrupted or (self._service and any(state.reason == "interrupted" for state in self._states()))
 
     def _troubles(self) -> Iterator[str]:
         """What consumers gave up with, each trouble once, and where the log of a pool is."""
@@ -123,7 +127,7 @@ class Ending:
             with suppress(OSError):
                 said.setdefault(_note(Path(self._plan.directory), number).read_text(), share.replica)
         for trouble, replica in said.items():
-            if not self._interrupted:
+            if not self._was_interrupted():
                 yield f"holdfast: error: {trouble}"
                 if self._service:
                     yield f"The pool's log: {self._place(f'logs/pool.{replica}.log')}"
