@@ -11,10 +11,11 @@ from holdfast import cli
 from holdfast.errors import ConfigError
 from holdfast.models.registry import Output
 from holdfast.spool.job import Request, make_manifest
+from holdfast.spool.metrics import prometheus_text
 from holdfast.spool.progress import DeviceProgress, JobProgress, Progress
 from holdfast.spool.spool import Spool
 from holdfast.spool.state import Identity, PoolState
-from holdfast.spool.view import SpoolWatch, prometheus_text
+from holdfast.spool.view import SpoolWatch
 from prometheus_client.parser import text_string_to_metric_families
 
 SCHEMA = yaml.safe_load((Path(__file__).parents[2] / "workflow/schemas/pool_status.schema.yaml").read_text())

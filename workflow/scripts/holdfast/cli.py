@@ -248,7 +248,8 @@ def status(parser: Parser) -> Callable[[Arguments], None]:
             print_host(survey_host())
             return
 
-        from .spool.view import SpoolWatch, write_prometheus
+        from .spool.metrics import write_prometheus
+        from .spool.view import SpoolWatch
 
         watch = SpoolWatch(given.spool)
         if given.json:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..errors import HoldfastError, ResourceError
+from ..spool.metrics import MetricsFile
 from ..spool.state import PoolState
-from ..spool.view import MetricsFile
 from .settings import read_settings
 from .supervisor import Supervisor
 
