@@ -6,6 +6,7 @@ Matrices and buffers hold random numbers; zeros would run faster than anything r
 import os
 import platform
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -54,6 +55,15 @@ def ceilings(device: str) -> dict[str, float]:
     target = torch.empty_like(source)
     found["copy"] = 2 * source.nbytes / seconds(lambda: target.copy_(source))
     return found
+
+
+def memory_kib(pid: int) -> tuple[int, int]:
+    """Resident memory of a process, and its anonymous part, KiB; zeros when it has ended."""
+    with suppress(OSError):
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        if "VmRSS" in status:
+            return int(status["VmRSS"].split()[0]), int(status["RssAnon"].split()[0])
+    return 0, 0
 
 
 def page_cache(path: Path) -> float:

@@ -10,7 +10,6 @@ second: resident, and its anonymous part, which is what a process holds itself.
 import argparse
 import tempfile
 import threading
-from contextlib import suppress
 from pathlib import Path
 
 import feed
@@ -93,23 +92,14 @@ class Watch:
 
     def _run(self) -> None:
         while not self._ended.wait(SAMPLED_S):
-            found = {"supervisor": memory_mb(self._process.pid)}
-            others = [memory_mb(child.pid) for child in self._process.children(recursive=True)]
-            found["largest reader"] = max(others, default=(0.0, 0.0))
+            found = {"supervisor": machine.memory_kib(self._process.pid)}
+            others = [machine.memory_kib(child.pid) for child in self._process.children(recursive=True)]
+            found["largest reader"] = max(others, default=(0, 0))
             found["all together"] = tuple(map(sum, zip(found["supervisor"], *others, strict=True)))
             for name, values in found.items():
                 for kind, value in zip(("resident", "anonymous"), values, strict=True):
                     key = f"{name}, {kind}"
-                    self.peaks_mb[key] = max(self.peaks_mb.get(key, 0.0), value)
-
-
-def memory_mb(pid: int) -> tuple[float, float]:
-    """Resident memory of a process, and its anonymous part; zeros when it has ended."""
-    with suppress(OSError):
-        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        if "VmRSS" in status:
-            return tuple(int(status[name].split()[0]) / 1000 for name in ("VmRSS", "RssAnon"))  # type: ignore[return-value]
-    return 0.0, 0.0
+                    self.peaks_mb[key] = max(self.peaks_mb.get(key, 0.0), value / 1000)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ DNA in pieces of about 110 tokens, which is what 500 bp are. Other work on the m
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -54,9 +53,7 @@ def prepare(name: str, directory: Path) -> tuple[float, int]:
     command = [sys.executable, ENTRY, "prepare", f"synthetic:{name}", "--output", directory]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     while process.poll() is None:
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)  # none of a process that has ended
-        peak_kib = max(peak_kib, int(found[1]) if found else 0)
+        peak_kib = max(peak_kib, machine.memory_kib(process.pid)[1])
         time.sleep(LOOK_S)
     if process.returncode:
         raise SystemExit(process.returncode)
