@@ -5,7 +5,7 @@ Every message says what is wrong, where (file, line, record or key) and what to 
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os import PathLike
 
 PREPARE_AGAIN = "prepare the model again with `holdfast prepare`"
@@ -68,6 +68,12 @@ def guarded(main: Callable[[], None]) -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def listed(heading: str, problems: Sequence[str], most: int = 20) -> str:
+    """One text of many problems, a line each, of which the first are named."""
+    more = [f"... and {len(problems) - most} more"] if len(problems) > most else []
+    return "\n  ".join([heading, *problems[:most], *more])
 
 
 def _report(problem: str) -> None:

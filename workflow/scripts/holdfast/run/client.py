@@ -21,7 +21,7 @@ from ..spool.job import Manifest, Receipt, digest_of, fingerprint, read_receipt
 from ..spool.spool import Spool
 from ..spool.state import Launcher, Observer, PoolState, read_state
 from .ending import note_trouble
-from .plan import Plan, jobs_of, remote_inputs, samples_of
+from .plan import Plan, jobs_of, samples_of
 from .provenance import run_of
 
 FETCHED = ".embeddings.h5"
@@ -171,9 +171,10 @@ def submit_planned(
     """
     try:
         jobs = jobs_of(plan, consumer, models, classifier)
-        outputs = [results / name / "receipt.json" for name in samples_of(plan, consumer)]
-        known = (patience_s, run_of(plan.parent), remote_inputs(plan, consumer))
-        return submit_jobs(jobs, Spool(spool), endpoint, outputs, *known)
+        samples = samples_of(plan, consumer)
+        outputs = [results / sample.sample / "receipt.json" for sample in samples]
+        remote = {entry.sample: (entry.url, entry.size_bytes, entry.mtime_ns) for entry in samples if entry.url}
+        return submit_jobs(jobs, Spool(spool), endpoint, outputs, patience_s, run_of(plan.parent), remote)
     except HoldfastError as error:
         note_trouble(plan, consumer, error)
         raise

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..documents import DocumentError, check_values, own_schema, plain, read_text, schema_problems, with_defaults
-from ..errors import ConfigError
+from ..errors import ConfigError, listed
 from ..files import atomic_text, expanded
 from ..results.presets import choose_rules
 from ..spool.job import RESERVED
 
 SHEET_LIMIT_BYTES = 2**24
-SHOWN = 20
 LONGEST_LINE = 400
 SEPARATORS = "\t,;"
 TAKEN = (
@@ -359,5 +358,4 @@ def _trouble(path: str) -> str:
 
 def several(heading: str, problems: list[str]) -> ConfigError:
     """One error of many problems, of which the first are named."""
-    more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    return ConfigError("\n  ".join([heading, *problems[:SHOWN], *more]))
+    return ConfigError(listed(heading, problems))

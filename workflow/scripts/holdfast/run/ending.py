@@ -121,16 +121,17 @@ class Ending:
         return self._interrupted or (self._service and any(state.reason == "interrupted" for state in self._states()))
 
     def _troubles(self) -> Iterator[str]:
-        """What consumers gave up with, each trouble once, and where the log of a pool is."""
+        """What consumers gave up with, each trouble once, and where the log of a pool is; nothing after a Ctrl-C."""
+        if self._was_interrupted():
+            return
         said: dict[str, int] = {}
         for number, share in enumerate(self._plan.consumers):
             with suppress(OSError):
                 said.setdefault(_note(Path(self._plan.directory), number).read_text(), share.replica)
         for trouble, replica in said.items():
-            if not self._was_interrupted():
-                yield f"holdfast: error: {trouble}"
-                if self._service:
-                    yield f"The pool's log: {self._place(f'logs/pool.{replica}.log')}"
+            yield f"holdfast: error: {trouble}"
+            if self._service:
+                yield f"The pool's log: {self._place(f'logs/pool.{replica}.log')}"
 
     def _failures(self) -> Iterator[str]:
         """The samples that failed and the rows that were given up."""

@@ -291,17 +291,10 @@ def load_plan(path: Path) -> Plan:
     return Plan(**{**content, "consumers": [Share(**share) for share in content["consumers"]]})
 
 
-def samples_of(path: Path, consumer: int) -> list[str]:
-    """Names of the samples of one consumer of a plan."""
-    names: list[str] = json.loads(path.read_text())["plan"]["consumers"][consumer]["samples"]
-    return names
-
-
-def remote_inputs(path: Path, consumer: int) -> dict[str, tuple[str, int, int]]:
-    """By sample of one consumer of a plan whose file lies at a URL, that and its size and time when it was made."""
-    content = json.loads(path.read_text())["samples"]
-    samples = [Sample(**content[name]) for name in samples_of(path, consumer)]
-    return {sample.sample: (sample.url, sample.size_bytes, sample.mtime_ns) for sample in samples if sample.url}
+def samples_of(path: Path, consumer: int) -> list[Sample]:
+    """The samples of one consumer of a plan, as they were when it was made."""
+    content = json.loads(path.read_text())
+    return [Sample(**content["samples"][name]) for name in content["plan"]["consumers"][consumer]["samples"]]
 
 
 def jobs_of(
@@ -324,5 +317,4 @@ def jobs_of(
     known = {name: read_prepared(directory) for name, directory in zip(names, directories, strict=True)}
     if classifier is not None:
         check_classifier(classifier, content["settings"], known)
-    samples = [Sample(**content["samples"][name]) for name in samples_of(path, consumer)]
-    return (make_job(content["settings"], sample, known) for sample in samples)
+    return (make_job(content["settings"], sample, known) for sample in samples_of(path, consumer))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..documents import YAML_LIMIT_BYTES, DocumentError, fill, parse_yaml, read_text
-from ..errors import ConfigError, WeightsError
+from ..errors import ConfigError, WeightsError, listed
 from ..models.registry import POOLINGS, Prepared, read_prepared
 from ..results.classifier import Classifier, load_classifier, load_published
 from .by_hand import embed
@@ -167,8 +167,8 @@ def verify_models(
         WeightsError: a model or the classifier gives other values; the message has the first of them.
     """
     published = read_values(values)
+    known = ", ".join(entry.names[0] for entry in published.models)
     if name is not None and (len(directories) > 1 or published.of(name) is None):
-        known = ", ".join(entry.names[0] for entry in published.models)
         raise ConfigError(f"--as {name}: takes one DIR, and the name of a model with published values: {known}")
     lines, complete, claimed = [], True, dict[str, Path]()
     wrong: list[str] = []
@@ -177,31 +177,28 @@ def verify_models(
         claim = name or name_of_source(prepared)
         entry = published.of(claim)
         if entry is None:
-            known = ", ".join(entry.names[0] for entry in published.models)
             why = "its weights are synthetic, random" if prepared.synthetic else f"it was made from {prepared.source}"
             lines.append(f"{directory}: nothing to compare with: {why}; there are published values for {known}")
             complete = False
             continue
         claimed[entry.names[0]] = directory
-        problem, line = _compare(directory, prepared, entry, device)
-        wrong += [problem] if problem else []
-        lines += [line] if line else []
+        agrees, line = _compare(directory, prepared, entry, device)
+        (lines if agrees else wrong).append(line)
     if classifier is not None and not wrong:
-        problem, line = _compare_method(published, claimed, classifier, device)
-        wrong += [problem] if problem else []
-        lines += [line] if line else []
+        agrees, line = _compare_method(published, claimed, classifier, device)
+        (lines if agrees else wrong).append(line)
     if wrong:
         raise WeightsError("\n".join(wrong))
     return lines, complete
 
 
-def _compare(directory: Path, prepared: Prepared, entry: ModelValues, device: str) -> tuple[str, str]:
-    """What is wrong with a model that claims to be a published one, or what is right; the other is empty."""
+def _compare(directory: Path, prepared: Prepared, entry: ModelValues, device: str) -> tuple[bool, str]:
+    """Whether a model is the published one that it claims to be, and what is said of it."""
     sizes = (prepared.family, prepared.layers, prepared.width)
     if sizes != (entry.family, entry.layers, entry.width):
         published = f"{entry.family} of {entry.layers} layers, width {entry.width}"
         has = f"{prepared.family} of {prepared.layers} layers, width {prepared.width}"
-        return f"{directory}: is not the published {entry.names[0]}, which is {published}; this is {has}", ""
+        return False, f"{directory}: is not the published {entry.names[0]}, which is {published}; this is {has}"
     sequences = list(dict.fromkeys(row.sequence for row in entry.rows))
     poolings = sorted({row.pooling for row in entry.rows})
     vectors = embed(sequences, str(directory), pooling=poolings, device=device, precision="fp32")
@@ -218,7 +215,7 @@ def _compare(directory: Path, prepared: Prepared, entry: ModelValues, device: st
 
 def _compare_method(
     published: PublishedValues, claimed: Mapping[str, Path], path: Path, device: str
-) -> tuple[str, str]:
+) -> tuple[bool, str]:
     """As :func:`_compare`, of the classifier of a method whose models were found right."""
     method = next((each for each in published.methods if {each.protein, each.dna} <= claimed.keys()), None)
     if method is None:
@@ -235,7 +232,8 @@ def _compare_method(
     ]
     features = np.concatenate(means, axis=1)
     if features.shape[1] != classifier.feature_width:
-        return f"{path}: takes {classifier.feature_width} values a frame, {method.classifier} {features.shape[1]}", ""
+        takes = f"takes {classifier.feature_width} values a frame"
+        return False, f"{path}: {takes}, {method.classifier} {features.shape[1]}"
     wanted, found = dict[str, float](), dict[str, float]()
     for frame, (p_non_viral, p_virus) in zip(method.frames, classifier.predict(features).tolist(), strict=True):
         where = f"frame {_short(frame.protein)}"
@@ -246,18 +244,17 @@ def _compare_method(
 
 def _judge(
     where: str, what: str, wanted: Mapping[str, float], found: Mapping[str, float], tolerance: float, origin: str
-) -> tuple[str, str]:
-    """What is wrong, or what is right, of values by what they are; the other is empty."""
+) -> tuple[bool, str]:
+    """Whether values, by what they are, agree, and what is said of them."""
     off = {key: abs(found[key] - value) / max(1.0, abs(value)) for key, value in wanted.items()}
     differ = [key for key in off if not off[key] <= tolerance]
     if not differ:
         largest = f"largest difference {max(off.values()):.1e}, allowed {tolerance:.1e}"
-        return "", f"{where}: computes {what}: {len(off)} values agree ({largest}; {origin})"
-    shown = [f"  {key}: {found[key]:.6f}, published {wanted[key]:.6f}" for key in differ[:SHOWN]]
-    more = [f"  ... and {len(differ) - SHOWN} more"] if len(differ) > SHOWN else []
+        return True, f"{where}: computes {what}: {len(off)} values agree ({largest}; {origin})"
     advice = "download it again and prepare it anew; if that does not help, report this"
     head = f"{where}: is not {what}: {len(differ)} of {len(off)} values differ by more than {tolerance:.1e} ({origin})"
-    return "\n".join([f"{head}; {advice}:", *shown, *more]), ""
+    each = [f"{key}: {found[key]:.6f}, published {wanted[key]:.6f}" for key in differ]
+    return False, listed(f"{head}; {advice}:", each, SHOWN)
 
 
 def _short(sequence: str) -> str:
