@@ -17,6 +17,7 @@ from typing import Any
 import jsonschema
 import yaml
 
+from tests.drills.faults import Fault, Injection
 from tests.workflow.conftest import DEMO, HOLDFAST, REPOSITORY, TIMEOUT_S, NewProject
 
 SCHEMA = yaml.safe_load((REPOSITORY / "workflow/schemas/pool_status.schema.yaml").read_text())
@@ -76,15 +77,16 @@ def numbers(text: str) -> list[tuple[int, int, int, int]]:
 
 
 def test_lines_say_how_far_a_run_is_and_status_says_more(project: NewProject) -> None:
-    """The samples take ten seconds on an idle machine, in small batches; one is broken."""
+    """One sample is broken; the other takes half a minute on any machine, in small batches that are made slow."""
     some = project()
+    slow = Injection(some.path("faults"), Fault("embed", "slow", words="0.2")).environment
     some.write("data/bacterium.fna.gz", (DEMO / "data/bacterium_train.fna.gz").read_bytes())
     some.write("data/broken.fna", ">a\nACGT\n>a\nACGT\n")
     some.configure(pool={"tokens_per_batch": 1024})
     some.write_sheet(("bacterium", "data/bacterium.fna.gz"), ("bad", "data/broken.fna"))
     spool = some.path(".holdfast/spool")
     with ThreadPoolExecutor(1) as beside:
-        running = beside.submit(some.run, "--keep-going")
+        running = beside.submit(some.run, "--keep-going", **slow)
 
         def wait(until: Callable[[], bool]) -> None:
             while not until():

@@ -56,7 +56,8 @@ def decide():
         if not IS_MODULE:  # in a module, files may be made by rules of the workflow around it
             configuration.check_files(configuration.name_of(settings["samples"]), samples)
         gpu = getattr(workflow.global_resources.get("gpu"), "value", None)  # the N of --resources gpu=N
-        plan = planning.make_plan(settings, samples, gpu, workflow.resource_settings.cores, place)
+        cores = None if workflow.resource_settings.nodes else workflow.resource_settings.cores  # of this machine
+        plan = planning.make_plan(settings, samples, gpu, cores, place)
         ending.at_exit(plan, settings, place, lambda: workflow.scheduler and not (workflow.dryrun or workflow.touch))
         return settings, samples, plan
     except HoldfastError as error:
@@ -92,8 +93,7 @@ wildcard_constraints:
 
 def prepared_models(wildcards):
     """model.json of every model in use: prepared by a rule, or where the config names a prepared directory."""
-    directories = (pending.directory_of(entry["weights"], model, place) for model, entry in MODELS.items())
-    return [local(f"{directory}/model.json") for directory in directories]
+    return [local(pending.directory_of(used["weights"], name, place) + "/model.json") for name, used in MODELS.items()]
 
 
 def classifier_file(wildcards):
