@@ -93,18 +93,24 @@ def test_h5_is_the_file_itself(tmp_path: Path) -> None:
     assert not source.exists()
 
 
-def test_h5ad_has_the_first_matrix_as_x_and_the_others_in_obsm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [0, 5])
+def test_h5ad_has_the_first_matrix_as_x_and_the_others_in_obsm(
+    tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written in blocks of two rows."""
+    blocks = tables.EmbeddingsFile.blocks
+    monkeypatch.setattr(tables.EmbeddingsFile, "blocks", lambda file, names: blocks(file, names, block_rows=2))
     anndata = pytest.importorskip(
         "anndata", reason="anndata is not installed, being no dependency; .ci/run installs it"
     )
     output = tmp_path / "out.h5ad"
-    choose_writer(output, ["mean", "max"])(write(tmp_path / "in.h5", 5), output)
+    choose_writer(output, ["mean", "max"])(write(tmp_path / "in.h5", rows), output)
     found = anndata.read_h5ad(output)
-    assert found.obs_names.tolist() == [f"p{row}_菌" for row in range(5)]
-    assert found.obs["length"].tolist() == [1, 2, 3, 4, 5]
-    np.testing.assert_array_equal(found.X, vectors(5, 4))
+    assert found.obs_names.tolist() == [f"p{row}_菌" for row in range(rows)]
+    assert found.obs["length"].tolist() == [1, 2, 3, 4, 5][:rows]
+    np.testing.assert_array_equal(found.X, vectors(rows, 4))
     assert sorted(found.obsm) == ["3_max", "3_mean"]
-    np.testing.assert_array_equal(found.obsm["3_mean"], vectors(5, 7))
+    np.testing.assert_array_equal(found.obsm["3_mean"], vectors(rows, 7))
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,15 @@
 """Embeddings of one file in the forms that are written by hand: HDF5 as it is, numpy, Parquet and AnnData.
 
-``.h5`` and ``.parquet`` are written block by block; the others hold every array at once. HDF5 and ``.npz`` take every
-pooling; the others have no place for a matrix a row and refuse ``residues``.
+All but ``.npz``, which holds every array at once, are written block by block. HDF5 and ``.npz`` take every pooling; the
+others have no place for a matrix a row and refuse ``residues``.
 """
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from ..errors import ConfigError
@@ -56,20 +57,45 @@ def write_parquet(source: Path, output: Path) -> None:
 
 
 def write_h5ad(source: Path, output: Path) -> None:
-    """Write AnnData: the first matrix as X, further ones in obsm, ``length`` in obs."""
+    """Write AnnData: the first matrix as X, further ones in obsm, float32, ``length`` in obs.
+
+    The library writes the file without rows, which says how each array is encoded; then the rows follow block by block.
+    """
+    with EmbeddingsFile(source) as file, temporary_path(output) as temporary:
+        names = list(file.matrices)
+        places = dict(zip(["X", *(f"obsm/{_key(name).replace('/', '_')}" for name in names[1:])], names, strict=True))
+        _write_empty_h5ad(temporary, {place: file.matrices[name]["width"] for place, name in places.items()})
+        with h5py.File(temporary, "r+") as target:
+            for place in ("obs/_index", "obs/length", *places):
+                _lengthen(target, place, file.row_count)
+            start = 0
+            for rows in file.blocks(names):
+                here = slice(start, start := start + len(rows.ids))
+                target["obs/_index"][here], target["obs/length"][here] = rows.ids, rows.length
+                for place, name in places.items():
+                    target[place][here] = rows.matrices[name]
+
+
+def _write_empty_h5ad(path: Path, widths: Mapping[str, int]) -> None:
+    """Write AnnData of no rows, with the width of each matrix by its place."""
     import anndata
     import pandas
 
-    file = read_embeddings(source)
-    (_, first), *others = file.matrices.items()
-    table = pandas.DataFrame({"length": file.length}, index=pandas.Index(file.ids, dtype=object))
-    data = anndata.AnnData(X=first.astype(np.float32), obs=table)
-    for name, matrix in others:
-        data.obsm[_key(name).replace("/", "_")] = matrix.astype(np.float32)
+    matrices = {place: np.empty((0, width), np.float32) for place, width in widths.items()}
+    table = pandas.DataFrame({"length": np.empty(0, np.int32)}, index=pandas.Index([], dtype=object))
+    data = anndata.AnnData(X=matrices.pop("X"), obs=table)
+    data.obsm.update({place.removeprefix("obsm/"): matrix for place, matrix in matrices.items()})
     for names in (data.obs, data.var):  # anndata 0.12 makes strings of pandas 3 of them, which it cannot write
         names.index = names.index.astype(object)
-    with temporary_path(output) as temporary:
-        data.write_h5ad(temporary)
+    data.write_h5ad(path)
+
+
+def _lengthen(file: h5py.File, name: str, rows: int) -> None:
+    """Put a dataset of so many rows in the place of one of none, with its attributes."""
+    empty = file[name]
+    attributes, shape, dtype = dict(empty.attrs), (rows, *empty.shape[1:]), empty.dtype
+    del file[name]
+    file.create_dataset(name, shape, dtype).attrs.update(attributes)
 
 
 WRITERS: dict[str, tuple[Callable[[Path, Path], None], str, bool]] = {
