@@ -52,8 +52,8 @@ def embed(recipe: Recipe, tokens: np.ndarray, lengths: np.ndarray, digests: byte
     """Write zeros, in place of :func:`worker.embed`."""
     known = _known[recipe.weights_sha256]
     residues = lengths.astype(np.int64) - known.around
-    zeros = np.zeros((len(lengths), known.width), np.float32)
-    write_block(path, digests, residues, {output.name: zeros for output in recipe.outputs})
+    rows = {output.name: residues.sum() if output.pooling == "residues" else len(lengths) for output in recipe.outputs}
+    write_block(path, digests, residues, {name: np.zeros((n, known.width), np.float32) for name, n in rows.items()})
     return 0.0
 
 

@@ -23,7 +23,7 @@ RESIDUES = "LAGVSERTIDPKQNFYMHWC"
 SENSE_CODONS = [codon for codon in map("".join, product("ACGT", repeat=3)) if codon not in ("TAA", "TAG", "TGA")]
 RESIDUES_AA = 166
 CHUNK_BP = 500
-ASKED = {"layers": ["last"], "pooling": ["mean"], "long": None, "max_length": None}
+ASKED = {"layers": ["last"], "long": None, "max_length": None}
 
 
 class Client:
@@ -65,11 +65,14 @@ class Client:
             paths.append(path)
         return self.embed(paths, kind)
 
-    def embed(self, paths: Sequence[Path], kind: str = "proteins") -> tuple[float, list[Receipt]]:
+    def embed(
+        self, paths: Sequence[Path], kind: str = "proteins", pooling: Sequence[str] = ("mean",)
+    ) -> tuple[float, list[Receipt]]:
         """Seconds from the first submission of these files to the last receipt, and the receipts."""
         fitting = {model: known for model, known in self.known.items() if known.fits(kind)}
-        requests = {model: make_request(model, known, ASKED) for model, known in fitting.items()}
-        jobs = [make_manifest(path.stem, kind, str(path), CHUNK_BP, 1, requests, "auto", "float32") for path in paths]
+        asked = {**ASKED, "pooling": list(pooling)}
+        requests = {model: make_request(model, known, asked) for model, known in fitting.items()}
+        jobs = [make_manifest(path.stem, kind, str(path), CHUNK_BP, 1, requests, "auto", "float16") for path in paths]
         began = time.perf_counter()
         for job in jobs:
             self.spool.submit(job)

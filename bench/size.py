@@ -1,74 +1,130 @@
 """One sample of many records through a pool whose devices cost nothing: memory and speed against its size.
 
-    PYTHONPATH=workflow/scripts .venv/bin/python bench/size.py [--records N ...] [--kind proteins|contigs]
+    PYTHONPATH=workflow/scripts .venv/bin/python bench/size.py [--records N ...] [--loads NAME ...] [--plot FILE.svg]
 
-Everything but the devices is real (:mod:`feed`): reading, parts, blocks, the joined file. The model is a description
-of ESM-2 8M, whose vectors are small, so that the disk is not what is measured. Memory is read from /proc every half
-second: resident, and its anonymous part, which is what a process holds itself.
+Everything but the devices is real (:mod:`feed`): reading, parts, blocks, the joined file. Models are descriptions without
+weights: ESM-2 8M for proteins; with DNABERT-S for contigs; one of width 32 for residues, since those of 8M would need
+96 GB for five million records. Memory is read from /proc every half second: resident, and its anonymous part, which is
+what a process holds itself.
 """
 
 import argparse
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
+import altair
 import feed
 import machine
 import models
 import numpy as np
+import pandas
 import psutil  # type: ignore[import-untyped]
 import samples
+from holdfast.models.synthetic import write_tokenizer
 from report import Report
 
 RECORDS = (200_000, 1_000_000)
+LOADS = ("proteins", "contigs", "residues")
 RESIDUES_AA = 30
 CONTIG_BP = 500
 SAMPLED_S = 0.5
+PROCESSES = ("supervisor", "largest reader", "all together")
 
 
 def main() -> None:
     """Measure the chosen sizes."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", nargs="+", type=int, default=RECORDS)
-    parser.add_argument("--kind", choices=("proteins", "contigs"), default="proteins")
+    parser.add_argument("--loads", nargs="+", choices=LOADS, default=LOADS)
     parser.add_argument("--directory", type=Path, help="where the files may lie for the run")
     parser.add_argument("--results", type=Path, help="where the JSON goes")
+    parser.add_argument("--plot", type=Path, help="draw memory against records here, as SVG")
     arguments = parser.parse_args()
-    report = Report(f"size-{arguments.kind}", machine.describe("cpu"), arguments.results)
-    for records in arguments.records:
-        with tempfile.TemporaryDirectory(dir=arguments.directory) as scratch:
-            measure(report, records, arguments.kind, Path(scratch))
+    report = Report("size", machine.describe("cpu"), arguments.results)
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as scratch:
+        measure(report, Path(scratch), arguments.records, arguments.loads)
+    if arguments.plot:
+        draw(report).save(arguments.plot)
+    print(report.path)
 
 
-def measure(report: Report, records: int, kind: str, directory: Path) -> None:
-    """One sample of so many records, by a pool of its own."""
+def measure(report: Report, directory: Path, records: Sequence[int] = RECORDS, loads: Sequence[str] = LOADS) -> None:
+    """A sample of each size for each load, by a pool of its own; what lies in the directory meanwhile is removed."""
+    for load in loads:
+        for number in records:
+            with tempfile.TemporaryDirectory(dir=directory) as scratch:
+                _measure_one(report, number, load, Path(scratch))
+
+
+def _measure_one(report: Report, records: int, load: str, directory: Path) -> None:
+    kind, pooling = ("contigs", ["mean"]) if load == "contigs" else ("proteins", ["mean"])
+    if load == "residues":
+        pooling.append("residues")
     path = write_sample(directory / "sample.fasta", records, kind)
-    model = directory / "esm2"
-    feed.write_description(models.describe("esm", models.esm2_architecture("esm2_t6_8M_UR50D")), model)
     program = [str(Path(feed.__file__))]
-    with samples.serving(directory / "pool", {"esm2": model}, program, device="cpu", threads=2) as client:
+    described = _describe(load, directory)
+    with samples.serving(directory / "pool", described, program, device="cpu", threads=2) as client:
         watch = Watch(client.server.pid)
-        seconds, (receipt,) = client.embed([path], kind)
+        seconds, (receipt,) = client.embed([path], kind, pooling)
         supervisor_s = sum(psutil.Process(client.server.pid).cpu_times()[:2])
         watch.stop()
-    section = f"{records:,} {kind}"
-    report.add(section, "rows", receipt.counts["rows"])
-    report.add(section, "records a second", records / seconds)
-    report.add(section, "CPU of the supervisor", supervisor_s / receipt.counts["rows"] * 1e6, "us a row")
+    rows = receipt.counts["rows"] if kind == "proteins" else receipt.counts["records"]
+    section = f"size, {load}"
+    report.add(section, f"{records:,}: records a second", rows / seconds)
+    report.add(section, f"{records:,}: CPU of the supervisor", supervisor_s / rows * 1e6, "us a record")
     for name, peak_mb in watch.peaks_mb.items():
-        report.add(section, f"{name}, peak", peak_mb, "MB")
+        report.add(section, f"{records:,}: {name}, peak", peak_mb, "MB")
+
+
+def _describe(load: str, directory: Path) -> dict[str, Path]:
+    """Write the models of a load."""
+    architecture = models.esm2_architecture("esm2_t6_8M_UR50D")
+    if load == "residues":
+        architecture |= {"width": 32, "mlp_width": 128, "heads": 4}
+    described = {"esm2": models.describe("esm", architecture)}
+    if load == "contigs":
+        described["dnabert_s"] = models.describe("mosaic_bert", models.dnabert_s_architecture())
+    for name, model in described.items():
+        feed.write_description(model, directory / name)
+    if load == "contigs":
+        write_tokenizer(4096, directory / "dnabert_s" / feed.TOKENIZER_FILE)
+    return {name: directory / name for name in described}
 
 
 def write_sample(path: Path, records: int, kind: str) -> Path:
-    """Write a file of records that are all different."""
+    """Write a file of records that are all different; a contig is a chunk with one stop-free frame at least."""
     chance = np.random.default_rng(11)
-    letters, length = (b"ACGT", CONTIG_BP) if kind == "contigs" else (samples.RESIDUES.encode(), RESIDUES_AA)
-    alphabet = np.frombuffer(letters, np.uint8)
+    words, length = (samples.SENSE_CODONS, CONTIG_BP // 3) if kind == "contigs" else (list(samples.RESIDUES), RESIDUES_AA)
+    alphabet = np.array([word.encode() for word in words])
     with open(path, "wb") as file:
         for start in range(0, records, 10_000):
             texts = alphabet[chance.integers(0, len(alphabet), (min(10_000, records - start), length))]
             file.writelines(b">r%d\n%s\n" % (start + row, text.tobytes()) for row, text in enumerate(texts))
     return path
+
+
+def draw(report: Report) -> altair.TopLevelMixin:
+    """Anonymous memory over records, a panel a load, each of which begins at zero."""
+    rows = [
+        {"load": section.removeprefix("size, "), "records": int(size.replace(",", "")), "process": name, "MB": value}
+        for section, figures in report.found.items()
+        if section.startswith("size, ")
+        for size, _, rest in (key.partition(": ") for key in figures)
+        for name in PROCESSES
+        if rest == f"{name}, anonymous, peak" and (value := figures[f"{size}: {rest}"])
+    ]
+    return (
+        altair.Chart(pandas.DataFrame(rows), width=220, height=180)
+        .mark_line(point=True)
+        .encode(
+            x=altair.X("records:Q", title="records").scale(zero=True).axis(format="~s", tickCount=5),
+            y=altair.Y("MB:Q", title="memory of its own, MB").scale(zero=True),
+            color=altair.Color("process:N", sort=PROCESSES, title=None),
+            column=altair.Column("load:N", sort=LOADS, title=None),
+        )
+    )
 
 
 class Watch:
@@ -92,11 +148,10 @@ class Watch:
 
     def _run(self) -> None:
         while not self._ended.wait(SAMPLED_S):
-            found = {"supervisor": machine.memory_kib(self._process.pid)}
+            supervisor = machine.memory_kib(self._process.pid)
             others = [machine.memory_kib(child.pid) for child in self._process.children(recursive=True)]
-            found["largest reader"] = max(others, default=(0, 0))
-            found["all together"] = tuple(map(sum, zip(found["supervisor"], *others, strict=True)))
-            for name, values in found.items():
+            together = tuple(map(sum, zip(supervisor, *others, strict=True)))
+            for name, values in zip(PROCESSES, (supervisor, max(others, default=(0, 0)), together), strict=True):
                 for kind, value in zip(("resident", "anonymous"), values, strict=True):
                     key = f"{name}, {kind}"
                     self.peaks_mb[key] = max(self.peaks_mb.get(key, 0.0), value / 1000)
