@@ -122,7 +122,7 @@ UNTRIED = (
     r"sbatch --gpus=…",
     r"make (bench-gpu|soak)",
     r"make bench-families MODELS=.* DEVICE=cuda",
-    r"python3 bench/kernels.py",
+    r"python3 bench/passes.py",
     r"(\.venv/bin/)?pip install (anndata|pyarrow|umap-learn|snakemake-executor-plugin-slurm)",
     r"pip install snakemake-storage-plugin-(http|s3|zenodo)",
     r"samtools fasta .*",

@@ -14,7 +14,7 @@ from holdfast.models.synthetic import OUTLIER_CHANNELS, OUTLIER_SIZE
 from torch import Tensor
 
 LENGTHS = [20 + 7 * number for number in range(12)]
-# Largest centred errors. The narrower a model, the more of it a channel of 300 drowns; `bench/kernels.py` measures
+# Largest centred errors. The narrower a model, the more of it a channel of 300 drowns; `bench/passes.py` measures
 # ESM-2 650M and 3B, where it should stay below 5e-3.
 SOURCES = {
     "synthetic:esm2_t6_8M_UR50D": 2e-3,

@@ -1,4 +1,4 @@
-"""``python3 bench/kernels.py``: the kernels at the sizes of ESM-2, on one CUDA device.
+"""``python3 bench/passes.py``: the kernels at the sizes of ESM-2, on one CUDA device.
 
 First each is compared with plain torch in fp32. Then follow, section by section: the time of each operation beside
 cuBLAS's products alone and passes of their own (graphs of launches, so without the host), the error of vectors by
