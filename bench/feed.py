@@ -1,11 +1,13 @@
 """What the CPU side of a pool can deliver: supervisor and readers at work for devices that cost nothing.
 
 Takes the arguments of ``holdfast serve`` and serves a pool whose workers write a block of zeros for every batch, at
-once; everything else is real. A model is its description alone, without weights. Nothing that such a pool writes is a
-result.
+once, or at the speed of a GPU where FEED_TOKENS_PER_S says one; everything else is real. A model is its description
+alone, without weights. Nothing that such a pool writes is a result.
 """
 
+import os
 import sys
+import time
 from pathlib import Path
 
 import models
@@ -19,6 +21,9 @@ from holdfast.pool.blocks import write_block
 from holdfast.pool.worker import Ready, WorkerSettings
 from safetensors.numpy import save_file
 
+TOKENS_PER_S = float(os.environ.get("FEED_TOKENS_PER_S", "inf"))
+"""Of a protein model; a nucleotide model has :data:`NUCLEOTIDE_TIMES` that, as DNABERT-S beside ESM-2 3B."""
+NUCLEOTIDE_TIMES = 12
 _known: dict[str, Prepared] = {}
 
 
@@ -49,12 +54,14 @@ def start(settings: WorkerSettings) -> Ready:
 
 
 def embed(recipe: Recipe, tokens: np.ndarray, lengths: np.ndarray, digests: bytes, path: Path) -> float:
-    """Write zeros, in place of :func:`worker.embed`."""
-    known = _known[recipe.weights_sha256]
+    """Write zeros, in place of :func:`worker.embed`; the time that it takes is the device's."""
+    began, known = time.perf_counter(), _known[recipe.weights_sha256]
+    device_s = len(tokens) / TOKENS_PER_S / (1 if known.alphabet == "protein" else NUCLEOTIDE_TIMES)
     residues = lengths.astype(np.int64) - known.around
     rows = {output.name: residues.sum() if output.pooling == "residues" else len(lengths) for output in recipe.outputs}
     write_block(path, digests, residues, {name: np.zeros((n, known.width), np.float32) for name, n in rows.items()})
-    return 0.0
+    time.sleep(max(0.0, began + device_s - time.perf_counter()))
+    return device_s
 
 
 if __name__ == "__main__":

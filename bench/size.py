@@ -2,10 +2,10 @@
 
     PYTHONPATH=workflow/scripts .venv/bin/python bench/size.py [--records N ...] [--loads NAME ...] [--plot FILE.svg]
 
-Everything but the devices is real (:mod:`feed`): reading, parts, blocks, the joined file. Models are descriptions without
-weights: ESM-2 8M for proteins; with DNABERT-S for contigs; one of width 32 for residues, since those of 8M would need
-96 GB for five million records. Memory is read from /proc every half second: resident, and its anonymous part, which is
-what a process holds itself.
+Everything but the devices is real (:mod:`feed`): reading, parts, blocks, the joined file. Models are descriptions
+without weights: ESM-2 8M for proteins; the families of ESM-2 and DNABERT-S of width 32 for contigs and residues, whose
+five million records would else need 105 and 200 GB of disk. Memory is read from /proc every half second: resident, and
+its anonymous part, which is what a process holds itself.
 """
 
 import argparse
@@ -80,14 +80,12 @@ def _measure_one(report: Report, records: int, load: str, directory: Path) -> No
 
 def _describe(load: str, directory: Path) -> dict[str, Path]:
     """Write the models of a load."""
-    architecture = models.esm2_architecture("esm2_t6_8M_UR50D")
-    if load == "residues":
-        architecture |= {"width": 32, "mlp_width": 128, "heads": 4}
-    described = {"esm2": models.describe("esm", architecture)}
+    described = {"esm2": ("esm", models.esm2_architecture("esm2_t6_8M_UR50D"))}
     if load == "contigs":
-        described["dnabert_s"] = models.describe("mosaic_bert", models.dnabert_s_architecture())
-    for name, model in described.items():
-        feed.write_description(model, directory / name)
+        described["dnabert_s"] = ("mosaic_bert", models.dnabert_s_architecture())
+    for name, (family, architecture) in described.items():
+        narrow = {} if load == "proteins" else {"width": 32, "mlp_width": 128, "heads": 4}
+        feed.write_description(models.describe(family, {**architecture, **narrow}), directory / name)
     if load == "contigs":
         write_tokenizer(4096, directory / "dnabert_s" / feed.TOKENIZER_FILE)
     return {name: directory / name for name in described}
@@ -96,7 +94,9 @@ def _describe(load: str, directory: Path) -> dict[str, Path]:
 def write_sample(path: Path, records: int, kind: str) -> Path:
     """Write a file of records that are all different; a contig is a chunk with one stop-free frame at least."""
     chance = np.random.default_rng(11)
-    words, length = (samples.SENSE_CODONS, CONTIG_BP // 3) if kind == "contigs" else (list(samples.RESIDUES), RESIDUES_AA)
+    words, length = (
+        (samples.SENSE_CODONS, CONTIG_BP // 3) if kind == "contigs" else (list(samples.RESIDUES), RESIDUES_AA)
+    )
     alphabet = np.array([word.encode() for word in words])
     with open(path, "wb") as file:
         for start in range(0, records, 10_000):
