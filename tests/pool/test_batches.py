@@ -1,9 +1,12 @@
 """Batches hold every sequence once, keep the budget, mix samples, and let no job wait behind younger ones."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
-from holdfast.models.registry import Output
-from holdfast.pool.batches import WINDOW_BATCHES, Batch, Queue, Recipe, make_recipe
+from holdfast.models.registry import Output, read_prepared
+from holdfast.pool.batches import WINDOW_BATCHES, Batch, Queue, Recipe, batch_budgets, make_recipe
 from holdfast.spool.job import Request
 from hypothesis import given
 from hypothesis import strategies as st
@@ -150,3 +153,23 @@ def test_blocks_of_every_recipe_and_precision_have_a_directory_of_their_own() ->
     assert len(keys) == 3 * len(recipes)
     assert all(key == key.replace("/", "") for key in keys)
     assert RECIPE.key("fp32") == RECIPE._replace(outputs=(Output(6, "mean"),)).key("fp32")
+
+
+@pytest.mark.parametrize(
+    ("width", "asked", "device", "budget"),
+    [
+        (2560, None, "cuda:0", 16384),
+        (1280, None, "cuda:1", 32768),
+        (480, None, "cuda:0", 87381),
+        (320, None, "cuda:0", 131072),
+        (64, None, "cuda:0", 131072),
+        (5120, None, "cuda:0", 16384),
+        (480, None, "cpu:0", 16384),
+        (480, 1000, "cuda:0", 1000),
+    ],
+)
+def test_narrower_models_have_larger_batches_on_gpus(
+    models: dict[str, Path], width: int, asked: int | None, device: str, budget: int
+) -> None:
+    model = replace(read_prepared(models["esm2"]), width=width)
+    assert batch_budgets([model], asked, device) == {model.weights_sha256: budget}

@@ -18,7 +18,7 @@ ONE = Batch(RECIPE, np.zeros(1, int), np.zeros(1, int), np.ones(1, int))
 
 def waiting(directory: Path, sequences: int) -> Ledger:
     """A ledger in which so many sequences of ten tokens wait."""
-    ledger = Ledger([], "fp32", directory, "p", BUDGET_TOKENS)
+    ledger = Ledger({RECIPE.weights_sha256: BUDGET_TOKENS}, "fp32", directory, "p")
     queue = ledger.queues[RECIPE] = Queue(RECIPE, BUDGET_TOKENS)
     queue.add(1, np.arange(sequences), np.full(sequences, 10, np.int32))
     return ledger

@@ -83,7 +83,7 @@ def test_every_key_but_samples_and_models_has_a_default() -> None:
         "store_dtype": "float16",
         "export": None,
     }
-    assert filled["pool"]["tokens_per_batch"] == 16384
+    assert filled["pool"]["tokens_per_batch"] is None
     assert filled["pool"]["max_tasks_per_worker"] is None
 
 

@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -154,12 +154,15 @@ class Device:
         """Seconds for which a device that has no batch has had none."""
         return time.monotonic() - self._since
 
-    def overdue(self, limit_s: float, budget_tokens: int) -> bool:
-        """Whether the load, or the batch in work, takes longer than ``limit_s`` for every ``budget_tokens`` of it."""
+    def overdue(self, limit_s: float, budgets: Mapping[str, int]) -> bool:
+        """Whether the load, or the batch in work, takes longer than ``limit_s`` for every budget of its model."""
         if self._executor is None or (self.ready and not self.at_worker):
             return False
-        share = max(1.0, self.at_worker[0].batch.tokens / budget_tokens) if self.at_worker else 1.0
-        return time.monotonic() - self._since > limit_s * share
+        times = 1.0
+        if self.at_worker:
+            batch = self.at_worker[0].batch
+            times = max(times, batch.tokens / budgets[batch.recipe.weights_sha256])
+        return time.monotonic() - self._since > limit_s * times
 
     def kill(self) -> None:
         """Kill the worker; what is at it then fails as if it had died by itself."""
@@ -301,7 +304,7 @@ class Devices:
         batch = ledger.next_batch(partial=not device.at_worker and not (more and device.idle_s() < LINGER_S))
         return None if batch is None else Dispatch(batch)
 
-    def poll(self) -> Iterator[Event]:
+    def poll(self, budgets: Mapping[str, int]) -> Iterator[Event]:
         """Handle what workers have done since the last call, and say what concerns the ledger.
 
         Workers that hang are killed, which shows as their death a moment later.
@@ -315,7 +318,7 @@ class Devices:
                 self._loaded(device, device.loading)
             while device.at_worker and (future := device.at_worker[0].future) and future.done():
                 yield from self._came_back(device, future)
-            if device.overdue(self._settings.batch_timeout_s, self._settings.tokens_per_batch):
+            if device.overdue(self._settings.batch_timeout_s, budgets):
                 log.error("%s: no answer for longer than pool.batch_timeout_s allows: killing the worker", device.name)
                 device.kill()
 

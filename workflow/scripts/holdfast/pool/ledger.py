@@ -8,7 +8,7 @@ that holds it.
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -150,18 +150,17 @@ class Job:
 class Ledger:
     """What all open jobs wait for."""
 
-    def __init__(self, weights: Iterable[str], precision: str, root: Path, prefix: str, budget_tokens: int) -> None:
+    def __init__(self, budgets: Mapping[str, int], precision: str, root: Path, prefix: str) -> None:
         """Open the books, with the blocks that lie below ``root``.
 
         Args:
-            weights: ``weights_sha256`` of the models of the pool.
+            budgets: Tokens in a batch by ``weights_sha256`` of the models of the pool.
             precision: What they compute in; vectors of another precision are not used.
             root: Directory of this pool's blocks.
             prefix: Start of the names of new blocks, unique to the pool.
-            budget_tokens: Tokens in a batch.
         """
         self.jobs: dict[int, Job] = {}
-        self.budgets = dict.fromkeys(weights, budget_tokens)
+        self.budgets = dict(budgets)
         self.queues: dict[Recipe, Queue] = {}
         self.stores: dict[Recipe, BlockStore] = {}
         self._precision, self._root, self._prefix = precision, root, prefix

@@ -63,7 +63,7 @@ class PoolSettings:
     gpu_wait_s: float
     threads: int
     cpu_workers: int
-    tokens_per_batch: int
+    tokens_per_batch: int | None
     allocator: str
     memory_fraction: float
     cache_clear_interval: int

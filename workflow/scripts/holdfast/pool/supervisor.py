@@ -27,7 +27,7 @@ from ..spool.job import Manifest, software
 from ..spool.progress import History, LastErrors, Moment, Progress
 from ..spool.spool import Spool
 from ..spool.state import Launcher, Observer, PoolState, read_state, state_path
-from .batches import WINDOW_BATCHES, make_recipe
+from .batches import WINDOW_BATCHES, batch_budgets, make_recipe
 from .claims import Claim, needed_memory
 from .devices import Devices
 from .distinct import DistinctSequences
@@ -81,7 +81,8 @@ class Supervisor:
         self.claim = Claim(settings, found, needed_memory(self.directories, self.precision))
         self.devices = Devices(settings, self.directories, self.precision)
         self.readers = Readers(1 if settings.device == "cpu" else max(1, settings.threads - 1))
-        self.ledger = Ledger(self.held, self.precision, self._blocks, self.name, settings.tokens_per_batch)
+        budgets = batch_budgets(self.models.values(), settings.tokens_per_batch, found[0].name)
+        self.ledger = Ledger(budgets, self.precision, self._blocks, self.name)
         self.software = software(PACKAGES) | torch_versions()
         where = (self._blocks, state.identity, self.spool.root, self.software)
         self.cache = Exchange.open(settings.cache, self.precision, *where)
@@ -183,7 +184,7 @@ class Supervisor:
 
     def _claim(self) -> None:
         """Claim as many jobs as keep readers and devices busy, and no more: other pools may want them, too."""
-        ahead_tokens = WINDOW_BATCHES * self.settings.tokens_per_batch * len(self.devices.devices)
+        ahead_tokens = WINDOW_BATCHES * max(self.ledger.budgets.values()) * len(self.devices.devices)
         if self.ledger.waiting_tokens > ahead_tokens or not self.readers.room:
             return
         for manifest in self.spool.claim(self.name, self._accepts):
@@ -223,7 +224,7 @@ class Supervisor:
         for done in self.readers.poll():
             self._reader_done(done.about, done)
         complete: list[Job] = []
-        for event in self.devices.poll():
+        for event in self.devices.poll(self.ledger.budgets):
             match event:
                 case Embedded(batch, path, seconds):
                     complete += self.ledger.settle(batch, path, seconds)
