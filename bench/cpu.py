@@ -1,8 +1,8 @@
 """``make bench``: the CPU's figures, each beside the ceiling or the peer measured in the same run.
 
-ESM-2 35M in fp32 on two threads, frames of a genome, samples through a pool, and thousands of samples through the
-workflow. Weights are synthetic. A machine that does other work meanwhile gives figures that mean little; the spread of
-the ceiling is printed for that reason.
+ESM-2 35M in fp32 on two threads, frames of a genome, samples through a pool, thousands of samples through the workflow,
+and the memory of one large sample. Weights are synthetic. A machine that does other work meanwhile gives figures that
+mean little; the spread of the ceiling is printed for that reason.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import numpy as np
 import peers
 import psutil  # type: ignore[import-untyped]
 import samples
+import size
 import torch
 import workload
 from holdfast.models.esm import Esm
@@ -36,7 +37,7 @@ from report import Report
 from timing import seconds
 
 NAME, SMALL_NAME = "esm2_t12_35M_UR50D", "esm2_t6_8M_UR50D"
-SECTIONS = ("speed", "frames", "feed", "samples", "renewal", "many")
+SECTIONS = ("speed", "frames", "feed", "samples", "renewal", "many", "size")
 THREADS = 2
 GENOME_BP = 20_000_000
 CHUNK_BP = 500
@@ -48,6 +49,7 @@ PEER_CASES = (
 )
 GPU_TOKENS_PER_S = 100_000  # of ESM-2 3B on an H200, docs/performance.md
 MANY = {"proteins": (100, 500, 2000), "contigs": (100, 500)}
+SIZES = (100_000, 400_000)
 
 
 def main() -> None:
@@ -78,6 +80,8 @@ def main() -> None:
             measure_renewal(report, small, Path(name))
         if "many" in arguments.only:
             measure_many(report, Path(name))
+        if "size" in arguments.only:
+            size.measure(report, Path(name), SIZES)
     print(report.path)
 
 
@@ -101,10 +105,10 @@ def measure_speed(report: Report, peak: float) -> None:
         cases = PEER_CASES if label != "168 tokens" else PEER_CASES[:1]
         many = workload.mixed(2**19) if label != "168 tokens" else lengths
         for case, by_length, budget_tokens in cases:
-            for size, some in (("these", lengths), ("many", many)):
+            for which, some in (("these", lengths), ("many", many)):
                 given_lengths = sorted(some) if by_length else some
                 padding = peers.padded(given_lengths, budget_tokens)
-                report.add("speed", f"{label}: {case}, padded tokens a token, {size}", padding)
+                report.add("speed", f"{label}: {case}, padded tokens a token, {which}", padding)
         for name, forward in forwards.items():
             peers.embed(forward, ids[: lengths[0]], lengths[:1], lengths[0], "cpu")
             for case, by_length, budget_tokens in cases:
