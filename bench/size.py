@@ -4,13 +4,16 @@
 
 Everything but the devices is real (:mod:`feed`): reading, parts, blocks, the joined file. Models are descriptions
 without weights: ESM-2 8M for proteins; the families of ESM-2 and DNABERT-S of width 32 for contigs and residues, whose
-five million records would else need 105 and 200 GB of disk. Memory is read from /proc every half second: resident, and
-its anonymous part, which is what a process holds itself.
+five million records would else need 105 and 200 GB of disk. ``by hand`` is ``holdfast embed`` with a tiny, real
+model. Memory is read from /proc every half second: resident, and its anonymous part, which is what a process holds.
 """
 
 import argparse
+import subprocess
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,11 +25,12 @@ import numpy as np
 import pandas
 import psutil  # type: ignore[import-untyped]
 import samples
+from holdfast.models.prepare import prepare
 from holdfast.models.synthetic import write_tokenizer
 from report import Report
 
 RECORDS = (200_000, 1_000_000)
-LOADS = ("proteins", "contigs", "residues")
+LOADS = ("proteins", "contigs", "residues", "by hand")
 RESIDUES_AA = 30
 CONTIG_BP = 500
 SAMPLED_S = 0.5
@@ -55,10 +59,13 @@ def measure(report: Report, directory: Path, records: Sequence[int] = RECORDS, l
     for load in loads:
         for number in records:
             with tempfile.TemporaryDirectory(dir=directory) as scratch:
-                _measure_one(report, number, load, Path(scratch))
+                if load == "by hand":
+                    _measure_by_hand(report, number, Path(scratch))
+                else:
+                    _measure_served(report, number, load, Path(scratch))
 
 
-def _measure_one(report: Report, records: int, load: str, directory: Path) -> None:
+def _measure_served(report: Report, records: int, load: str, directory: Path) -> None:
     kind, pooling = ("contigs", ["mean"]) if load == "contigs" else ("proteins", ["mean"])
     if load == "residues":
         pooling.append("residues")
@@ -70,12 +77,30 @@ def _measure_one(report: Report, records: int, load: str, directory: Path) -> No
         seconds, (receipt,) = client.embed([path], kind, pooling)
         supervisor_s = sum(psutil.Process(client.server.pid).cpu_times()[:2])
         watch.stop()
-    rows = receipt.counts["rows"] if kind == "proteins" else receipt.counts["records"]
-    section = f"size, {load}"
-    report.add(section, f"{records:,}: records a second", rows / seconds)
-    report.add(section, f"{records:,}: CPU of the supervisor", supervisor_s / rows * 1e6, "us a record")
+    if receipt.counts["records"] != records:
+        raise SystemExit(f"{path}: {receipt.counts['records']} of {records} records")
+    report.add(f"size, {load}", f"{records:,}: CPU of the supervisor", supervisor_s / records * 1e6, "us a record")
+    _add(report, records, load, seconds, watch)
+
+
+def _measure_by_hand(report: Report, records: int, directory: Path) -> None:
+    """``holdfast embed`` with a tiny model on the CPU; its own process stands in the place of the supervisor's."""
+    prepare("synthetic:esmc_tiny", directory / "model")
+    path = write_sample(directory / "sample.fasta", records, "proteins")
+    words = ["embed", path, "--model", directory / "model", "--output", directory / "out.h5", "--device", "cpu"]
+    began = time.perf_counter()
+    process = subprocess.Popen([sys.executable, samples.SERVE[0], *map(str, words)])
+    watch = Watch(process.pid)
+    if process.wait():
+        raise SystemExit(f"holdfast embed: {process.returncode}")
+    watch.stop()
+    _add(report, records, "by hand", time.perf_counter() - began, watch)
+
+
+def _add(report: Report, records: int, load: str, seconds: float, watch: "Watch") -> None:
+    report.add(f"size, {load}", f"{records:,}: records a second", records / seconds)
     for name, peak_mb in watch.peaks_mb.items():
-        report.add(section, f"{records:,}: {name}, peak", peak_mb, "MB")
+        report.add(f"size, {load}", f"{records:,}: {name}, peak", peak_mb, "MB")
 
 
 def _describe(load: str, directory: Path) -> dict[str, Path]:
@@ -148,8 +173,11 @@ class Watch:
 
     def _run(self) -> None:
         while not self._ended.wait(SAMPLED_S):
-            supervisor = machine.memory_kib(self._process.pid)
-            others = [machine.memory_kib(child.pid) for child in self._process.children(recursive=True)]
+            try:
+                children = self._process.children(recursive=True)
+            except psutil.NoSuchProcess:  # it has ended
+                return
+            supervisor, *others = (machine.memory_kib(process.pid) for process in [self._process, *children])
             together = tuple(map(sum, zip(supervisor, *others, strict=True)))
             for name, values in zip(PROCESSES, (supervisor, max(others, default=(0, 0)), together), strict=True):
                 for kind, value in zip(("resident", "anonymous"), values, strict=True):
