@@ -14,7 +14,6 @@ import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,6 +80,7 @@ def read_sample(
     spool = Spool(directory.parents[2])
     counts: Counter[str] = Counter()
     number, more = 0, True
+    block = next(blocks, None)
     if spool.has_parts(manifest, precision):  # of a pool that died: they were surveyed
         ids.stop()
     while more:
@@ -88,18 +88,17 @@ def read_sample(
         known = spool.part_directory(described)
         is_known = (known / COUNTS_FILE).exists()
         if is_known:
-            _skip(blocks)
+            block = _skip(block, blocks)
             counts.update(read_counts(known))
         else:
             with PartWriter(manifest, directory, models) as part:
-                _fill(part, blocks)
+                block = _fill(part, block, blocks)
             counts.update(part.counts)
-        if more := (first := next(blocks, None)) is not None:
-            blocks = chain([first], blocks)
-            if not is_known and not number:
-                _survey(manifest, alphabet, directory, models)
-                ids.stop()
-                spool.open_parts(manifest, precision)
+        more = block is not None
+        if more and not is_known and not number:
+            _survey(manifest, alphabet, directory, models)
+            ids.stop()
+            spool.open_parts(manifest, precision)
         if more or number:
             spool.hand_in_part(described, directory)
             number += 1
@@ -125,22 +124,22 @@ def _public(counts: Mapping[str, int]) -> dict[str, int]:
     return {name: count for name, count in counts.items() if name not in ("letters", "nucleotides")}
 
 
-def _fill(part: PartWriter, blocks: Iterator[list[Record]]) -> None:
-    """Put records into a part until it is full, or there are no more."""
-    for block in blocks:
+def _fill(part: PartWriter, block: list[Record] | None, blocks: Iterator[list[Record]]) -> list[Record] | None:
+    """Put this block and further ones into a part until it is full; the block with which the next part begins."""
+    while block is not None and not part.is_full:
         part.add(block)
-        if part.is_full:
-            return
+        block = next(blocks, None)
+    return block
 
 
-def _skip(blocks: Iterator[list[Record]]) -> None:
-    """Pass over the records of a part that was read before."""
+def _skip(block: list[Record] | None, blocks: Iterator[list[Record]]) -> list[Record] | None:
+    """Pass over the blocks of a part that was read before; the block with which the next part begins."""
     records = letters = 0
-    for block in blocks:
+    while block is not None and not is_full(records, letters):
         records += len(block)
         letters += sum(len(record.sequence) for record in block)
-        if is_full(records, letters):
-            return
+        block = next(blocks, None)
+    return block
 
 
 def _fetch(manifest: Manifest, directory: Path, models: Models, cache: Exchange | None) -> dict[str, list[Path]]:
