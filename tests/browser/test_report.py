@@ -27,7 +27,7 @@ FIGURES: dict[str, list[str]] = {
     "Tables": ["failures.tsv", "summary.tsv"],
     "All on one page": ["report.html"],
     "Calls": ["lengths.svg", "scores.svg", "outcomes.svg"],
-    "Classifier": ["confusion.svg", "training.svg"],
+    "Classifier": ["calibration.svg", "confusion.svg", "training.svg"],
     "Embeddings": ["frames.svg", "embeddings.svg"],
     "Pool": ["load.svg", "throughput.svg"],
 }

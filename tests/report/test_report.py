@@ -24,8 +24,10 @@ from holdfast.report.projection import pca, umap
 from holdfast.report.results import Results, read_results
 from holdfast.report.summary import SUMMARY_COLUMNS, write_summary
 from holdfast.report.tally import Tally, count_results
+from holdfast.results.calibration import Calibration, calibrate, load_calibration
 from holdfast.results.calls import call_contigs
 from holdfast.results.classifier import Classifier
+from holdfast.results.contigs import read_contigs
 from holdfast.results.embeddings import RECORD_STATUSES, EmbeddingsFile
 from holdfast.results.presets import PRESETS
 from holdfast.results.writer import EmbeddingsWriter
@@ -59,6 +61,7 @@ def write_sample(
     rows: Sequence[tuple[int, int, int, float, float]],
     called: bool = False,
     pool: str = "p1",
+    calibration: Calibration | None = None,
 ) -> None:
     """Write receipt, embeddings and calls of one sample with the writers of the workflow."""
     directory.mkdir(parents=True)
@@ -70,7 +73,8 @@ def write_sample(
     if called:
         with EmbeddingsFile(path) as reader:
             probabilities = np.array([row[3:] for row in rows], np.float32).reshape(-1, 2)
-            call_contigs(reader, zip(reader.blocks(), [probabilities], strict=False), PRESETS["relaxed"], directory)
+            classified = zip(reader.blocks(), [probabilities], strict=False)
+            call_contigs(reader, classified, PRESETS["relaxed"], directory, calibration=calibration)
     with EmbeddingsFile(path) as reader:
         statuses = Counter(status for block in reader.record_blocks() for status in block.status)
     counts = {"records": len(records), "rows": len(rows), **{status: statuses[status] for status in RECORD_STATUSES}}
@@ -111,6 +115,10 @@ def write_classifier(results: Path) -> None:
     (results / "classifier" / "history.tsv").write_text(
         "epoch\tloss\theld_out_loss\theld_out_accuracy\n1\t0.7\t0.6\t0.5\n2\t0.4\t0.5\t0.75\n"
     )
+    chance = np.random.default_rng(4)
+    score, label = chance.random(200), np.arange(200) % 2
+    made = calibrate((score + label) / 2, label, "contigs", 0.2, results / "classifier" / "classifier.safetensors")
+    made.write(results / "classifier" / "calibration.json")
     (results / "classifier" / "confusion.tsv").write_text("label\tnon-viral\tvirus\nnon-viral\t30\t10\nvirus\t0\t5\n")
 
 
@@ -191,7 +199,8 @@ def test_points_are_a_repeatable_choice_of_all_rows(root: Path, monkeypatch: pyt
 
 
 def test_every_figure_says_what_was_counted(counted: Tally, root: Path) -> None:
-    choices = Choices(root / "results", root / "results/classifier/classifier.safetensors")
+    trained = root / "results/classifier"
+    choices = Choices(root / "results", trained / "classifier.safetensors", trained / "calibration.json")
     drawn = {name: make_figure(name, counted, choices).svg(counted.synthetic) for name in FIGURES}
     found = {name: texts(svg) for name, svg in drawn.items()}
     for name, text in found.items():
@@ -205,6 +214,9 @@ def test_every_figure_says_what_was_counted(counted: Tally, root: Path) -> None:
     assert {"non-viral 0.4", "virus 0.6"} < set(found["scores"].splitlines())
     assert "18 sequences, seed 1" in found["embeddings"]
     assert {"30 (75%)", "10 (25%)", "0 (0%)", "5 (100%)"} < set(found["confusion"].splitlines())
+    known = load_calibration(trained / "calibration.json")
+    assert f"Brier score {known.brier:.3f} (200 contigs, sigmoid)" in found["calibration"]
+    assert {"estimated", "observed"} < set(found["calibration"].splitlines())
     assert "this run: 2 loads" in found["load"]
     assert "a load in each of 4 samples" in found["load"]
     assert {"50% loading", "67% loading"} < set(found["load"].splitlines())  # 5 s and 10 s of 5 s of work
@@ -269,7 +281,7 @@ def test_the_summary_has_a_row_a_sample(root: Path, tmp_path: Path) -> None:
     # Three samples share the load of p1, 2.5 s, evenly, since each had 1.25 s of its devices; p2 has one.
     digest = hashlib.sha256((root / "results/classifier/classifier.safetensors").read_bytes()).hexdigest()
     assert " ".join(called.values()) == (
-        f"{LONG}1 contigs  done 5 2703  1 0 0 1 0 1 3 0 0 1 1 0 0 1 7 14 1400 3 2 2.5 0.833 0.5 1.25 4.0 280 0.625 "
+        f"{LONG}1 contigs  done 5 2703  1 0 0 1  0 1 3 0 0 1 1 0 0 1 7 14 1400 3 2 2.5 0.833 0.5 1.25 4.0 280 0.625 "
         f"fp32 CPU, 2 threads esm2 {digest} run-1"
     )
     assert [frameless[name] for name in ("virus", "ambiguous", "non_viral", "not_called")] == ["0", "0", "0", "1"]
@@ -369,7 +381,8 @@ def written_report(root: Path, results: Path) -> tuple[str, int]:
     """Write all of it; the page, and bytes of page and figures together."""
     found = results_of(root, results)
     write_summary(found, root / "summary.tsv")
-    choices = Choices(results, found.classifier)
+    calibration = results / "classifier" / "calibration.json"
+    choices = Choices(results, found.classifier, calibration if calibration.exists() else None)
     captions = [REPORT / f"{name}.rst" for name in FIGURES]
     counted = count_results(found, root / "spool", seed=1)
     write_report(found, root / "summary.tsv", root / "runs", counted, choices, REPORT / "page.html", captions)
@@ -406,13 +419,36 @@ def test_the_page_is_whole_and_names_from_headers_stay_data(root: Path) -> None:
     assert "http" not in own
     assert "classifier.safetensors, sha256 " in own
     assert "made by a test; labelled samples: train (virus)" in own
-    assert "uncalibrated: a score orders contigs" in own
+    assert "calibrated on 100 virus and 100 non-viral contigs (sigmoid), Brier score 0." in own
     samples = data_of(text, "samples")
     assert samples["columns"] == list(SAMPLE_COLUMNS.values())
     assert samples["rows"][0] == [
-        *(f"{LONG}1", "contigs", "", "done", 5, 2, 1, 0, 0, 1, 0, 1, 3, 1, 0.003, 4),
+        *(f"{LONG}1", "contigs", "", "done", 5, 2, 1, 0, 0, 1, None, 0, 1, 3, 1, 0.003, 4),
     ]
-    assert samples["rows"][3][5:13] == [None] * 8
+    assert samples["rows"][3][5:14] == [None] * 9
+
+
+def test_the_false_discoveries_of_the_list_are_said(tmp_path: Path) -> None:
+    """Three viruses of five contigs; the estimate is the mean of 1 - p_virus over them."""
+    results = tmp_path / "results"
+    write_classifier(results)
+    calibration = load_calibration(results / "classifier/calibration.json")
+    records = [(f"c{number}", 500, "ok") for number in range(5)]
+    shares = (1.0, 0.875, 0.8125, 0.5, 0.125)
+    rows = [(number, 1, 0, 1 - share, share) for number, share in enumerate(shares)]
+    write_sample(results / "s", "contigs", records, rows, called=True, calibration=calibration)
+    write_sheet(tmp_path, [("s", "contigs", "")])
+    text, _ = written_report(tmp_path, results)
+    found = [call for call in read_contigs(results / "s/contigs.tsv") if call.is_virus]
+    p_virus = calibration.apply(np.array(shares[:3]))  # margins of one chunk of full weight: the score is the share
+    np.testing.assert_allclose([call.p_virus for call in found], p_virus, atol=1e-6)
+    fdr = float(np.mean(1 - p_virus))
+    header, line = ((tmp_path / "summary.tsv").read_text().splitlines()[number].split("\t") for number in (0, 1))
+    assert float(dict(zip(header, line, strict=True))["virus_fdr"]) == pytest.approx(fdr, rel=1e-3)
+    assert f"an estimated {fdr:.1%} of the 3 contigs called virus are none" in text
+    (results / "classifier/calibration.json").unlink()
+    text, _ = written_report(tmp_path, results)
+    assert "uncalibrated: a score orders contigs" in text
 
 
 def test_a_figure_that_is_no_longer_drawn_is_removed(tmp_path: Path) -> None:

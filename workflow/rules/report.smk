@@ -3,6 +3,7 @@ FIGURES = {  # of the report: name, which is also its caption's, to category and
     **({"scores": ("Calls", "Contig scores"), "lengths": ("Calls", "Contig length and call")} if CALLED else {}),
     **({"frames": ("Embeddings", "Stop-free frames per chunk")} if CONTIG_SAMPLES else {}),
     "embeddings": ("Embeddings", "Projected to a plane"),
+    **({"calibration": ("Classifier", "Calibration")} if CALLED else {}),
     **({"training": ("Classifier", "Training"), "confusion": ("Classifier", "Held-out frames")} if TRAINS else {}),
     "throughput": ("Pool", "Throughput and use of the devices"),
     "load": ("Pool", "Loading models against embedding"),
@@ -47,6 +48,7 @@ rule draw:
         embeddings=lambda wildcards: expand(RESULT, sample=outcome(wildcards).done, file="embeddings.h5"),
         contigs=lambda wildcards: expand(RESULT, sample=outcome(wildcards).called, file="contigs.tsv"),
         classifier=lambda wildcards: classifier_file(wildcards) if outcome(wildcards).called else [],
+        calibration=lambda wildcards: calibration_file(wildcards) if outcome(wildcards).called else [],
     output:
         page=report(
             "results/report.html",
@@ -72,13 +74,14 @@ rule draw:
         trained="--trained" if TRAINS else "",
         spool=lambda wildcards: SPOOL,
         runs=lambda wildcards: place(".holdfast/runs"),
+        calibration=calibration_option,
         calls=json.dumps(config["calls"]),
         projection=config["projection"],
         seed=config["seed"],
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} draw {input.sheet:q} --results {params.results:q}'
-        " --failures {input.failures:q} --classifier {input.classifier:q} {params.trained} --calls {params.calls:q}"
-        " --summary {input.summary:q} --runs {params.runs:q} --spool {params.spool:q}"
+        " --failures {input.failures:q} --classifier {input.classifier:q} {params.trained} {params.calibration}"
+        " --calls {params.calls:q} --summary {input.summary:q} --runs {params.runs:q} --spool {params.spool:q}"
         " --projection {params.projection} --seed {params.seed} --template {input.page:q}"
         " --captions {input.captions:q} 2>&1 | tee {log:q}"
 

@@ -55,6 +55,7 @@ def draw(parser: Parser) -> Callable[[Arguments], None]:
     parser.add_argument("--summary", type=path, required=True, help="table of the samples")
     parser.add_argument("--runs", type=path, required=True, help="where running Snakemakes keep their plans")
     parser.add_argument("--spool", type=path, required=True, help="where the pools left their record")
+    parser.add_argument("--calibration", type=path, metavar="JSON", help="what calibrates the classifier")
     parser.add_argument("--projection", choices=("pca", "umap"), required=True)
     parser.add_argument("--seed", type=int, required=True, help="of the choice of points, and of UMAP")
     parser.add_argument("--template", type=path, required=True, metavar="page.html")
@@ -69,7 +70,8 @@ def draw(parser: Parser) -> Callable[[Arguments], None]:
         results = results_of(given)
         tally = count_results(results, given.spool, given.seed)
         rules = choose_rules(given.calls)
-        choices = Choices(results.directory, results.classifier, rules, given.projection, given.seed)
+        method = (given.projection, given.seed)
+        choices = Choices(results.directory, results.classifier, given.calibration, rules, *method)
         write_report(results, given.summary, given.runs, tally, choices, given.template, given.captions)
 
     return do

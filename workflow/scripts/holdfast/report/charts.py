@@ -54,6 +54,7 @@ class Choices:
     Attributes:
         results: Directory of the results, in it ``classifier/``.
         classifier: That contigs were called with; None where there is none.
+        calibration: What calibrates it, ``calibration.json``; likewise.
         rules: By which contigs were called.
         method: Of the projection, ``pca`` or ``umap``.
         seed: Of the choice of points and of UMAP.
@@ -61,6 +62,7 @@ class Choices:
 
     results: Path
     classifier: Path | None = None
+    calibration: Path | None = None
     rules: CallRules = PRESETS["relaxed"]
     method: str = "pca"
     seed: int = 1

@@ -5,11 +5,14 @@ from pathlib import Path
 
 from ..documents import DocumentError, read_json
 from ..errors import HoldfastError
+from ..results.calibration import load_calibration
+from ..results.calls import VIRUS
 from ..results.classifier import load_classifier
 from ..results.presets import CallRules
 from ..run.ending import say_result
 from ..run.provenance import sha256
 from ..spool.state import Identity
+from .charts import Choices
 from .results import Results
 from .tally import Tally
 
@@ -22,14 +25,14 @@ def headline(summary: Path) -> str:
     return say_result(summary)
 
 
-def describe_run(results: Results, runs: Path, tally: Tally, rules: CallRules) -> list[tuple[str, str]]:
+def describe_run(results: Results, runs: Path, tally: Tally, choices: Choices) -> list[tuple[str, str]]:
     """Lines of the box: a name and a text each.
 
     Args:
         results: What there is.
         runs: Where running Snakemakes keep their plans, in directories named after them.
         tally: What was counted.
-        rules: By which contigs were called.
+        choices: By which contigs were called.
     """
     run = _running(runs)
     lines = [(name, str(run[key])) for name, key in (("run", "run"), ("begun", "began"), ("command", "command")) if run]
@@ -39,8 +42,10 @@ def describe_run(results: Results, runs: Path, tally: Tally, rules: CallRules) -
         lines.append((f"model {name}", f"{known['source']}, weights {digest}, {known['family']}, {precisions}"))
     if results.called and results.classifier:
         lines.append(("classifier", _classifier(results, results.classifier)))
-        lines.append(("calibration", _calibration(tally)))
-        known_rules = {name: value for name, value in asdict(rules).items() if value is not None}
+        lines.append(("calibration", _calibration(tally, choices.calibration)))
+        if tally.calibrated and tally.viruses:
+            lines.append(("false discoveries", _false_discoveries(tally, choices.rules)))
+        known_rules = {name: value for name, value in asdict(choices.rules).items() if value is not None}
         lines.append(("calls", ", ".join(f"{name} {value:g}" for name, value in known_rules.items())))
     return lines
 
@@ -62,10 +67,24 @@ def _classifier(results: Results, path: Path) -> str:
     return f"{path}, sha256 {sha256(path)[:DIGITS]}, {load_classifier(path).source}{names}"
 
 
-def _calibration(tally: Tally) -> str:
-    if tally.calibrated:
-        return "calibrated: p virus is an estimate of the probability, FDR of the share of wrong calls in the list"
-    return "uncalibrated: a score orders contigs by how sure the classifier is, and is no probability"
+def _calibration(tally: Tally, path: Path | None) -> str:
+    found = load_calibration(path) if path else None
+    if found and found.method != "none":
+        return (
+            f"{found.summary()}; p virus is an estimate of the probability, FDR of the share of wrong calls in the list"
+        )
+    why = f" ({found.reason})" if found else ""
+    return f"uncalibrated{why}: a score orders contigs by how sure the classifier is, and is no probability"
+
+
+def _false_discoveries(tally: Tally, rules: CallRules) -> str:
+    """What share of the list of viruses is expected to be none, and on which condition."""
+    named = rules.virus_share is not None
+    share = "the share of viruses that virus_share names" if named else "as large a share of viruses as those contigs"
+    return (
+        f"an estimated {tally.expected_false / tally.viruses:.1%} of the {tally.viruses:,} contigs called {VIRUS} are "
+        f"none ({tally.expected_false:,.1f} contigs), if the samples have {share}"
+    )
 
 
 def left_from_before(results: Results) -> list[str]:

@@ -7,7 +7,7 @@ figure of a thousand samples is as small as one of fifty. Where weights are synt
 import csv
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import atomic_text
+from ..results.calibration import load_calibration
 from ..results.calls import NON_VIRAL, VIRUS
 from .charts import (
     BLUE,
+    GREY,
     NEUTRAL,
     SHORT_LABEL,
     VERMILION,
@@ -41,6 +43,7 @@ from .pools import load, throughput
 from .projection import embeddings
 from .tally import LENGTH_BINS_A_DECADE, OUTCOMES, SCORE_BINS, Tally
 
+UNCALIBRATED = "No labelled contigs calibrate the classifier: p_virus and fdr of a contig say uncalibrated."
 UNTRAINED = "No classifier was trained, since a labelled sample failed."
 TENTHS = [tenth / 10 for tenth in range(11)]
 
@@ -253,6 +256,63 @@ def confusion(tally: Tally, choices: Choices) -> Chart | str:
     return squares + base.mark_text(fontSize=14).encode(text="text:N", color=colour)
 
 
+def calibration(tally: Tally, choices: Choices) -> Chart | str:
+    """Share of viruses by probability, with its Brier score, and false discovery rates by score."""
+    if choices.calibration is None:
+        return UNCALIBRATED
+    found = load_calibration(choices.calibration)
+    if found.method == "none":
+        return f"No calibration: {found.reason}."
+    size = {"width": 230, "height": 230}
+    share = altair.Scale(domain=[0, 1])
+    shares = [altair.Tooltip(f"{name}:Q", format=".1%") for name in ("p_virus", "virus_share")]
+    x = altair.X("p_virus:Q", title="probability of a virus").axis(format="%", tickCount=5).scale(share)
+    y = altair.Y("virus_share:Q", title="share of viruses").axis(format="%", tickCount=5).scale(share)
+    ends = [{"p_virus": end, "virus_share": end} for end in (0, 1)]
+    even = chart_of(ends, **size).mark_line(color=GREY, strokeDash=[5, 3]).encode(x=x, y=y)
+    points = (
+        chart_of(map(asdict, found.reliability))
+        .mark_point(filled=True, color=VERMILION, opacity=0.9)
+        .encode(
+            x=x,
+            y=y,
+            size=altair.Size("contigs:Q", title="contigs")
+            .scale(range=[30, 250], domainMin=1)
+            .legend(orient="bottom", format="~s"),
+            tooltip=[*shares, altair.Tooltip("contigs:Q", format=",")],
+        )
+    )
+    names = {"fdr": "estimated", "observed_fdr": "observed"}
+    values = [
+        {"score": cut.score, "contigs": cut.contigs, "rate": getattr(cut, column), "is": name}
+        for cut in found.thresholds
+        for column, name in names.items()
+    ]
+    lines = (
+        chart_of(values, **size)
+        .mark_line(point=True)
+        .encode(
+            x=altair.X("score:Q", title="contigs from this score upward").scale(zero=False, nice=False),
+            y=altair.Y("rate:Q", title="false discovery rate").axis(format="%", tickCount=5).scale(domainMin=0),
+            color=colours_of("is", {"estimated": BLUE, "observed": VERMILION}, "").legend(orient="bottom"),
+            tooltip=[
+                "score:Q",
+                "is:N",
+                altair.Tooltip("rate:Q", format=".1%"),
+                altair.Tooltip("contigs:Q", format=","),
+            ],
+        )
+    )
+    contigs = f"{sum(found.contigs.values()):,} contigs, {found.method}"
+    left = (even + points).properties(title=_subtitle(f"Brier score {found.brier:.3f} ({contigs})"))
+    right = lines.properties(title=_subtitle("The list down to a score"))
+    return altair.hconcat(left, right).resolve_scale(color="independent", size="independent")
+
+
+def _subtitle(text: str) -> altair.TitleParams:
+    return altair.TitleParams(text, anchor="start", fontSize=12, fontWeight="normal")
+
+
 def _read(path: Path, columns: tuple[str, ...]) -> Values:
     """A table of the classifier; numbers as such."""
     try:
@@ -273,6 +333,11 @@ FIGURES: dict[str, tuple[str, str, Callable[[Tally, Choices], Chart | str]]] = {
     "embeddings": ("The embeddings, projected to a plane", "A map for each model, points by group.", embeddings),
     "training": ("Training of the classifier", "Loss and accuracy over the epochs, as lines.", training),
     "confusion": ("Held-out frames of the training samples", "A table of label against prediction.", confusion),
+    "calibration": (
+        "Calibration: probabilities against the truth",
+        "Share of viruses among held-out contigs by probability, and false discovery rates by score.",
+        calibration,
+    ),
     "throughput": ("Throughput and use of the devices", "Tokens per second and busy share over time.", throughput),
     "load": ("Loading models against embedding", "Two bars: loading once, and in every sample.", load),
 }

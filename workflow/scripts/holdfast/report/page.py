@@ -47,6 +47,7 @@ SAMPLE_COLUMNS = {
     "virus_high": "high",
     "virus_moderate": "moderate",
     "virus_low": "low",
+    "virus_fdr": "FDR",
     "ambiguous": "ambiguous",
     "non_viral": "non-viral",
     "not_called": "not called",
@@ -85,7 +86,7 @@ def write_report(
     synthetic = tally.synthetic
     have = "has" if len(synthetic) == 1 else "have"
     of_users = [name for name in figures if name not in ADMINISTRATORS]
-    facts = describe_run(results, runs, tally, choices.rules)
+    facts = describe_run(results, runs, tally, choices)
     fields = {
         "headline": html.escape(headline(summary)),
         "failed": _failed(results),

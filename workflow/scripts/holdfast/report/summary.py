@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from ..files import atomic_text
+from ..results.calls import VIRUS
 from ..results.contigs import read_contigs
 from ..results.decisions import DECISIONS, TIERS
 from ..results.embeddings import EmbeddingsFile
@@ -18,7 +19,7 @@ STATUSES = ("truncated", "windowed", "no_stop_free_frame", "too_short", "too_lon
 VIRUS_TIERS = tuple(f"virus_{tier}" for tier in reversed(TIERS))
 SUMMARY_COLUMNS = (
     *("sample", "kind", "label", "state", "records", "length_bp", "length_aa"),
-    *("virus", *VIRUS_TIERS, "ambiguous", "non_viral", "not_called", *STATUSES),
+    *("virus", *VIRUS_TIERS, "virus_fdr", "ambiguous", "non_viral", "not_called", *STATUSES),
     *("rows", "distinct_sequences", "tokens", "inherited_vectors", "cached_vectors"),
     *("load_s", "load_share_s", "read_s", "device_s", "total_s", "tokens_per_s", "device_busy"),
     *("precision", "devices", "synthetic_weights", "classifier_sha256", "run"),
@@ -97,9 +98,15 @@ def _contents(path: Path, kind: str) -> dict[str, object]:
 
 def _calls(path: Path) -> dict[str, object]:
     """The cells that a table of contigs fills."""
-    met = Counter((call.decision, call.tier) for call in read_contigs(path))
+    met: Counter[tuple[str, str | None]] = Counter()
+    expected_false, calibrated = 0.0, False
+    for call in read_contigs(path):
+        met[call.decision, call.tier] += 1
+        if call.is_virus and call.p_virus is not None:
+            expected_false, calibrated = expected_false + 1 - call.p_virus, True
     decisions = {name: sum(met[name, tier] for tier in (*TIERS, None)) for name in DECISIONS}
     return {
         **{name.replace(" ", "_").replace("-", "_"): count for name, count in decisions.items()},
         **{f"virus_{tier}": met["virus", tier] for tier in TIERS},
+        "virus_fdr": f"{expected_false / decisions[VIRUS]:.4g}" if calibrated else None,
     }

@@ -110,6 +110,8 @@ class Tally:
         contigs: Those to be listed, sample and call, by decision, tier and score.
         contig_count: How many there are.
         calibrated: Whether a contig has a calibrated probability.
+        viruses: Contigs that are called virus.
+        expected_false: How many of them are expected to be none, by their calibrated probabilities.
         points: By model.
         pools: By name, in the order in which they are met.
         models: By name, what embeddings files say of the models they were made with.
@@ -120,6 +122,8 @@ class Tally:
     contigs: list[tuple[str, ContigCall]] = field(default_factory=list)
     contig_count: int = 0
     calibrated: bool = False
+    viruses: int = 0
+    expected_false: float = 0.0
     points: dict[str, Points] = field(default_factory=dict)
     pools: dict[str, PoolTally] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -268,6 +272,9 @@ def _count_contig(
         sample.scores[min(int(call.score * SCORE_BINS), SCORE_BINS - 1)] += 1
     if call.p_virus is not None:
         tally.calibrated = True
+    if call.is_virus:
+        tally.viruses += 1
+        tally.expected_false += 0.0 if call.p_virus is None else 1 - call.p_virus
     if call.length_bp:
         place = np.floor(np.log10(call.length_bp) * LENGTH_BINS_A_DECADE) / LENGTH_BINS_A_DECADE
         tally.lengths[round(float(10**place), 3), outcome] += 1

@@ -252,6 +252,22 @@ def read_calibration(path: Path, classifier_path: Path, margin: float) -> Calibr
         ConfigError: it was made for another margin.
         WeightsError: no such file, none of ours, or one of another classifier.
     """
+    found = load_calibration(path)
+    if found.classifier_sha256 != hashlib.sha256(classifier_path.read_bytes()).hexdigest():
+        raise WeightsError(f"{path}: calibrates another classifier than {classifier_path}; calibrate again")
+    if found.margin != margin:
+        raise ConfigError(
+            f"calls.margin: {margin:g}, but {path} was made for {found.margin:g}; set that, or label samples"
+        )
+    return None if found.method == "none" else found
+
+
+def load_calibration(path: Path) -> Calibration:
+    """Read ``calibration.json``, whatever it calibrates; also one without a curve, which says why.
+
+    Raises:
+        WeightsError: no such file, or none of ours.
+    """
     try:
         found = fill(Calibration, read_json(path))
     except FileNotFoundError:
@@ -265,10 +281,4 @@ def read_calibration(path: Path, classifier_path: Path, margin: float) -> Calibr
     known = (found.format_version, found.method in METHODS, found.split in SPLITS) == (FORMAT_VERSION, True, True)
     if not (rising and inside and counted and points and known):
         raise WeightsError(f"{path}: not a calibration of this version; calibrate again")
-    if found.classifier_sha256 != hashlib.sha256(classifier_path.read_bytes()).hexdigest():
-        raise WeightsError(f"{path}: calibrates another classifier than {classifier_path}; calibrate again")
-    if found.margin != margin:
-        raise ConfigError(
-            f"calls.margin: {margin:g}, but {path} was made for {found.margin:g}; set that, or label samples"
-        )
-    return None if found.method == "none" else found
+    return found
