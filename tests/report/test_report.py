@@ -281,7 +281,7 @@ def test_the_summary_has_a_row_a_sample(root: Path, tmp_path: Path) -> None:
     # Three samples share the load of p1, 2.5 s, evenly, since each had 1.25 s of its devices; p2 has one.
     digest = hashlib.sha256((root / "results/classifier/classifier.safetensors").read_bytes()).hexdigest()
     assert " ".join(called.values()) == (
-        f"{LONG}1 contigs  done 5 2703  1 0 0 1  0 1 3 0 0 1 1 0 0 1 7 14 1400 3 2 2.5 0.833 0.5 1.25 4.0 280 0.625 "
+        f"{LONG}1 contigs  done 5 2703  1 1 0 0 1  0 1 3 0 0 1 1 0 0 1 7 14 1400 3 2 2.5 0.833 0.5 1.25 4.0 280 0.625 "
         f"fp32 CPU, 2 threads esm2 {digest} run-1"
     )
     assert [frameless[name] for name in ("virus", "ambiguous", "non_viral", "not_called")] == ["0", "0", "0", "1"]

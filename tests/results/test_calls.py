@@ -57,48 +57,48 @@ FRAME_ROWS = [
     (6, 1, 1, 0.5, 0.5),
 ]
 FRAMES_TSV = """\
-frame_id contig chunk frame prediction p_non_viral p_virus
-c1_chunk_1F1 c1 1 F1 virus 0.25 0.75
-c1_chunk_1R2 c1 1 R2 non-viral 0.875 0.125
-c1_chunk_2F3 c1 2 F3 virus 0 1
-q"|/ö_chunk_1F2 q"|/ö 1 F2 non-viral 0.5 0.5
-q"|/ö_chunk_3F1 q"|/ö 3 F1 virus 0.25 0.75
-q"|/ö_chunk_3R1 q"|/ö 3 R1 non-viral 0.75 0.25
-q"|/ö_chunk_3R3 q"|/ö 3 R3 non-viral 0.625 0.375
-broken_chunk_1F1 broken 1 F1 virus 0 1
-tie_chunk_1F1 tie 1 F1 non-viral 0.75 0.25
-tie_chunk_1F2 tie 1 F2 non-viral 0.5 0.5
+frame_id contig chunk frame prediction p_non_viral p_virus genetic_code
+c1_chunk_1F1 c1 1 F1 virus 0.25 0.75 1
+c1_chunk_1R2 c1 1 R2 non-viral 0.875 0.125 1
+c1_chunk_2F3 c1 2 F3 virus 0 1 1
+q"|/ö_chunk_1F2 q"|/ö 1 F2 non-viral 0.5 0.5 1
+q"|/ö_chunk_3F1 q"|/ö 3 F1 virus 0.25 0.75 1
+q"|/ö_chunk_3R1 q"|/ö 3 R1 non-viral 0.75 0.25 1
+q"|/ö_chunk_3R3 q"|/ö 3 R3 non-viral 0.625 0.375 1
+broken_chunk_1F1 broken 1 F1 virus 0 1 1
+tie_chunk_1F1 tie 1 F1 non-viral 0.75 0.25 1
+tie_chunk_1F2 tie 1 F2 non-viral 0.5 0.5 1
 """
 # 1200 bp in chunks of 500 are 300 too many: 100 for each of 3 chunks, and one more at the first 300 - 2 * 100 borders.
 CHUNKS_TSV = """\
-chunk_id contig start_1based end_1based frames status is_virus max_p_virus max_p_non_viral
-c1_chunk_1 c1 1 500 2 called False 0.75 0.875
-c1_chunk_2 c1 251 501 1 called True 1 0
-q"|/ö_chunk_1 q"|/ö 1 500 1 called True 0.5 0.5
-q"|/ö_chunk_2 q"|/ö 400 899 0 no_stop_free_frame NA NA NA
-q"|/ö_chunk_3 q"|/ö 799 1200 3 called True 0.75 0.75
-frameless_chunk_1 frameless 1 400 0 no_stop_free_frame NA NA NA
-two_chunk_1 two 1 2 0 too_short NA NA NA
-broken_chunk_1 broken 1 500 1 called True 1 0
-broken_chunk_2 broken 300 600 0 failed NA NA NA
-tie_chunk_1 tie 1 500 2 called False 0.5 0.75
+chunk_id contig start_1based end_1based frames status is_virus max_p_virus max_p_non_viral genetic_code
+c1_chunk_1 c1 1 500 2 called False 0.75 0.875 1
+c1_chunk_2 c1 251 501 1 called True 1 0 1
+q"|/ö_chunk_1 q"|/ö 1 500 1 called True 0.5 0.5 1
+q"|/ö_chunk_2 q"|/ö 400 899 0 no_stop_free_frame NA NA NA 1
+q"|/ö_chunk_3 q"|/ö 799 1200 3 called True 0.75 0.75 1
+frameless_chunk_1 frameless 1 400 0 no_stop_free_frame NA NA NA 1
+two_chunk_1 two 1 2 0 too_short NA NA NA 1
+broken_chunk_1 broken 1 500 1 called True 1 0 1
+broken_chunk_2 broken 300 600 0 failed NA NA NA 1
+tie_chunk_1 tie 1 500 2 called False 0.5 0.75 1
 """
 # Margins of c1: -0.125 and 1, with weights 0.25 and 1, so (-0.03125 + 1) / 1.25 = 0.775. Those of q are 0: no weight.
 # That of tie is -0.25, whatever its weight.
 CONTIGS_TSV = """\
-contig length chunks evidence decision tier is_virus score p_virus fdr reason
-c1 501 2 2 virus high True 0.8875 uncalibrated uncalibrated NA
-q"|/ö 1200 3 2 ambiguous low False 0.5 uncalibrated uncalibrated score~above~0.375,~below~0.75
-frameless 400 1 0 not~called NA False NA NA NA no~chunk~has~a~stop-free~frame
-empty 0 0 0 not~called NA False NA NA NA shorter~than~a~codon
-two 2 1 0 not~called NA False NA NA NA shorter~than~a~codon
-broken 600 2 1 not~called NA False NA NA NA a~sequence~of~it~was~given~up,~see~records.tsv
-tie 500 1 1 non-viral low False 0.375 uncalibrated uncalibrated NA
+contig length chunks evidence decision tier is_virus score p_virus fdr reason genetic_code
+c1 501 2 2 virus high True 0.8875 uncalibrated uncalibrated NA 1
+q"|/ö 1200 3 2 ambiguous low False 0.5 uncalibrated uncalibrated score~above~0.375,~below~0.75 1
+frameless 400 1 0 not~called NA False NA NA NA no~chunk~has~a~stop-free~frame 1
+empty 0 0 0 not~called NA False NA NA NA shorter~than~a~codon 1
+two 2 1 0 not~called NA False NA NA NA shorter~than~a~codon 1
+broken 600 2 1 not~called NA False NA NA NA a~sequence~of~it~was~given~up,~see~records.tsv 1
+tie 500 1 1 non-viral low False 0.375 uncalibrated uncalibrated NA 1
 """
 # Only the second chunk of c1 is viral with a margin of 0.5 or more; evidence lies outside of it.
 REGIONS_TSV = """\
-contig start_1based end_1based length chunks evidence viral_chunks mean_margin score tier extent
-c1 251 501 251 1 1 1 1 1 moderate provirus-like
+contig start_1based end_1based length chunks evidence viral_chunks mean_margin score tier extent genetic_code
+c1 251 501 251 1 1 1 1 1 moderate provirus-like 1
 """
 
 
@@ -174,6 +174,7 @@ def test_contigs_are_read_back_line_by_line(tmp_path: Path) -> None:
         ("frameless 400", "frameless -400", "line 4: not a line"),
         ("frameless 400", f"frameless {2**63}", "line 4: not a line"),
         ("called NA False NA", "called NA False 1", "line 4: not a line"),
+        ("codon 1", "codon 2", "line 5: not a line"),
     ],
 )
 def test_a_table_that_is_not_of_contigs_is_refused_with_its_line(
@@ -286,8 +287,8 @@ def test_a_sample_without_frames_is_called(tmp_path: Path, records: list[Record]
     contigs = [line.split("\t") for line in (tmp_path / "contigs.tsv").read_text().splitlines()[1:]]
     empty = ["not called", "NA", "False", "NA", "NA", "NA"]
     expected = [
-        ["a", "400", "1", "0", *empty, "no chunk has a stop-free frame"],
-        ["b", "0", "0", "0", *empty, "shorter than a codon"],
+        ["a", "400", "1", "0", *empty, "no chunk has a stop-free frame", "1"],
+        ["b", "0", "0", "0", *empty, "shorter than a codon", "1"],
     ]
     assert contigs == expected[: len(records)]
     assert len((tmp_path / "regions.tsv").read_text().splitlines()) == 1

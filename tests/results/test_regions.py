@@ -83,15 +83,15 @@ def test_a_sample_without_chunks_has_no_region() -> None:
 def test_regions_are_written_for_people_and_as_bed_and_read_back(tmp_path: Path) -> None:
     names = [name for name, *_ in CONTIGS]
     blocks = [Records(part, np.zeros(len(part)), np.zeros(len(part)), []) for part in (names[:2], names[2:])]
-    write_regions(tmp_path / "regions.tsv", tmp_path / "regions.bed", blocks, find(CONTIGS))
+    write_regions(tmp_path / "regions.tsv", tmp_path / "regions.bed", blocks, find(CONTIGS), 11)
     table = (tmp_path / "regions.tsv").read_text().splitlines()
     assert table[0].split("\t") == [
         *("contig", "start_1based", "end_1based", "length", "chunks", "evidence", "viral_chunks", "mean_margin"),
-        *("score", "tier", "extent"),
+        *("score", "tier", "extent", "genetic_code"),
     ]
-    assert table[1].split("\t") == ["virus", "1", "2000", "2000", "4", "4", "4", "1", "1", "high", "whole"]
+    assert table[1].split("\t") == ["virus", "1", "2000", "2000", "4", "4", "4", "1", "1", "high", "whole", "11"]
     assert table[2].split("\t")[:4] == ["prophage", "1501", "3500", "2000"]
-    assert table[2].split("\t")[-1] == "provirus-like"
+    assert table[2].split("\t")[-2] == "provirus-like"
     bed = [line.split("\t") for line in (tmp_path / "regions.bed").read_text().splitlines()]
     assert bed[1] == ["prophage", "1500", "3500", "prophage|region_1501_3500", "1000", "."]
     assert [(row[0], int(row[1]), int(row[2])) for row in bed] == [row[:3] for row in REGIONS]

@@ -48,8 +48,10 @@ def make_sample(directory: Path, contigs: dict[str, list[int]] = CONTIGS) -> dic
 
 def test_viruses_and_regions_are_cut_from_the_file(tmp_path: Path) -> None:
     sequences = make_sample(tmp_path / "s")
-    for name in ("virus.fna", "virus.fna.gz"):
-        write_viruses(tmp_path / name, tmp_path / "s/a.fna", tmp_path / "s/embeddings.h5", tmp_path / "s")
+    files = (tmp_path / "s/a.fna", tmp_path / "s/embeddings.h5", tmp_path / "s")
+    (tmp_path / "virus.fna.gz").write_bytes(b"of an earlier run")
+    write_viruses(tmp_path / "virus.fna", *files)
+    assert not (tmp_path / "virus.fna.gz").exists()
     with open(tmp_path / "virus.fna", encoding="utf-8") as file:
         found = {record.id: record for record in SeqIO.parse(file, "fasta")}
     assert {name: str(record.seq) for name, record in found.items()} == {
@@ -65,6 +67,8 @@ def test_viruses_and_regions_are_cut_from_the_file(tmp_path: Path) -> None:
         "é tier=high score=1 genetic_code=1",
     ]
     content = (tmp_path / "virus.fna").read_bytes()
+    write_viruses(tmp_path / "virus.fna.gz", *files)
+    assert not (tmp_path / "virus.fna").exists()
     assert gzip.decompress((tmp_path / "virus.fna.gz").read_bytes()) == content
     with open(tmp_path / "virus.fna.gz", "rb") as blocks:  # as BGZF; the last one, which marks the end, is empty
         assert [size for *_, size in bgzf.BgzfBlocks(blocks)] == [len(content), 0]

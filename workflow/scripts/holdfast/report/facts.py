@@ -40,6 +40,8 @@ def describe_run(results: Results, runs: Path, tally: Tally, choices: Choices) -
         precisions = known["precision"]
         digest = str(known["weights_sha256"])[:DIGITS]
         lines.append((f"model {name}", f"{known['source']}, weights {digest}, {known['family']}, {precisions}"))
+    if tally.genetic_codes:
+        lines.append(("genetic code", ", ".join(map(str, sorted(tally.genetic_codes)))))
     if results.called and results.classifier:
         lines.append(("classifier", _classifier(results, results.classifier)))
         lines.append(("calibration", _calibration(tally, choices.calibration)))
@@ -87,16 +89,24 @@ def _false_discoveries(tally: Tally, rules: CallRules) -> str:
     )
 
 
-def left_from_before(results: Results) -> list[str]:
+def left_from_before(results: Results, calibration: Path | None) -> list[str]:
     """What lies in the results from an earlier run and is not what this report is about."""
     lines = []
-    trained = results.directory / "classifier" / "classifier.safetensors"
-    used = results.classifier
-    if trained.exists() and not (used and used.exists() and trained.samefile(used)):
-        lines.append(f"{trained.parent}: of a classifier trained by an earlier run, not in use.")
+    trained = results.directory / "classifier"
+    if _is_left(trained / "classifier.safetensors", results.classifier):
+        lines.append(f"{trained}: of a classifier trained by an earlier run, not in use.")
+    elif _is_left(trained / "calibration.json", calibration):
+        lines.append(f"{trained / 'calibration.json'}: a calibration of an earlier run, not in use.")
     called = frozenset(results.called)
     stale = [name for name in results.samples if name not in called and results.contigs(name).exists()]
     if stale:
         names = ", ".join(stale[:5]) + (f" and {len(stale) - 5:,} more" if len(stale) > 5 else "")
         lines.append(f"Calls of an earlier run, which count no more, lie in the directories of {names}.")
-    return lines
+    together = [results.directory / name for name in ("contigs.tsv", "virus.fna", "virus.fna.gz")]
+    left = [path for path in together if not called and path.exists()]
+    return [*lines, *(f"{path}: calls of an earlier run, which count no more." for path in left)]
+
+
+def _is_left(path: Path, used: Path | None) -> bool:
+    """Whether a file is there and is not the one in use."""
+    return path.exists() and not (used and used.exists() and path.samefile(used))

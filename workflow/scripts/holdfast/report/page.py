@@ -87,12 +87,13 @@ def write_report(
     have = "has" if len(synthetic) == 1 else "have"
     of_users = [name for name in figures if name not in ADMINISTRATORS]
     facts = describe_run(results, runs, tally, choices)
+    stale = left_from_before(results, choices.calibration)
     fields = {
         "headline": html.escape(headline(summary)),
         "failed": _failed(results),
         "warning": WARNING.format(models=html.escape(" and ".join(synthetic)), have=have) if synthetic else "",
         "facts": "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>\n" for name, text in facts),
-        "stale": "".join(f'<p class="stale">{html.escape(line)}</p>\n' for line in left_from_before(results)),
+        "stale": "".join(f'<p class="stale">{html.escape(line)}</p>\n' for line in stale),
         "samples": _data(_samples(summary)),
         "listed": _listed(tally),
         "hidden": "" if tally.contigs else "hidden",

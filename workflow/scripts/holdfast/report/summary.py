@@ -18,7 +18,7 @@ from .results import Results
 STATUSES = ("truncated", "windowed", "no_stop_free_frame", "too_short", "too_long", "bad_letters", "failed")
 VIRUS_TIERS = tuple(f"virus_{tier}" for tier in reversed(TIERS))
 SUMMARY_COLUMNS = (
-    *("sample", "kind", "label", "state", "records", "length_bp", "length_aa"),
+    *("sample", "kind", "label", "state", "records", "length_bp", "length_aa", "genetic_code"),
     *("virus", *VIRUS_TIERS, "virus_fdr", "ambiguous", "non_viral", "not_called", *STATUSES),
     *("rows", "distinct_sequences", "tokens", "inherited_vectors", "cached_vectors"),
     *("load_s", "load_share_s", "read_s", "device_s", "total_s", "tokens_per_s", "device_busy"),
@@ -89,11 +89,13 @@ def _work(receipt: Receipt) -> dict[str, object]:
 
 
 def _contents(path: Path, kind: str) -> dict[str, object]:
-    """The cells that an embeddings file fills: letters of all records, and the models whose weights are random."""
+    """The cells that an embeddings file fills: letters, genetic code, and the models whose weights are random."""
     with EmbeddingsFile(path) as file:
         letters = sum(int(records.length.sum()) for records in file.record_blocks())
         synthetic = sorted(model for model, attributes in file.models.items() if attributes["synthetic"])
-    return {"length_aa" if kind == "proteins" else "length_bp": letters, "synthetic_weights": ",".join(synthetic)}
+        code = file.genetic_code or None
+    letters_of = "length_aa" if kind == "proteins" else "length_bp"
+    return {letters_of: letters, "genetic_code": code, "synthetic_weights": ",".join(synthetic)}
 
 
 def _calls(path: Path) -> dict[str, object]:

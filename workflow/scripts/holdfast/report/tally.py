@@ -115,6 +115,7 @@ class Tally:
         points: By model.
         pools: By name, in the order in which they are met.
         models: By name, what embeddings files say of the models they were made with.
+        genetic_codes: By which frames were read, NCBI's numbers.
     """
 
     samples: list[SampleTally] = field(default_factory=list)
@@ -127,6 +128,7 @@ class Tally:
     points: dict[str, Points] = field(default_factory=dict)
     pools: dict[str, PoolTally] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    genetic_codes: set[int] = field(default_factory=set)
 
     @property
     def synthetic(self) -> list[str]:
@@ -162,6 +164,7 @@ def count_results(results: Results, spool: Path, seed: int) -> Tally:
             wanted = {int(record) for records, _ in taken.values() for record in records}
             outcomes = _count_records(tally, sample, file, results.contigs(name) if name in called else None, wanted)
             if file.kind == "contigs":
+                tally.genetic_codes.add(file.genetic_code)
                 _count_frames(sample, file)
             for model, (records, matrix) in taken.items():
                 totals[model] += file.row_count

@@ -26,10 +26,10 @@ from .presets import CallRules
 from .regions import find_regions, write_regions
 from .votes import Votes, score_groups, vote
 
-FRAME_COLUMNS = ("frame_id", "contig", "chunk", "frame", "prediction", "p_non_viral", "p_virus")
+FRAME_COLUMNS = ("frame_id", "contig", "chunk", "frame", "prediction", "p_non_viral", "p_virus", "genetic_code")
 CHUNK_COLUMNS = (
     *("chunk_id", "contig", "start_1based", "end_1based", "frames", "status", "is_virus"),
-    *("max_p_virus", "max_p_non_viral"),
+    *("max_p_virus", "max_p_non_viral", "genetic_code"),
 )
 VIRNUCPRO_FRAMES = "prediction_results.txt"
 VIRNUCPRO_CHUNKS = "prediction_results_highestscore.csv"
@@ -96,14 +96,15 @@ def call_contigs(
     contig, start_bp, end_bp = bounds_of_records(length_bp, reader.chunk_length_bp)
     chunks = np.bincount(contig, minlength=len(length_bp))
     votes = vote(_chunk_of_rows(reader, places, chunks), len(contig), probabilities)
-    _write_chunks(directory / "chunks.tsv", _name_chunks(reader, chunks), start_bp, end_bp, votes)
+    code = reader.genetic_code
+    _write_chunks(directory / "chunks.tsv", _name_chunks(reader, chunks), start_bp, end_bp, votes, code)
     evidence, score = score_groups(contig, reader.record_count, votes, rules.margin)
     p_virus = None if calibration is None else calibration.apply(score, rules.virus_share)
     decisions = decide(length_bp, status, evidence, score, p_virus, rules)
-    write_contigs(directory / "contigs.tsv", reader.record_blocks(), chunks, evidence, score, decisions, rules)
+    write_contigs(directory / "contigs.tsv", reader.record_blocks(), chunks, evidence, score, decisions, rules, code)
     called = decisions.decision != NOT_CALLED
     regions = find_regions(contig, start_bp, end_bp, votes, called, length_bp, rules)
-    write_regions(directory / "regions.tsv", directory / "regions.bed", reader.record_blocks(), regions)
+    write_regions(directory / "regions.tsv", directory / "regions.bed", reader.record_blocks(), regions, code)
     if virnucpro:
         (directory / "virnucpro").mkdir(exist_ok=True)
         _write_virnucpro(directory / "virnucpro", reader, _name_chunks(reader, chunks), probabilities, votes)
@@ -153,7 +154,7 @@ def _write_frames(
     """Write ``frames.tsv``; record and chunk of each frame, int32 [N, 2], and its probabilities, float32 [N, 2]."""
     places = np.empty((reader.row_count, 2), np.int32)
     probabilities = np.empty((reader.row_count, 2), np.float32)
-    start = 0
+    start, code = 0, str(reader.genetic_code)
     with atomic_text(path) as table:
         table.write(line(*FRAME_COLUMNS))
         for rows, found in classified:
@@ -167,12 +168,17 @@ def _write_frames(
             for name, record, chunk, frame, (p_non_viral, p_virus) in zip(rows.ids, *numbers, strict=True):
                 prediction = VIRUS if p_virus > p_non_viral else NON_VIRAL
                 place = (name, contigs[record], str(chunk), FRAMES[frame])
-                table.write(line(*place, prediction, number(p_non_viral), number(p_virus)))
+                table.write(line(*place, prediction, number(p_non_viral), number(p_virus), code))
     return places, probabilities
 
 
 def _write_chunks(
-    path: Path, named: Iterable[tuple[str, int, str]], start_bp: np.ndarray, end_bp: np.ndarray, votes: Votes
+    path: Path,
+    named: Iterable[tuple[str, int, str]],
+    start_bp: np.ndarray,
+    end_bp: np.ndarray,
+    votes: Votes,
+    genetic_code: int,
 ) -> None:
     results = zip(start_bp, end_bp, votes.frames, votes.is_virus, votes.max_p_virus, votes.max_p_non_viral, strict=True)
     with atomic_text(path) as table:
@@ -180,7 +186,7 @@ def _write_chunks(
         for (name, place, status), (start, end, frames, is_virus, *maxima) in zip(named, results, strict=True):
             verdict = (str(is_virus), *map(number, maxima)) if frames else (NOT_AVAILABLE,) * 3
             where = (f"{name}_chunk_{place}", name, str(start + 1), str(end), str(frames))
-            table.write(line(*where, "called" if frames else _uncalled(status), *verdict))
+            table.write(line(*where, "called" if frames else _uncalled(status), *verdict, str(genetic_code)))
 
 
 def _write_virnucpro(

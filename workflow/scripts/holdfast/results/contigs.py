@@ -13,12 +13,14 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import atomic_text
+from ..sequences import GENETIC_CODES
 from .decisions import DECISIONS, NOT_CALLED, TIERS, Decisions, explain
 from .embeddings import Records
 from .presets import CallRules
 
 CONTIG_COLUMNS = (
     *("contig", "length", "chunks", "evidence", "decision", "tier", "is_virus", "score", "p_virus", "fdr", "reason"),
+    "genetic_code",
 )
 NOT_AVAILABLE = "NA"
 UNCALIBRATED = "uncalibrated"
@@ -76,6 +78,7 @@ def write_contigs(
     score: np.ndarray,
     decisions: Decisions,
     rules: CallRules,
+    genetic_code: int,
 ) -> None:
     """Write the table.
 
@@ -87,6 +90,7 @@ def write_contigs(
         score: float64 [M], NaN without evidence.
         decisions: Of each.
         rules: That they were decided by.
+        genetic_code: By which frames were read.
     """
     with atomic_text(path) as table:
         table.write(line(*CONTIG_COLUMNS))
@@ -104,7 +108,8 @@ def write_contigs(
                     calibrated = [number(p_virus), number(fdr)] if p_virus == p_virus else [UNCALIBRATED] * 2
                     verdict = (TIERS[tier], str(DECISIONS[decision] == "virus"), number(mean), *calibrated)
                 place_of = (name, str(length_bp), str(count), str(with_frames), DECISIONS[decision])
-                table.write(line(*place_of, *verdict, explain(reason, with_frames, rules) or NOT_AVAILABLE))
+                why = explain(reason, with_frames, rules) or NOT_AVAILABLE
+                table.write(line(*place_of, *verdict, why, str(genetic_code)))
 
 
 def read_contigs(path: str | Path) -> Iterator[ContigCall]:
@@ -139,9 +144,12 @@ def _parse(
     p_virus: str,
     fdr: str,
     reason: str,
+    genetic_code: str,
 ) -> ContigCall:
     counts = int(length), int(chunks), int(evidence)
     why = "" if reason == NOT_AVAILABLE else reason
+    if int(genetic_code) not in GENETIC_CODES:
+        raise ValueError
     if decision not in DECISIONS or is_virus != str(decision == "virus") or not 0 <= min(counts) <= max(counts) < 2**63:
         raise ValueError
     if decision == DECISIONS[NOT_CALLED]:

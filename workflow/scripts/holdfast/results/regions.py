@@ -25,7 +25,7 @@ from .votes import Votes, score_groups
 
 REGION_COLUMNS = (
     *("contig", "start_1based", "end_1based", "length", "chunks", "evidence", "viral_chunks", "mean_margin"),
-    *("score", "tier", "extent"),
+    *("score", "tier", "extent", "genetic_code"),
 )
 EXTENTS = ("provirus-like", "whole")
 
@@ -136,7 +136,9 @@ def find_regions(
     )
 
 
-def write_regions(path: str | Path, bed_path: str | Path, records: Iterable[Records], regions: Regions) -> None:
+def write_regions(
+    path: str | Path, bed_path: str | Path, records: Iterable[Records], regions: Regions, genetic_code: int
+) -> None:
     """Write the table, and BED with six columns: its name is that in ``virus.fna``, its score 1000 times ours.
 
     Args:
@@ -144,6 +146,7 @@ def write_regions(path: str | Path, bed_path: str | Path, records: Iterable[Reco
         bed_path: The BED file.
         records: All records of the input, block by block.
         regions: Of the sample.
+        genetic_code: By which frames were read.
     """
     with atomic_text(path) as table, atomic_text(bed_path) as bed:
         table.write(line(*REGION_COLUMNS))
@@ -155,7 +158,7 @@ def write_regions(path: str | Path, bed_path: str | Path, records: Iterable[Reco
                 region = Region(block.ids[contig - first], start, end, score, TIERS[tier])
                 places = (str(start + 1), str(end), str(end - start), *map(str, counts))
                 numbers = (number(mean_margin), number(score))
-                table.write(line(region.contig, *places, *numbers, region.tier, EXTENTS[is_whole]))
+                table.write(line(region.contig, *places, *numbers, region.tier, EXTENTS[is_whole], str(genetic_code)))
                 bed.write(line(region.contig, str(start), str(end), region.id, f"{1000 * score:.0f}", "."))
             first += len(block.ids)
 

@@ -25,7 +25,10 @@ from .regions import read_regions
 
 @contextmanager
 def _open_fasta(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file of bytes that appears when it is complete; BGZF where its name says so."""
+    """Open a file of bytes that appears when it is complete; BGZF where its name says so.
+
+    The other of the two forms, which an earlier run may have left, goes then.
+    """
     with temporary_path(path) as temporary:
         if path.suffix == ".gz":
             from Bio.bgzf import BgzfWriter
@@ -35,6 +38,8 @@ def _open_fasta(path: Path) -> Iterator[IO[bytes]]:
         else:
             with open(temporary, "wb") as plain:
                 yield plain
+    other = path.with_suffix("") if path.suffix == ".gz" else path.with_name(f"{path.name}.gz")
+    other.unlink(missing_ok=True)
 
 
 def write_viruses(path: Path, fasta: str | Path, embeddings: str | Path, tables: Path) -> None:
