@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from holdfast.errors import ConfigError, WeightsError
 from holdfast.results.calibration import Calibration, _predict_by_others, calibrate, read_calibration
-from holdfast.results.decisions import estimate_fdr
+from holdfast.results.decisions import FalseDiscoveries
 from sklearn.calibration import calibration_curve
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
@@ -82,7 +82,7 @@ def test_the_fdr_of_10000_contigs_is_what_was_estimated_within_its_error(
 ) -> None:
     calibration = calibrate(*simulate(labelled, 0.4, 4), "samples", 0.2, classifier)
     score, label = simulate(10_000, 0.4, 5)
-    fdr = estimate_fdr(score, calibration.apply(score))
+    fdr = FalseDiscoveries(score, calibration.apply(score)).at(score)
     called = fdr <= max_fdr
     assert called.sum() > 500
     estimated, observed = fdr[called].max(), 1 - label[called].mean()
@@ -99,8 +99,10 @@ def test_another_share_of_viruses_needs_to_be_named(classifier: Path) -> None:
     score, label = simulate(10_000, 0.02, 7)
     above = score >= 0.7
     observed = 1 - label[above].mean()
-    assert estimate_fdr(score, calibration.apply(score))[above].max() < observed / 3
-    assert estimate_fdr(score, calibration.apply(score, 0.02))[above].max() == pytest.approx(observed, abs=0.1)
+    assert FalseDiscoveries(score, calibration.apply(score)).at(score)[above].max() < observed / 3
+    assert FalseDiscoveries(score, calibration.apply(score, 0.02)).at(score)[above].max() == pytest.approx(
+        observed, abs=0.1
+    )
     same = sum(calibration.contigs.values())
     np.testing.assert_allclose(
         calibration.apply(score, calibration.contigs["virus"] / same), calibration.apply(score), atol=1e-12

@@ -297,20 +297,39 @@ def test_a_sample_without_frames_is_called(tmp_path: Path, records: list[Record]
     assert (tmp_path / "virnucpro" / calls.VIRNUCPRO_FRAMES).read_text() == "Sequence_ID\tPrediction\tscore1\tscore2\n"
 
 
-def test_rows_may_be_in_any_order_and_contigs_are_named_after_their_records(tmp_path: Path) -> None:
+def test_contigs_are_named_after_their_records(tmp_path: Path) -> None:
     """Ids of rows are not looked into: a record's own name may end like a frame's."""
     records = [("a_chunk_1F1", 500, "ok"), ("b", 500, "ok"), ("c", 500, "ok")]
-    rows: list[Row] = [(2, 1, 0, 0.0, 1.0), (0, 1, 0, 0.25, 0.75), (1, 1, 5, 1.0, 0.0), (2, 1, 1, 0.5, 0.5)]
+    rows: list[Row] = [(0, 1, 0, 0.25, 0.75), (1, 1, 5, 1.0, 0.0), (2, 1, 0, 0.0, 1.0), (2, 1, 1, 0.5, 0.5)]
     call(tmp_path, records, rows)
     lines = [line.split("\t")[:2] for line in (tmp_path / "frames.tsv").read_text().splitlines()[1:]]
     assert lines == [
-        ["c_chunk_1F1", "c"],
         ["a_chunk_1F1_chunk_1F1", "a_chunk_1F1"],
         ["b_chunk_1R3", "b"],
+        ["c_chunk_1F1", "c"],
         ["c_chunk_1F2", "c"],
     ]
     scores = [(contig.contig, contig.score) for contig in read_contigs(tmp_path / "contigs.tsv")]
     assert scores == [("a_chunk_1F1", 0.75), ("b", 0.0), ("c", 0.75)]
+
+
+def test_rows_in_another_order_than_their_records_are_refused(tmp_path: Path) -> None:
+    rows: list[Row] = [(0, 1, 0, 0.5, 0.5), (1, 1, 0, 0.5, 0.5), (0, 1, 1, 0.5, 0.5)]
+    with pytest.raises(InputError, match=r"embeddings\.h5: its rows are not in the order of its records"):
+        call(tmp_path, [("a", 500, "ok"), ("b", 500, "ok")], rows)
+    assert [path.name for path in tmp_path.iterdir()] == ["embeddings.h5"]
+
+
+def test_blocks_of_records_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries, rows = random_sample(60)
+    for name in ("whole", "blocks"):
+        (tmp_path / name).mkdir()
+    call(tmp_path / "whole", entries, rows, virnucpro=True)
+    monkeypatch.setattr(EmbeddingsFile.record_blocks, "__defaults__", (7,))
+    call(tmp_path / "blocks", entries, rows, virnucpro=True)
+    for path in sorted((tmp_path / "whole").rglob("*.*")):
+        if path.suffix != ".h5":
+            assert (tmp_path / "blocks" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize("chunk", [0, 2])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from holdfast.errors import ConfigError
-from holdfast.results.decisions import DECISIONS, NOT_CALLED, TIERS, Decisions, decide, estimate_fdr, explain
+from holdfast.results.decisions import DECISIONS, NOT_CALLED, TIERS, Decisions, FalseDiscoveries, decide, explain, gate
 from holdfast.results.presets import PRESETS, CallRules, choose_rules
 
 RELAXED, CONSERVATIVE = PRESETS["relaxed"], PRESETS["conservative"]
@@ -37,7 +37,12 @@ def decide_all(
     rows: list[tuple[int, int, float]], rules: CallRules, status: list[int], p_virus: np.ndarray | None = None
 ) -> tuple[Decisions, list[str]]:
     lengths_bp, evidence, score = (np.array(column) for column in zip(*rows, strict=True))
-    decided = decide(lengths_bp, np.array(status, np.uint8), evidence, score, p_virus, rules)
+    statuses = np.array(status, np.uint8)
+    fdr = None
+    if p_virus is not None:
+        called = gate(lengths_bp, statuses, evidence, rules) == 0
+        fdr = FalseDiscoveries(score[called], p_virus[called]).at(score)
+    decided = decide(lengths_bp, statuses, evidence, score, p_virus, fdr, rules)
     words = [
         DECISIONS[decision] if decision == NOT_CALLED else f"{DECISIONS[decision]} {TIERS[tier]}"
         for decision, tier in zip(decided.decision, decided.tier, strict=True)
@@ -78,8 +83,9 @@ def test_the_fdr_is_the_mean_of_what_is_expected_to_be_wrong_down_the_list() -> 
     score = np.array([0.7, 0.9, 0.5, 0.7, 0.1])
     p_virus = np.array([0.75, 1.0, 0.5, 0.75, 0.0])
     # Down the list: 0; then (0 + 0.25 + 0.25) / 3 for both of 0.7; (0.5 + 0.5) / 4; (1 + 1) / 5.
-    np.testing.assert_allclose(estimate_fdr(score, p_virus), [0.5 / 3, 0, 0.25, 0.5 / 3, 0.4])
-    assert estimate_fdr(score[:0], p_virus[:0]).tolist() == []
+    np.testing.assert_allclose(FalseDiscoveries(score, p_virus).at(score), [0.5 / 3, 0, 0.25, 0.5 / 3, 0.4])
+    np.testing.assert_allclose(FalseDiscoveries(score, p_virus).at(np.array([np.nan, 0.5])), [np.nan, 0.25])
+    assert FalseDiscoveries(score[:0], p_virus[:0]).at(score[:0]).tolist() == []
 
 
 def test_max_fdr_takes_the_place_of_the_score() -> None:

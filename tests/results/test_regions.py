@@ -9,7 +9,7 @@ import pytest
 from holdfast.errors import InputError
 from holdfast.results.embeddings import Records
 from holdfast.results.presets import PRESETS
-from holdfast.results.regions import Region, Regions, find_regions, read_regions, write_regions
+from holdfast.results.regions import REGION_COLUMNS, Region, Regions, find_regions, read_regions, region_lines
 from holdfast.results.votes import Votes
 from holdfast.sequences.frames import bounds_of_records
 
@@ -82,8 +82,9 @@ def test_a_sample_without_chunks_has_no_region() -> None:
 
 def test_regions_are_written_for_people_and_as_bed_and_read_back(tmp_path: Path) -> None:
     names = [name for name, *_ in CONTIGS]
-    blocks = [Records(part, np.zeros(len(part)), np.zeros(len(part)), []) for part in (names[:2], names[2:])]
-    write_regions(tmp_path / "regions.tsv", tmp_path / "regions.bed", blocks, find(CONTIGS), 11)
+    records = Records(names, np.zeros(len(names)), np.zeros(len(names)), [])
+    lines, bed_lines = zip(*region_lines(records, find(CONTIGS), 11), strict=True)
+    (tmp_path / "regions.tsv").write_text("\t".join(REGION_COLUMNS) + "\n" + "".join(lines))
     table = (tmp_path / "regions.tsv").read_text().splitlines()
     assert table[0].split("\t") == [
         *("contig", "start_1based", "end_1based", "length", "chunks", "evidence", "viral_chunks", "mean_margin"),
@@ -92,7 +93,7 @@ def test_regions_are_written_for_people_and_as_bed_and_read_back(tmp_path: Path)
     assert table[1].split("\t") == ["virus", "1", "2000", "2000", "4", "4", "4", "1", "1", "high", "whole", "11"]
     assert table[2].split("\t")[:4] == ["prophage", "1501", "3500", "2000"]
     assert table[2].split("\t")[-2] == "provirus-like"
-    bed = [line.split("\t") for line in (tmp_path / "regions.bed").read_text().splitlines()]
+    bed = [line.removesuffix("\n").split("\t") for line in bed_lines]
     assert bed[1] == ["prophage", "1500", "3500", "prophage|region_1501_3500", "1000", "."]
     assert [(row[0], int(row[1]), int(row[2])) for row in bed] == [row[:3] for row in REGIONS]
     found = list(read_regions(tmp_path / "regions.tsv"))

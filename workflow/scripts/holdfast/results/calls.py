@@ -1,16 +1,20 @@
 """Calls: from the probabilities of a sample's frames to its tables.
 
-:func:`classify_contigs` takes a sample through in one process. What the classifier gives is written to ``frames.tsv``,
-block by block, and its numbers are kept; the frames vote (:mod:`.votes`), contigs are decided (:mod:`.decisions`) and
-regions found (:mod:`.regions`); then ``chunks.tsv``, ``contigs.tsv`` and ``regions.tsv`` are written, and VirNucPro's
-own two files. Only arrays of numbers are held.
+:func:`classify_contigs` takes a sample through in one process, some records with all their frames at a time: these vote
+(:mod:`.votes`), regions are found (:mod:`.regions`), and ``frames.tsv``, ``chunks.tsv``, ``regions.tsv`` and
+VirNucPro's own two files are written. Evidence and score of every contig are kept, 12 bytes, since a false discovery
+rate is one of all; then contigs are decided (:mod:`.decisions`), and ``contigs.tsv`` is written.
 
 A frame is a virus when ``p_virus > p_non_viral``; a tie is non-viral (VirNucPro). The tables are as :mod:`.contigs`
 says; coordinates are 1-based, the last base included, where a column says so.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
 from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
 
 import numpy as np
 
@@ -19,11 +23,11 @@ from ..files import atomic_text
 from ..sequences.frames import FRAMES, bounds_of_records
 from .calibration import Calibration, read_calibration
 from .classifier import CLASSES, classify, load_classifier
-from .contigs import NOT_AVAILABLE, line, number, write_contigs
-from .decisions import NOT_CALLED, REASONS, decide
-from .embeddings import EmbeddingsFile, Rows
+from .contigs import CONTIG_COLUMNS, NOT_AVAILABLE, contig_lines, line, number
+from .decisions import REASONS, FalseDiscoveries, decide, gate
+from .embeddings import EmbeddingsFile, Records, Rows
 from .presets import CallRules
-from .regions import find_regions, write_regions
+from .regions import REGION_COLUMNS, find_regions, region_lines
 from .votes import Votes, score_groups, vote
 
 FRAME_COLUMNS = ("frame_id", "contig", "chunk", "frame", "prediction", "p_non_viral", "p_virus", "genetic_code")
@@ -91,56 +95,176 @@ def call_contigs(
         ConfigError: rules that need a calibration, without one.
         InputError: embeddings that cannot be read.
     """
-    places, probabilities = _write_frames(directory / "frames.tsv", reader, classified)
-    length_bp, status = _measure_records(reader)
-    contig, start_bp, end_bp = bounds_of_records(length_bp, reader.chunk_length_bp)
-    chunks = np.bincount(contig, minlength=len(length_bp))
-    votes = vote(_chunk_of_rows(reader, places, chunks), len(contig), probabilities)
-    code = reader.genetic_code
-    _write_chunks(directory / "chunks.tsv", _name_chunks(reader, chunks), start_bp, end_bp, votes, code)
-    evidence, score = score_groups(contig, reader.record_count, votes, rules.margin)
-    p_virus = None if calibration is None else calibration.apply(score, rules.virus_share)
-    decisions = decide(length_bp, status, evidence, score, p_virus, rules)
-    write_contigs(directory / "contigs.tsv", reader.record_blocks(), chunks, evidence, score, decisions, rules, code)
-    called = decisions.decision != NOT_CALLED
-    regions = find_regions(contig, start_bp, end_bp, votes, called, length_bp, rules)
-    write_regions(directory / "regions.tsv", directory / "regions.bed", reader.record_blocks(), regions, code)
-    if virnucpro:
-        (directory / "virnucpro").mkdir(exist_ok=True)
-        _write_virnucpro(directory / "virnucpro", reader, _name_chunks(reader, chunks), probabilities, votes)
+    evidence = np.zeros(reader.record_count, np.int32)
+    score = np.full(reader.record_count, np.nan)
+    first = 0
+    with _Tables(directory, reader.genetic_code, virnucpro) as tables:
+        for records, frames in _by_records(reader, classified):
+            place = slice(first, first + len(records.ids))
+            evidence[place], score[place] = _call_chunks(reader, tables, records, frames, rules)
+            first = place.stop
+        tables.finish()
+    fdr = None
+    if calibration is not None:
+        called = score[~np.isnan(score)]
+        fdr = FalseDiscoveries(called, calibration.apply(called, rules.virus_share))
+        del called
+    with atomic_text(directory / "contigs.tsv") as table:
+        table.write(line(*CONTIG_COLUMNS))
+        first = 0
+        for records in reader.record_blocks():
+            place = slice(first, first + len(records.ids))
+            first = place.stop
+            p_virus, rate = None, None
+            if calibration is not None and fdr is not None:
+                p_virus, rate = calibration.apply(score[place], rules.virus_share), fdr.at(score[place])
+            known = (records.length, _statuses(records), evidence[place], score[place])
+            decisions = decide(*known, p_virus, rate, rules)
+            chunks = -(-records.length // reader.chunk_length_bp)
+            values = (chunks, evidence[place], score[place], decisions, rules, reader.genetic_code)
+            table.writelines(contig_lines(records, *values))
 
 
-def _measure_records(reader: EmbeddingsFile) -> tuple[np.ndarray, np.ndarray]:
-    """Length in bp of each record, int64 [M], and why it cannot be called, an index into REASONS, uint8 [M]."""
-    lengths_bp, statuses = [np.empty(0, np.int64)], [np.empty(0, np.uint8)]
-    for records in reader.record_blocks():
-        lengths_bp.append(records.length)
-        known = (REASONS.index(status) if status in REASONS else 0 for status in records.status)
-        statuses.append(np.fromiter(known, np.uint8, len(records.ids)))
-    return np.concatenate(lengths_bp), np.concatenate(statuses)
+@dataclass(frozen=True)
+class _Frames:
+    """Frames of consecutive records.
 
-
-def _chunk_of_rows(reader: EmbeddingsFile, places: np.ndarray, chunks: np.ndarray) -> np.ndarray:
-    """Index of each row's chunk among all chunks of the sample, int64 [N].
-
-    Args:
-        reader: For errors.
-        places: Record and chunk of each row, int32 [N, 2].
-        chunks: Of each record, int64 [M].
+    Attributes:
+        ids: N ids.
+        record: Index of each one's record, int64 [N].
+        chunk: Number of its chunk there, from 1, int64 [N].
+        frame: Index into FRAMES, uint8 [N].
+        probabilities: float32 [N, 2]: non-viral, virus.
     """
-    record, chunk = places.T
-    if ((chunk < 1) | (chunk > chunks[record])).any():
-        raise InputError("holds a frame of a chunk that its record does not have; compute it again", reader.path)
-    return (np.cumsum(chunks) - chunks)[record] + chunk - 1
+
+    ids: list[str]
+    record: np.ndarray
+    chunk: np.ndarray
+    frame: np.ndarray
+    probabilities: np.ndarray
+
+    def part(self, place: slice) -> "_Frames":
+        """Some of them that follow one another."""
+        return _Frames(*(getattr(self, field.name)[place] for field in fields(self)))
 
 
-def _name_chunks(reader: EmbeddingsFile, chunks: np.ndarray) -> Iterator[tuple[str, int, str]]:
-    """For every chunk of every record the record's id, the chunk's number from 1, and the record's status."""
-    counts = iter(chunks.tolist())
+def _by_records(
+    reader: EmbeddingsFile, classified: Iterable[tuple[Rows, np.ndarray]]
+) -> Iterator[tuple[Records, _Frames]]:
+    """All records, some at a time, with all frames of these, whose records are counted from the first of them.
+
+    Raises:
+        InputError: rows that are not in the order of their records.
+    """
+    blocks = (_Frames(rows.ids, rows.record.astype(np.int64), rows.chunk, rows.frame, p) for rows, p in classified)
+    no_rows = np.empty(0, np.int64)
+    waiting = _Frames([], no_rows, no_rows, no_rows.astype(np.uint8), np.empty((0, 2), np.float32))
+    first, last = 0, -1
     for records in reader.record_blocks():
-        for name, status in zip(records.ids, records.status, strict=True):
-            for place in range(1, next(counts) + 1):
-                yield name, place, status
+        stop = first + len(records.ids)
+        parts = [waiting]
+        while last < stop and (block := next(blocks, None)) is not None:
+            parts.append(block)
+            if (np.diff(block.record, prepend=last) < 0).any():
+                raise InputError("its rows are not in the order of its records; compute it again", reader.path)
+            last = int(block.record[-1])
+        ids = [name for part in parts for name in part.ids]
+        columns = zip(*((part.record, part.chunk, part.frame, part.probabilities) for part in parts), strict=True)
+        held = _Frames(ids, *map(np.concatenate, columns))
+        cut = int(np.searchsorted(held.record, stop))
+        held.record[:cut] -= first
+        yield records, held.part(slice(0, cut))
+        waiting, first = held.part(slice(cut, None)), stop
+
+
+class _Tables:
+    """The tables that are written as frames pass, open side by side; they appear together, or none does."""
+
+    def __init__(self, directory: Path, genetic_code: int, virnucpro: bool) -> None:
+        """Name them."""
+        self.genetic_code = genetic_code
+        self._directory = directory
+        self._published = directory / "virnucpro" if virnucpro else None
+        self._stack = ExitStack()
+        self._voted: list[tuple[str, bool]] = []
+
+    def __enter__(self) -> Self:
+        self.frames = self._open(self._directory / "frames.tsv", *FRAME_COLUMNS)
+        self.chunks = self._open(self._directory / "chunks.tsv", *CHUNK_COLUMNS)
+        self.regions = self._open(self._directory / "regions.tsv", *REGION_COLUMNS)
+        self.bed = self._open(self._directory / "regions.bed")
+        if self._published:
+            self._published.mkdir(exist_ok=True)
+            columns = ("Sequence_ID", "Prediction", "score1", "score2")
+            self._published_frames = self._open(self._published / VIRNUCPRO_FRAMES, *columns)
+        return self
+
+    def _open(self, path: Path, *columns: str) -> IO[str]:
+        table = self._stack.enter_context(atomic_text(path))
+        table.write(line(*columns) if columns else "")
+        return table
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+
+    def publish(self, frames: _Frames, voted: Iterable[tuple[str, bool]]) -> None:
+        """Write frames as VirNucPro does, value-equal, and keep the votes, where its two files are asked for."""
+        if self._published:
+            self._voted.extend(voted)
+            for name, (p_non_viral, p_virus) in zip(frames.ids, frames.probabilities.tolist(), strict=True):
+                prediction = "virus" if p_virus > p_non_viral else "others"
+                self._published_frames.write(line(name, prediction, number(p_non_viral), number(p_virus)))
+
+    def finish(self) -> None:
+        """Write VirNucPro's called chunks, sorted by id, which is how a pandas groupby leaves them.
+
+        Sorting is the one step here that holds an object for each.
+        """
+        if self._published:
+            with atomic_text(self._published / VIRNUCPRO_CHUNKS) as table:
+                table.write(line("Modified_ID", "Is_Virus"))
+                table.writelines(line(name, str(is_virus)) for name, is_virus in sorted(self._voted))
+
+
+def _call_chunks(
+    reader: EmbeddingsFile, tables: _Tables, records: Records, frames: _Frames, rules: CallRules
+) -> tuple[np.ndarray, np.ndarray]:
+    """Write frames, chunks and regions of some records; evidence of each, int64 [M], and score, float64 [M].
+
+    A record that is not called has no score: NaN.
+    """
+    tables.frames.writelines(_frame_lines(records, frames, tables.genetic_code))
+    contig, start_bp, end_bp = bounds_of_records(records.length, reader.chunk_length_bp)
+    chunks = np.bincount(contig, minlength=len(records.ids))
+    if ((frames.chunk < 1) | (frames.chunk > chunks[frames.record])).any():
+        raise InputError("holds a frame of a chunk that its record does not have; compute it again", reader.path)
+    places = (np.cumsum(chunks) - chunks)[frames.record] + frames.chunk - 1
+    votes = vote(places, len(contig), frames.probabilities)
+    named = [(f"{records.ids[owner]}_chunk_{place}", owner) for owner, place in _numbered(chunks)]
+    tables.chunks.writelines(_chunk_lines(records, named, start_bp, end_bp, votes, tables.genetic_code))
+    voted = zip(named, votes.frames.tolist(), votes.is_virus.tolist(), strict=True)
+    tables.publish(frames, ((name, is_virus) for (name, _), count, is_virus in voted if count))
+    evidence, score = score_groups(contig, len(records.ids), votes, rules.margin)
+    called = gate(records.length, _statuses(records), evidence, rules) == 0
+    regions = find_regions(contig, start_bp, end_bp, votes, called, records.length, rules)
+    for text, bed in region_lines(records, regions, tables.genetic_code):
+        tables.regions.write(text)
+        tables.bed.write(bed)
+    return evidence, np.where(called, score, np.nan)
+
+
+def _statuses(records: Records) -> np.ndarray:
+    """Why each record cannot be called, an index into REASONS, uint8 [M]."""
+    return np.array([REASONS.index(status) if status in REASONS else 0 for status in records.status], np.uint8)
+
+
+def _numbered(chunks: np.ndarray) -> Iterator[tuple[int, int]]:
+    """For every chunk of every record the record's index and the chunk's number from 1."""
+    for owner, count in enumerate(chunks.tolist()):
+        for place in range(1, count + 1):
+            yield owner, place
 
 
 def _uncalled(record_status: str) -> str:
@@ -148,70 +272,27 @@ def _uncalled(record_status: str) -> str:
     return "no_stop_free_frame" if record_status == "ok" else record_status
 
 
-def _write_frames(
-    path: str | Path, reader: EmbeddingsFile, classified: Iterable[tuple[Rows, np.ndarray]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Write ``frames.tsv``; record and chunk of each frame, int32 [N, 2], and its probabilities, float32 [N, 2]."""
-    places = np.empty((reader.row_count, 2), np.int32)
-    probabilities = np.empty((reader.row_count, 2), np.float32)
-    start, code = 0, str(reader.genetic_code)
-    with atomic_text(path) as table:
-        table.write(line(*FRAME_COLUMNS))
-        for rows, found in classified:
-            stop = start + len(rows.ids)
-            places[start:stop] = np.stack([rows.record, rows.chunk], axis=1)
-            probabilities[start:stop] = found
-            start = stop
-            first = int(rows.record.min())
-            contigs = reader.records(first, int(rows.record.max()) + 1).ids
-            numbers = ((rows.record - first).tolist(), rows.chunk.tolist(), rows.frame.tolist(), found.tolist())
-            for name, record, chunk, frame, (p_non_viral, p_virus) in zip(rows.ids, *numbers, strict=True):
-                prediction = VIRUS if p_virus > p_non_viral else NON_VIRAL
-                place = (name, contigs[record], str(chunk), FRAMES[frame])
-                table.write(line(*place, prediction, number(p_non_viral), number(p_virus), code))
-    return places, probabilities
+def _frame_lines(records: Records, frames: _Frames, genetic_code: int) -> Iterator[str]:
+    numbers = (column.tolist() for column in (frames.record, frames.chunk, frames.frame, frames.probabilities))
+    for name, record, chunk, frame, (p_non_viral, p_virus) in zip(frames.ids, *numbers, strict=True):
+        prediction = VIRUS if p_virus > p_non_viral else NON_VIRAL
+        place = (name, records.ids[record], str(chunk), FRAMES[frame])
+        yield line(*place, prediction, number(p_non_viral), number(p_virus), str(genetic_code))
 
 
-def _write_chunks(
-    path: Path,
-    named: Iterable[tuple[str, int, str]],
+def _chunk_lines(
+    records: Records,
+    named: Iterable[tuple[str, int]],
     start_bp: np.ndarray,
     end_bp: np.ndarray,
     votes: Votes,
     genetic_code: int,
-) -> None:
-    results = zip(start_bp, end_bp, votes.frames, votes.is_virus, votes.max_p_virus, votes.max_p_non_viral, strict=True)
-    with atomic_text(path) as table:
-        table.write(line(*CHUNK_COLUMNS))
-        for (name, place, status), (start, end, frames, is_virus, *maxima) in zip(named, results, strict=True):
-            verdict = (str(is_virus), *map(number, maxima)) if frames else (NOT_AVAILABLE,) * 3
-            where = (f"{name}_chunk_{place}", name, str(start + 1), str(end), str(frames))
-            table.write(line(*where, "called" if frames else _uncalled(status), *verdict, str(genetic_code)))
-
-
-def _write_virnucpro(
-    directory: Path,
-    reader: EmbeddingsFile,
-    named: Iterable[tuple[str, int, str]],
-    probabilities: np.ndarray,
-    votes: Votes,
-) -> None:
-    """Write VirNucPro's two files, value-equal.
-
-    Frames come in their order, called chunks sorted by id, which is how a pandas groupby leaves them; sorting is
-    the one step here that holds an object for each.
-    """
-    with atomic_text(directory / VIRNUCPRO_FRAMES) as table:
-        table.write(line("Sequence_ID", "Prediction", "score1", "score2"))
-        names = (name for rows in reader.blocks() for name in rows.ids)
-        for name, (p_non_viral, p_virus) in zip(names, probabilities, strict=True):
-            prediction = "virus" if p_virus > p_non_viral else "others"
-            table.write(line(name, prediction, number(p_non_viral), number(p_virus)))
-    called = (
-        (f"{name}_chunk_{place}", is_virus)
-        for (name, place, _), frames, is_virus in zip(named, votes.frames, votes.is_virus, strict=True)
-        if frames
-    )
-    with atomic_text(directory / VIRNUCPRO_CHUNKS) as table:
-        table.write(line("Modified_ID", "Is_Virus"))
-        table.writelines(line(name, str(is_virus)) for name, is_virus in sorted(called))
+) -> Iterator[str]:
+    """Lines of ``chunks.tsv``; of each chunk come its id and its record's index, and a value in every array."""
+    columns = (start_bp, end_bp, votes.frames, votes.is_virus, votes.max_p_virus, votes.max_p_non_viral)
+    results = zip(*(column.tolist() for column in columns), strict=True)
+    for (name, owner), (start, end, frames, is_virus, *maxima) in zip(named, results, strict=True):
+        verdict = (str(is_virus), *map(number, maxima)) if frames else (NOT_AVAILABLE,) * 3
+        where = (name, records.ids[owner], str(start + 1), str(end), str(frames))
+        status = "called" if frames else _uncalled(records.status[owner])
+        yield line(*where, status, *verdict, str(genetic_code))

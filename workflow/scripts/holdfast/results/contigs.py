@@ -1,18 +1,17 @@
 """The table ``contigs.tsv``: a line for every record of the input, in its order, whether it was called or not.
 
-:func:`write_contigs` writes it from arrays, :func:`read_contigs` reads it line by line. Tab-separated UTF-8 without
+:func:`contig_lines` makes it of arrays, :func:`read_contigs` reads it line by line. Tab-separated UTF-8 without
 quoting: an id is one word of a FASTA header, so it holds neither tab nor newline, and any quote in it is part of it.
 ``NA`` stands where there is nothing to say, ``uncalibrated`` where only a calibration could say it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import InputError
-from ..files import atomic_text
 from ..sequences import GENETIC_CODES
 from .decisions import DECISIONS, NOT_CALLED, TIERS, Decisions, explain
 from .embeddings import Records
@@ -70,46 +69,39 @@ def line(*cells: str) -> str:
     return "\t".join(cells) + "\n"
 
 
-def write_contigs(
-    path: str | Path,
-    records: Iterable[Records],
+def contig_lines(
+    records: Records,
     chunks: np.ndarray,
     evidence: np.ndarray,
     score: np.ndarray,
     decisions: Decisions,
     rules: CallRules,
     genetic_code: int,
-) -> None:
-    """Write the table.
+) -> Iterator[str]:
+    """Lines of the table, of consecutive records.
 
     Args:
-        path: Where.
-        records: All records of the input, block by block.
+        records: M of them.
         chunks: Of each, int64 [M].
-        evidence: Those with a stop-free frame, int64 [M].
-        score: float64 [M], NaN without evidence.
+        evidence: Those with a stop-free frame, int [M].
+        score: float64 [M], NaN where it is not called.
         decisions: Of each.
         rules: That they were decided by.
         genetic_code: By which frames were read.
     """
-    with atomic_text(path) as table:
-        table.write(line(*CONTIG_COLUMNS))
-        start = 0
-        for block in records:
-            place = slice(start, start + len(block.ids))
-            start = place.stop
-            said = (decisions.decision, decisions.tier, decisions.reason, decisions.p_virus, decisions.fdr)
-            values = (column[place].tolist() for column in (chunks, evidence, score, *said))
-            for name, length_bp, *told in zip(block.ids, block.length.tolist(), *values, strict=True):
-                count, with_frames, mean, decision, tier, reason, p_virus, fdr = told
-                if decision == NOT_CALLED:
-                    verdict = (NOT_AVAILABLE, "False", *[NOT_AVAILABLE] * 3)
-                else:
-                    calibrated = [number(p_virus), number(fdr)] if p_virus == p_virus else [UNCALIBRATED] * 2
-                    verdict = (TIERS[tier], str(DECISIONS[decision] == "virus"), number(mean), *calibrated)
-                place_of = (name, str(length_bp), str(count), str(with_frames), DECISIONS[decision])
-                why = explain(reason, with_frames, rules) or NOT_AVAILABLE
-                table.write(line(*place_of, *verdict, why, str(genetic_code)))
+    said = (decisions.decision, decisions.tier, decisions.reason, decisions.p_virus, decisions.fdr)
+    values = (column.tolist() for column in (records.length, chunks, evidence, score, *said))
+    for name, length_bp, count, with_frames, mean, decision, tier, reason, p_virus, fdr in zip(
+        records.ids, *values, strict=True
+    ):
+        if decision == NOT_CALLED:
+            verdict = (NOT_AVAILABLE, "False", *[NOT_AVAILABLE] * 3)
+        else:
+            calibrated = [number(p_virus), number(fdr)] if p_virus == p_virus else [UNCALIBRATED] * 2
+            verdict = (TIERS[tier], str(DECISIONS[decision] == "virus"), number(mean), *calibrated)
+        place_of = (name, str(length_bp), str(count), str(with_frames), DECISIONS[decision])
+        why = explain(reason, with_frames, rules) or NOT_AVAILABLE
+        yield line(*place_of, *verdict, why, str(genetic_code))
 
 
 def read_contigs(path: str | Path) -> Iterator[ContigCall]:

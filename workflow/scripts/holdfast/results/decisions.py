@@ -51,6 +51,7 @@ def decide(
     evidence: np.ndarray,
     score: np.ndarray,
     p_virus: np.ndarray | None,
+    fdr: np.ndarray | None,
     rules: CallRules,
 ) -> Decisions:
     """Decide.
@@ -60,28 +61,21 @@ def decide(
         status: ``failed``, ``too_short`` and ``bad_letters`` as they stand in :data:`REASONS`, otherwise 0; uint8 [M].
         evidence: Chunks with a stop-free frame, int64 [M].
         score: float64 [M], NaN without evidence.
-        p_virus: Calibrated probability of each, float64 [M], never less for a higher score; None without a calibration.
+        p_virus: Calibrated probability of each, float64 [M]; None without a calibration.
+        fdr: Of the list down to each, float64 [M], see :class:`FalseDiscoveries`; likewise.
         rules: The numbers.
 
     Raises:
         ConfigError: the rules have ``max_fdr``, but there is no calibration.
     """
-    reason = status.astype(np.uint8)
-    for why, holds in (
-        ("no_evidence", evidence == 0),
-        ("length", length_bp < rules.min_length_bp),
-        ("evidence", evidence < rules.min_chunks),
-    ):
-        reason[holds & (reason == 0)] = REASONS.index(why)
+    reason = gate(length_bp, status, evidence, rules)
     called = reason == 0
-    probability = np.full(len(score), np.nan)
-    fdr = np.full(len(score), np.nan)
-    if p_virus is not None:
-        probability[called] = p_virus[called]
-        fdr[called] = estimate_fdr(score[called], p_virus[called])
-    elif rules.max_fdr is not None:
+    if fdr is None and rules.max_fdr is not None:
         raise ConfigError("calls.max_fdr: the classifier is not calibrated; label samples of both kinds, or remove it")
-    virus = called & (score >= rules.virus_score if rules.max_fdr is None else fdr <= rules.max_fdr)
+    probability, rate_down = (
+        np.full(len(score), np.nan) if values is None else np.where(called, values, np.nan) for values in (p_virus, fdr)
+    )
+    virus = called & (score >= rules.virus_score if rules.max_fdr is None else rate_down <= rules.max_fdr)
     non_viral = called & ~virus & (score <= rules.non_viral_score)
     decision = np.where(virus, VIRUS, np.where(non_viral, NON_VIRAL, AMBIGUOUS)).astype(np.uint8)
     decision[~called] = NOT_CALLED
@@ -90,7 +84,26 @@ def decide(
     tier[ambiguous] = LOW
     reason[ambiguous] = REASONS.index("between")
     reason[called & ~ambiguous & lowered] = REASONS.index("lowered")
-    return Decisions(decision, tier, reason, probability, fdr)
+    return Decisions(decision, tier, reason, probability, rate_down)
+
+
+def gate(length_bp: np.ndarray, status: np.ndarray, evidence: np.ndarray, rules: CallRules) -> np.ndarray:
+    """Why contigs are not called, uint8 [M], an index into :data:`REASONS`; 0 where they are.
+
+    Args:
+        length_bp: As for :func:`decide`, and so are the others.
+        status: Of the record.
+        evidence: Of its chunks.
+        rules: The numbers.
+    """
+    reason = status.astype(np.uint8)
+    for why, holds in (
+        ("no_evidence", evidence == 0),
+        ("length", length_bp < rules.min_length_bp),
+        ("evidence", evidence < rules.min_chunks),
+    ):
+        reason[holds & (reason == 0)] = REASONS.index(why)
+    return reason
 
 
 def rate(score: np.ndarray, evidence: np.ndarray, rules: CallRules) -> tuple[np.ndarray, np.ndarray]:
@@ -106,20 +119,33 @@ def rate(score: np.ndarray, evidence: np.ndarray, rules: CallRules) -> tuple[np.
     return (tier - lowered).astype(np.uint8), lowered
 
 
-def estimate_fdr(score: np.ndarray, p_virus: np.ndarray) -> np.ndarray:
-    """False discovery rate of the list from the highest score down to each contig, float64 [k].
+class FalseDiscoveries:
+    """False discovery rates of the lists of called contigs, each from the highest score down to one.
 
-    It is the mean of 1 - p_virus over the list, the expected share of it that is no virus. Equal scores are on the list
-    together.
-
-    Args:
-        score: float64 [k].
-        p_virus: Calibrated probability of each, float64 [k].
+    A rate is the mean of 1 - p_virus over the list, the expected share of it that is no virus. Equal scores are on the
+    list together. It takes 16 bytes a contig.
     """
-    order = np.argsort(-score, kind="stable")
-    expected = np.cumsum(1 - p_virus[order]) / np.arange(1, len(score) + 1)
-    last = np.searchsorted(-score[order], -score, side="right") - 1
-    return expected[last]
+
+    def __init__(self, score: np.ndarray, p_virus: np.ndarray) -> None:
+        """Take the called contigs.
+
+        Args:
+            score: float64 [k].
+            p_virus: Calibrated probability of each, float64 [k], never less for a higher score.
+        """
+        self._falling = np.negative(score)
+        self._falling.sort()
+        self._rate = 1 - p_virus
+        self._rate.sort()  # the order of the scores, since no higher score has a lower probability
+        np.cumsum(self._rate, out=self._rate)
+        self._rate /= np.arange(1, len(score) + 1)
+
+    def at(self, score: np.ndarray) -> np.ndarray:
+        """The rates of the lists that end with these scores of called contigs; NaN for NaN; float64 [n]."""
+        rate = np.full(len(score), np.nan)
+        known = ~np.isnan(score)
+        rate[known] = self._rate[np.searchsorted(self._falling, -score[known], side="right") - 1]
+        return rate
 
 
 def explain(reason: int, evidence: int, rules: CallRules) -> str:

@@ -5,18 +5,18 @@ follow each other belong to one region when at most ``region_gap_bp`` lie betwee
 say; a region has at least ``region_min_chunks`` of them. No vote of a chunk is changed. A region is the *whole* contig
 when no evidence lies outside of it and no more than ``region_gap_bp`` at either end; any other is *provirus-like*.
 
-:func:`find_regions` works on arrays with a value a chunk; :func:`write_regions` and :func:`read_regions` stream. In the
-table the first base is 1 and the last is included, in BED the first is 0 and the last is left out.
+:func:`find_regions` works on arrays with a value a chunk, for some records at a time; :func:`region_lines` makes lines
+of what it found, and :func:`read_regions` reads them one by one. In the table the first base is 1 and the last is
+included, in BED the first is 0 and the last is left out.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import InputError
-from ..files import atomic_text
 from .contigs import line, number
 from .decisions import TIERS, rate
 from .embeddings import Records
@@ -32,7 +32,7 @@ EXTENTS = ("provirus-like", "whole")
 
 @dataclass(frozen=True)
 class Regions:
-    """Regions of a sample, by contig and then by place; R regions.
+    """Regions of consecutive records, by contig and then by place; R regions.
 
     Attributes:
         contig: Index of the contig, int64 [R].
@@ -92,7 +92,7 @@ def find_regions(
     length_bp: np.ndarray,
     rules: CallRules,
 ) -> Regions:
-    """Find the regions of a sample.
+    """Find the regions of consecutive records.
 
     Args:
         contig: Index of each chunk's contig, ascending, int64 [C].
@@ -136,31 +136,21 @@ def find_regions(
     )
 
 
-def write_regions(
-    path: str | Path, bed_path: str | Path, records: Iterable[Records], regions: Regions, genetic_code: int
-) -> None:
-    """Write the table, and BED with six columns: its name is that in ``virus.fna``, its score 1000 times ours.
+def region_lines(records: Records, regions: Regions, genetic_code: int) -> Iterator[tuple[str, str]]:
+    """Lines of the table, and of BED with six columns: its name is that in ``virus.fna``, its score 1000 times ours.
 
     Args:
-        path: The table.
-        bed_path: The BED file.
-        records: All records of the input, block by block.
-        regions: Of the sample.
+        records: Whose regions they are.
+        regions: Of them.
         genetic_code: By which frames were read.
     """
-    with atomic_text(path) as table, atomic_text(bed_path) as bed:
-        table.write(line(*REGION_COLUMNS))
-        first = 0
-        for block in records:
-            low, high = np.searchsorted(regions.contig, [first, first + len(block.ids)])
-            columns = [getattr(regions, name)[low:high].tolist() for name in Regions.__dataclass_fields__]
-            for contig, start, end, *counts, mean_margin, score, tier, is_whole in zip(*columns, strict=True):
-                region = Region(block.ids[contig - first], start, end, score, TIERS[tier])
-                places = (str(start + 1), str(end), str(end - start), *map(str, counts))
-                numbers = (number(mean_margin), number(score))
-                table.write(line(region.contig, *places, *numbers, region.tier, EXTENTS[is_whole], str(genetic_code)))
-                bed.write(line(region.contig, str(start), str(end), region.id, f"{1000 * score:.0f}", "."))
-            first += len(block.ids)
+    columns = [getattr(regions, name).tolist() for name in Regions.__dataclass_fields__]
+    for contig, start, end, *counts, mean_margin, score, tier, is_whole in zip(*columns, strict=True):
+        region = Region(records.ids[contig], start, end, score, TIERS[tier])
+        places = (str(start + 1), str(end), str(end - start), *map(str, counts))
+        numbers = (number(mean_margin), number(score))
+        text = line(region.contig, *places, *numbers, region.tier, EXTENTS[is_whole], str(genetic_code))
+        yield text, line(region.contig, str(start), str(end), region.id, f"{1000 * score:.0f}", ".")
 
 
 def read_regions(path: str | Path) -> Iterator[Region]:

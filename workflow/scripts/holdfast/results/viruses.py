@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..files import atomic_text, temporary_path
 from ..sequences import Alphabet
 from ..sequences.fasta import read_records
+from ..sequences.ids import Ids
 from .contigs import CONTIG_COLUMNS, line, number, read_contigs
 from .embeddings import EmbeddingsFile
 from .regions import read_regions
@@ -54,6 +55,8 @@ def write_viruses(path: Path, fasta: str | Path, embeddings: str | Path, tables:
         embeddings: What was made of that file; it has the file's digest.
         tables: Directory of the sample's ``contigs.tsv`` and ``regions.tsv``.
 
+    Ids are those of the table, so that none is there twice.
+
     Raises:
         InputError: the file cannot be read, or is not the one that was embedded; or a table that is none.
     """
@@ -63,7 +66,9 @@ def write_viruses(path: Path, fasta: str | Path, embeddings: str | Path, tables:
     other = InputError("is not the file that was embedded; bring that back, or run again to embed this one", fasta)
     following = chain(read_regions(tables / "regions.tsv"), repeat(None))
     region = next(following)
-    pairs = zip_longest(read_records(fasta, Alphabet.NUCLEOTIDE, digest), read_contigs(tables / "contigs.tsv"))
+    pairs = zip_longest(
+        read_records(fasta, Alphabet.NUCLEOTIDE, digest, Ids(only=set())), read_contigs(tables / "contigs.tsv")
+    )
     with _open_fasta(path) as file:
         for record, call in pairs:
             if record is None or call is None or (record.id, len(record.sequence)) != (call.contig, call.length_bp):
