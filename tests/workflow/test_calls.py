@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+import re
 import shutil
+from dataclasses import replace
 from io import StringIO
 
 import numpy as np
 import pandas  # type: ignore[import-untyped]
 from Bio import SeqIO
+from holdfast.results.decisions import TIERS
+from holdfast.results.presets import PRESETS, CallRules, choose_rules
 from holdfast.sequences import Alphabet
 from holdfast.sequences.fasta import read_records
 
@@ -51,6 +55,49 @@ def check_sequences(some: Project, samples: dict[str, dict[str, str]], name: str
     pandas.testing.assert_frame_equal(some.table("contigs.tsv")[expected_table.columns], expected_table)
 
 
+def check_coherence(some: Project, sample: str, rules: CallRules) -> None:
+    """Frames, chunks, contigs, regions, summary and report of a sample say the same, by the rules."""
+    names = ("frames", "chunks", "contigs", "regions")
+    frames, chunks, contigs, regions = (some.table(f"{sample}/{name}.tsv") for name in names)
+    for table in (frames, chunks, contigs, regions):
+        assert set(table["genetic_code"]) <= {"11"}
+    chunks = chunks.astype({"start_1based": int, "end_1based": int, "frames": int})
+    assert chunks["frames"].sum() == len(frames)
+    evidence = chunks[chunks["status"] == "called"].astype({"max_p_virus": float, "max_p_non_viral": float})
+    evidence = evidence.assign(margin=evidence["max_p_virus"] - evidence["max_p_non_viral"])
+    counted = evidence.groupby("contig").size().reindex(contigs["contig"], fill_value=0)
+    assert contigs["evidence"].astype(int).tolist() == counted.tolist()
+    called = contigs[contigs["decision"] != "not called"].astype({"score": float, "evidence": int})
+    for row in called.to_dict("records"):
+        sure = row["score"] if row["decision"] == "virus" else 1 - row["score"]
+        tier = (sure >= rules.moderate_score) + int(sure >= rules.high_score)
+        lowered = tier > 0 and row["evidence"] < rules.few_chunks
+        expected = "low" if row["decision"] == "ambiguous" else TIERS[tier - lowered]
+        assert row["tier"] == expected, row
+        assert row["reason"].startswith("tier lowered") == (lowered and row["decision"] != "ambiguous"), row
+    for row in regions.to_dict("records"):
+        start, end = int(row["start_1based"]), int(row["end_1based"])
+        of_contig = evidence[evidence["contig"] == row["contig"]]
+        inside = of_contig[(of_contig["start_1based"] >= start) & (of_contig["end_1based"] <= end)]
+        assert row["contig"] in set(called["contig"])
+        assert (int(row["evidence"]), int(row["length"])) == (len(inside), end - start + 1)
+        assert int(row["viral_chunks"]) == (inside["margin"] >= rules.margin).sum() >= rules.region_min_chunks
+        assert abs(float(row["mean_margin"]) - inside["margin"].mean()) < 1e-5
+        assert row["extent"] == "provirus-like" or len(inside) == len(of_contig)
+    summary = some.table("summary.tsv").set_index("sample").loc[sample]
+    viruses = contigs[contigs["decision"] == "virus"]
+    assert (summary["genetic_code"], int(summary["virus"])) == ("11", len(viruses))
+    assert [int(summary[f"virus_{tier}"]) for tier in TIERS] == [(viruses["tier"] == tier).sum() for tier in TIERS]
+    if len(viruses) and not (called["fdr"] == "uncalibrated").any():  # the list ends with its largest rate
+        assert abs(float(summary["virus_fdr"]) - viruses["fdr"].astype(float).max()) < 1e-3
+    page = some.read("results/report.html")
+    listed = json.loads(re.search(r"const contigs = (.*);\n", page)[1])  # type: ignore[index]
+    rows = [dict(zip(listed["columns"], row, strict=True)) for row in listed["rows"]]
+    rows = [row for row in rows if listed["samples"][row["sample"]] == sample]
+    expected_rows = {(row["contig"], row["decision"]) for row in contigs.to_dict("records")}
+    assert {(row["contig"], row["decision"]) for row in rows} == expected_rows
+
+
 def test_contigs_are_called_calibrated_and_written(project: NewProject) -> None:
     some = project()
     phage, bacterium = genome("phage_heldout.fna"), genome("bacterium_heldout.fna")
@@ -65,6 +112,7 @@ def test_contigs_are_called_calibrated_and_written(project: NewProject) -> None:
     assert run.returncode == 0, run.text
     assert run.jobs == jobs("p", "b", "new", called=["new"], once=["train"])
     check_sequences(some, {"new": sequences}, "virus.fna")
+    check_coherence(some, "new", replace(PRESETS["relaxed"], region_min_chunks=2))
     assert "genetic_code=11" in some.read("results/virus.fna")
     contigs = some.table("new/contigs.tsv").set_index("contig")
     assert contigs.loc["stub", ["decision", "tier", "reason"]].tolist() == ["not called", "NA", "shorter than a codon"]
@@ -94,6 +142,9 @@ def test_contigs_are_called_calibrated_and_written(project: NewProject) -> None:
     assert run.jobs == jobs("p2", "b2", called=["p2", "b2", "new"], once=["calibrate"])
     calibration = json.loads(some.read("results/classifier/calibration.json"))
     assert (calibration["method"], calibration["split"]) == ("sigmoid", "all")
+    assert f"Brier score {calibration['brier']:.3f}" in some.read("results/report.html")
+    assert "Brier score" in some.read("results/figures/calibration.svg")
+    rules = choose_rules(calls)
     for sample in ("p2", "b2", "new"):
         table = some.table(f"{sample}/contigs.tsv")
         table = table[table["decision"] != "not called"].astype({"score": float, "p_virus": float, "fdr": float})
@@ -101,6 +152,8 @@ def test_contigs_are_called_calibrated_and_written(project: NewProject) -> None:
         expected = (1 - table["p_virus"]).cumsum() / np.arange(1, len(table) + 1)
         assert (table["fdr"] - expected.groupby(table["score"]).transform("last")).abs().max() < 1e-7
         assert ((table["decision"] == "virus") == (table["fdr"] <= 0.5)).all()
-        assert some.path(f"results/{sample}/virus.fna.gz").exists()
-    assert some.path("results/virus.fna.gz").exists()
+        check_coherence(some, sample, rules)
+    files = {path.relative_to(some.path("results")).as_posix() for path in some.path("results").rglob("virus.fna*")}
+    assert files == {"virus.fna.gz", *(f"{sample}/virus.fna.gz" for sample in ("p2", "b2", "new"))}
+    assert "of a classifier trained by an earlier run, not in use" in some.read("results/report.html")
     assert some.run().jobs == []
