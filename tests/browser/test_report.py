@@ -77,7 +77,11 @@ def look_at_page(chromium: Browser, some: Project, downloads: Path) -> None:
     """Figures answer the mouse; tables are searched, filtered, sorted and saved; hostile names are text."""
     open_page(chromium, some.path("results/report.html"))
     names = {f"{name}.svg" for name in chromium.run("return Object.keys(figures)")}
-    assert names == {name for entry in FIGURES.values() for name in entry if name.endswith(".svg")}
+    empty = chromium.driver.find_element(By.ID, "calibration")
+    assert re.search(r"No calibration: \d virus and \d non-viral contigs with evidence are too few", empty.text)
+    assert names == {name for entry in FIGURES.values() for name in entry if name.endswith(".svg")} - {
+        "calibration.svg"
+    }
     check_layout(chromium)
     warning = chromium.driver.find_element(By.CLASS_NAME, "warning")
     assert "dnabert_s and esm2 have seeded random weights" in warning.text

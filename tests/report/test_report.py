@@ -16,7 +16,7 @@ import pytest
 from holdfast.errors import ConfigError, InputError, ResourceError
 from holdfast.models.registry import Output
 from holdfast.report import tally
-from holdfast.report.charts import RED, Choices
+from holdfast.report.charts import RED, Choices, chart_of, render, whole
 from holdfast.report.figures import FIGURES, make_figure
 from holdfast.report.page import SAMPLE_COLUMNS, write_report
 from holdfast.report.pools import throughput
@@ -239,6 +239,12 @@ def test_a_figure_without_anything_to_show_says_so_in_one_line(name: str) -> Non
     assert re.match(r"No |Fewer than ", figure.chart)
     assert figure.specification([]) is None
     assert sorted(texts(figure.svg([])).splitlines()) == sorted([FIGURES[name][0], figure.chart])
+
+
+@pytest.mark.parametrize(("largest", "ticks"), [(1, "0 1"), (2, "0 1 2"), (4, "0 1 2 3 4"), (5, "0 1 2 3 4 5")])
+def test_few_contigs_are_counted_by_whole_ticks(largest: int, ticks: str) -> None:
+    chart = chart_of([{"x": 1, "contigs": largest}], height=150).mark_bar().encode(x="x:Q", y=whole("contigs", largest))
+    assert texts(render(chart, "", "", [])).split("contigs")[0].split()[-len(ticks.split()) :] == ticks.split()
 
 
 def test_a_table_of_the_classifier_that_is_none_is_named(tmp_path: Path) -> None:

@@ -116,9 +116,10 @@ def chart_of(values: Iterable[Mapping[str, Any]], **properties: Any) -> altair.C
     return altair.Chart(altair.Data(values=list(values)), **properties)
 
 
-def whole(title: str) -> altair.Y:
-    """An axis of counts, with whole ticks."""
-    return altair.Y(f"{title}:Q", title=title).axis(format="~s", tickCount=4, tickMinStep=1)
+def whole(title: str, largest: float) -> altair.Y:
+    """An axis of counts up to the largest, with whole ticks; Vega's own tickMinStep leaves halves between few."""
+    y = altair.Y(f"{title}:Q", title=title).axis(format="~s", tickCount=4)
+    return y.axis(format="d", values=list(range(int(largest) + 1))) if largest < 5 else y
 
 
 def shades(values: Values, names: Sequence[str], of_what: str) -> altair.Chart:

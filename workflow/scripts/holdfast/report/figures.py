@@ -45,6 +45,8 @@ from .tally import LENGTH_BINS_A_DECADE, OUTCOMES, SCORE_BINS, Tally
 
 UNCALIBRATED = "No labelled contigs calibrate the classifier: p_virus and fdr of a contig say uncalibrated."
 UNTRAINED = "No classifier was trained, since a labelled sample failed."
+FEW_EPOCHS = 10
+QUARTERS = [0, 0.25, 0.5, 0.75, 1]
 TENTHS = [tenth / 10 for tenth in range(11)]
 
 
@@ -94,7 +96,9 @@ def scores(tally: Tally, choices: Choices) -> Chart | str:
     bars = (
         chart_of(values, width=WIDTH, height=150)
         .mark_bar(color=NEUTRAL)
-        .encode(x=x, x2="to:Q", y=whole("contigs"), tooltip=[*scale, altair.Tooltip("contigs:Q", format=",")])
+        .encode(
+            x=x, x2="to:Q", y=whole("contigs", total.max()), tooltip=[*scale, altair.Tooltip("contigs:Q", format=",")]
+        )
     )
     limits = {"non-viral": choices.rules.non_viral_score}
     if choices.rules.max_fdr is None:
@@ -150,7 +154,7 @@ def lengths(tally: Tally, choices: Choices) -> Chart | str:
     above = (
         chart_of(counts, width=WIDTH, height=90)
         .mark_bar(color=NEUTRAL, stroke="white")
-        .encode(x=x.axis(None), x2="to:Q", y=whole("contigs"))
+        .encode(x=x.axis(None), x2="to:Q", y=whole("contigs", max(totals.values())))
     )
     below = (
         chart_of(values, width=WIDTH, height=180)
@@ -179,7 +183,7 @@ def frames(tally: Tally, choices: Choices) -> Chart | str:
         .scale(domain=list(range(7)))
     )
     values = [{"frames": number, "chunks": chunks} for number, chunks in enumerate(total.tolist())]
-    above = chart_of(values, width=WIDTH, height=150).encode(x=x, y=whole("chunks"))
+    above = chart_of(values, width=WIDTH, height=150).encode(x=x, y=whole("chunks", total.max()))
     labels = above.mark_text(dy=-6).encode(text=altair.Text("chunks:Q", format=","))
     rows = [
         {"sample": sample.name, "frames": number, "share": chunks / sample.frames.sum()}
@@ -203,7 +207,9 @@ def training(tally: Tally, choices: Choices) -> Chart | str:
     values = [
         {"epoch": row["epoch"], "loss": row[column], "contigs": name} for row in rows for column, name in names.items()
     ]
-    x = altair.X("epoch:Q", title="epoch").axis(format="d", tickMinStep=1)
+    x = altair.X("epoch:Q", title="epoch").axis(format="d")
+    if len(rows) <= FEW_EPOCHS:
+        x = x.axis(format="d", values=[row["epoch"] for row in rows])
     left = (
         chart_of(values, width=220, height=190)
         .mark_line()
@@ -266,8 +272,8 @@ def calibration(tally: Tally, choices: Choices) -> Chart | str:
     size = {"width": 230, "height": 230}
     share = altair.Scale(domain=[0, 1])
     shares = [altair.Tooltip(f"{name}:Q", format=".1%") for name in ("p_virus", "virus_share")]
-    x = altair.X("p_virus:Q", title="probability of a virus").axis(format="%", tickCount=5).scale(share)
-    y = altair.Y("virus_share:Q", title="share of viruses").axis(format="%", tickCount=5).scale(share)
+    x = altair.X("p_virus:Q", title="probability of a virus").axis(format="%", values=QUARTERS).scale(share)
+    y = altair.Y("virus_share:Q", title="share of viruses").axis(format="%", values=QUARTERS).scale(share)
     ends = [{"p_virus": end, "virus_share": end} for end in (0, 1)]
     even = chart_of(ends, **size).mark_line(color=GREY, strokeDash=[5, 3]).encode(x=x, y=y)
     points = (

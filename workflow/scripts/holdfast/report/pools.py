@@ -44,9 +44,10 @@ def load(tally: Tally, choices: Choices) -> Chart | str:
     once_s = sum(pool.load_s for pool in pools)
     each_s = sum(pool.load_s * pool.samples for pool in pools)
     number = len(tally.pools)
+    samples = sum(pool.samples for pool in pools)
     rows = {
         f"this run: {number} load{'' if number == 1 else 's'}": (once_s, work_s),
-        f"a load in each of {sum(pool.samples for pool in pools):,} samples": (each_s, work_s),
+        f"a load in each of {samples:,} sample{'' if samples == 1 else 's'}": (each_s, work_s),
     }
     values = [
         {"way": way, "seconds": round(seconds, 3), "part": part, "order": order}

@@ -17,6 +17,7 @@ from .charts import (
     SHORT_LABEL,
     SKY,
     VERMILION,
+    YELLOW,
     Chart,
     Choices,
     chart_of,
@@ -29,6 +30,7 @@ GROUPS = 7
 GRID_CELLS = 90
 GROUP_COLOURS = {
     "called virus": VERMILION,
+    "called ambiguous": YELLOW,
     "called non-viral": BLUE,
     "labelled virus": ORANGE,
     "labelled non-viral": SKY,

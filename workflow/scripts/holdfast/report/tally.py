@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..results.calls import NON_VIRAL, VIRUS
 from ..results.contigs import ContigCall, read_contigs
-from ..results.decisions import DECISIONS, TIERS
+from ..results.decisions import DECISIONS, NOT_CALLED, TIERS
 from ..results.embeddings import EmbeddingsFile
 from ..run.config import Sample
 from ..run.provenance import number
@@ -203,7 +202,7 @@ def _group(entry: Sample, outcome: str) -> str:
     """What a row is drawn as: by its label, or its contig's call, or else its kind."""
     if entry.label:
         return f"labelled {entry.label}"
-    return f"called {outcome}" if outcome in (VIRUS, NON_VIRAL) else entry.kind
+    return f"called {outcome}" if outcome in DECISIONS[:NOT_CALLED] else entry.kind
 
 
 def _count_pool(tally: Tally, receipt: Receipt, spool: Path) -> None:

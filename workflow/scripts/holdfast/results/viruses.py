@@ -47,15 +47,14 @@ def write_viruses(path: Path, fasta: str | Path, embeddings: str | Path, tables:
     """Write the contigs that are called virus, and of other called contigs their regions; each on one line.
 
     A region's id is ``CONTIG|region_START_END``, counted from 1, both included. Behind every id stand tier, score and
-    genetic code. The letters are those that were embedded: upper case, T for U.
+    genetic code. The letters are those that were embedded: upper case, T for U. Every record must have the id that the
+    table has in its place, and no id is twice in that, so that ids are not kept here.
 
     Args:
         path: Where; ``.gz`` at its end makes it BGZF.
         fasta: The sample's sequence file, FASTA or FASTQ.
         embeddings: What was made of that file; it has the file's digest.
         tables: Directory of the sample's ``contigs.tsv`` and ``regions.tsv``.
-
-    Ids are those of the table, so that none is there twice.
 
     Raises:
         InputError: the file cannot be read, or is not the one that was embedded; or a table that is none.
