@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_the_fdr_of_10000_contigs_is_what_was_estimated_within_its_error(
 ) -> None:
     calibration = calibrate(*simulate(labelled, 0.4, 4), "samples", 0.2, classifier)
     score, label = simulate(10_000, 0.4, 5)
-    fdr = FalseDiscoveries(score, calibration.apply(score)).at(score)
+    fdr = FalseDiscoveries(score, calibration.apply).at(score)
     called = fdr <= max_fdr
     assert called.sum() > 500
     estimated, observed = fdr[called].max(), 1 - label[called].mean()
@@ -99,10 +100,10 @@ def test_another_share_of_viruses_needs_to_be_named(classifier: Path) -> None:
     score, label = simulate(10_000, 0.02, 7)
     above = score >= 0.7
     observed = 1 - label[above].mean()
-    assert FalseDiscoveries(score, calibration.apply(score)).at(score)[above].max() < observed / 3
-    assert FalseDiscoveries(score, calibration.apply(score, 0.02)).at(score)[above].max() == pytest.approx(
-        observed, abs=0.1
-    )
+    assert FalseDiscoveries(score, calibration.apply).at(score)[above].max() < observed / 3
+    assert FalseDiscoveries(score, partial(calibration.apply, virus_share=0.02)).at(score)[
+        above
+    ].max() == pytest.approx(observed, abs=0.1)
     same = sum(calibration.contigs.values())
     np.testing.assert_allclose(
         calibration.apply(score, calibration.contigs["virus"] / same), calibration.apply(score), atol=1e-12

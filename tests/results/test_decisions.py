@@ -1,10 +1,12 @@
 """Decisions, tiers and reasons against tables computed by hand; what rules are refused."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from holdfast.errors import ConfigError
+from holdfast.results import decisions
 from holdfast.results.decisions import DECISIONS, NOT_CALLED, TIERS, Decisions, FalseDiscoveries, decide, explain, gate
 from holdfast.results.presets import PRESETS, CallRules, choose_rules
 
@@ -33,6 +35,12 @@ TABLE = [
 ]
 
 
+def curve(score: np.ndarray, p_virus: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """What gives these scores these probabilities."""
+    known = dict(zip(score.tolist(), p_virus.tolist(), strict=True))
+    return lambda scores: np.array([known[one] for one in scores.tolist()])
+
+
 def decide_all(
     rows: list[tuple[int, int, float]], rules: CallRules, status: list[int], p_virus: np.ndarray | None = None
 ) -> tuple[Decisions, list[str]]:
@@ -41,7 +49,7 @@ def decide_all(
     fdr = None
     if p_virus is not None:
         called = gate(lengths_bp, statuses, evidence, rules) == 0
-        fdr = FalseDiscoveries(score[called], p_virus[called]).at(score)
+        fdr = FalseDiscoveries(np.where(called, score, np.nan), curve(score, p_virus)).at(score)
     decided = decide(lengths_bp, statuses, evidence, score, p_virus, fdr, rules)
     words = [
         DECISIONS[decision] if decision == NOT_CALLED else f"{DECISIONS[decision]} {TIERS[tier]}"
@@ -79,13 +87,18 @@ def test_reasons_are_in_words() -> None:
     ]
 
 
-def test_the_fdr_is_the_mean_of_what_is_expected_to_be_wrong_down_the_list() -> None:
-    score = np.array([0.7, 0.9, 0.5, 0.7, 0.1])
-    p_virus = np.array([0.75, 1.0, 0.5, 0.75, 0.0])
+@pytest.mark.parametrize("at_once", [2, 100_000])
+def test_the_fdr_is_the_mean_of_what_is_expected_to_be_wrong_down_the_list(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(decisions, "COUNTED_AT_ONCE", at_once)
+    score = np.array([0.7, np.nan, 0.9, 0.5, 0.7, 0.1])
+    calibrated = curve(score, np.array([0.75, np.nan, 1.0, 0.5, 0.75, 0.0]))
+    fdr = FalseDiscoveries(score, calibrated)
     # Down the list: 0; then (0 + 0.25 + 0.25) / 3 for both of 0.7; (0.5 + 0.5) / 4; (1 + 1) / 5.
-    np.testing.assert_allclose(FalseDiscoveries(score, p_virus).at(score), [0.5 / 3, 0, 0.25, 0.5 / 3, 0.4])
-    np.testing.assert_allclose(FalseDiscoveries(score, p_virus).at(np.array([np.nan, 0.5])), [np.nan, 0.25])
-    assert FalseDiscoveries(score[:0], p_virus[:0]).at(score[:0]).tolist() == []
+    np.testing.assert_allclose(fdr.at(score), [0.5 / 3, np.nan, 0, 0.25, 0.5 / 3, 0.4])
+    np.testing.assert_allclose(fdr.at(np.array([np.nan, 0.5])), [np.nan, 0.25])
+    assert FalseDiscoveries(score[:0], calibrated).at(score[:0]).tolist() == []
 
 
 def test_max_fdr_takes_the_place_of_the_score() -> None:

@@ -3,7 +3,7 @@
 :func:`classify_contigs` takes a sample through in one process, some records with all their frames at a time: these vote
 (:mod:`.votes`), regions are found (:mod:`.regions`), and ``frames.tsv``, ``chunks.tsv``, ``regions.tsv`` and
 VirNucPro's own two files are written. Evidence and score of every contig are kept, 12 bytes, since a false discovery
-rate is one of all; then contigs are decided (:mod:`.decisions`), and ``contigs.tsv`` is written.
+rate, another 16, is one of all; then contigs are decided (:mod:`.decisions`), and ``contigs.tsv`` is written.
 
 A frame is a virus when ``p_virus > p_non_viral``; a tie is non-viral (VirNucPro). The tables are as :mod:`.contigs`
 says; coordinates are 1-based, the last base included, where a column says so.
@@ -12,6 +12,7 @@ says; coordinates are 1-based, the last base included, where a column says so.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -106,9 +107,7 @@ def call_contigs(
         tables.finish()
     fdr = None
     if calibration is not None:
-        called = score[~np.isnan(score)]
-        fdr = FalseDiscoveries(called, calibration.apply(called, rules.virus_share))
-        del called
+        fdr = FalseDiscoveries(score, partial(calibration.apply, virus_share=rules.virus_share))
     with atomic_text(directory / "contigs.tsv") as table:
         table.write(line(*CONTIG_COLUMNS))
         first = 0

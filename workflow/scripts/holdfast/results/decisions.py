@@ -11,6 +11,7 @@ numbers it goes by are :class:`.presets.CallRules`. In this order:
    1 - score is compared. What is ambiguous is ``low``. Evidence of fewer than ``few_chunks`` chunks lowers it one step.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ TIERS = ("low", "moderate", "high")
 LOW, MODERATE, HIGH = range(len(TIERS))
 REASONS = ("", "failed", "too_short", "bad_letters", "no_evidence", "length", "evidence", "between", "lowered")
 """What a reason is about, by its code; :func:`explain` says it in words."""
+COUNTED_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True)
@@ -126,19 +128,23 @@ class FalseDiscoveries:
     list together. It takes 16 bytes a contig.
     """
 
-    def __init__(self, score: np.ndarray, p_virus: np.ndarray) -> None:
-        """Take the called contigs.
+    def __init__(self, score: np.ndarray, calibrated: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Take the contigs.
 
         Args:
-            score: float64 [k].
-            p_virus: Calibrated probability of each, float64 [k], never less for a higher score.
+            score: float64 [M], NaN where a contig is not called.
+            calibrated: Of scores, float64 [k], the probabilities of a virus, float64 [k].
         """
-        self._falling = np.negative(score)
+        self._falling = score[~np.isnan(score)]
+        np.negative(self._falling, out=self._falling)
         self._falling.sort()
-        self._rate = 1 - p_virus
-        self._rate.sort()  # the order of the scores, since no higher score has a lower probability
-        np.cumsum(self._rate, out=self._rate)
-        self._rate /= np.arange(1, len(score) + 1)
+        self._rate = np.empty(len(self._falling))
+        expected = 0.0
+        for start in range(0, len(self._falling), COUNTED_AT_ONCE):
+            place = slice(start, start + COUNTED_AT_ONCE)
+            false = expected + np.cumsum(1 - calibrated(-self._falling[place]))
+            self._rate[place] = false / np.arange(start + 1, start + len(false) + 1)
+            expected = false[-1]
 
     def at(self, score: np.ndarray) -> np.ndarray:
         """The rates of the lists that end with these scores of called contigs; NaN for NaN; float64 [n]."""
