@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from holdfast.results.calibration import load_calibration
+from holdfast.spool.job import Receipt
 from selenium.common.exceptions import NoSuchElementException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -119,6 +121,10 @@ def look_at_page(chromium: Browser, some: Project, downloads: Path) -> None:
     search.send_keys("nowhere")
     assert count(chromium) == "nothing found"
     search.clear()
+    tier = table.loc[table["decision"] != "not called", "tier"].iloc[0]
+    chromium.driver.find_element(By.CSS_SELECTOR, f"#tier option[value='{tier}']").click()
+    assert sorted(column(chromium, "contigs", 1)) == sorted(table.loc[table["tier"] == tier, "contig"])
+    chromium.driver.find_element(By.CSS_SELECTOR, "#tier option[value='']").click()
     search.send_keys(LONG[:20])
     chromium.driver.find_element(By.CSS_SELECTOR, "#decision option[value='not called']").click()
     assert (column(chromium, "contigs", 1), count(chromium)) == (["no"], "1 to 1 of 1")
@@ -162,6 +168,22 @@ def check_layout(chromium: Browser) -> None:
     assert "\u2026" not in tip.text
 
 
+def check_failed(chromium: Browser, names: list[str]) -> None:
+    """Samples that failed stand in red above all else, at most twenty by name, and in the table of samples."""
+    red = "rgba(192, 0, 0, 1)"
+    boxes = [box for box in chromium.driver.find_elements(By.CLASS_NAME, "warning") if "failed" in box.text]
+    assert [len(box.find_elements(By.XPATH, "./preceding::*[@class='warning' or self::dl]")) for box in boxes] == [
+        0 for _ in names[:1]
+    ]
+    for box in boxes:
+        assert box.value_of_css_property("color") == red
+        assert f"{len(names)} of " in box.text
+        assert [entry.text for entry in box.find_elements(By.TAG_NAME, "b")] == names[:20]
+    rows = chromium.driver.find_elements(By.CSS_SELECTOR, "#samples tr.bad td.name")
+    assert [cell.text.replace("\n", "") for cell in rows] == names
+    assert {cell.value_of_css_property("color") for cell in rows} <= {red}
+
+
 def click_heading(chromium: Browser, section: str, name: str) -> None:
     """Sort a table by the column of this name."""
     chromium.driver.find_element(By.XPATH, f"//section[@id='{section}']//th[text()='{name}']").click()
@@ -172,7 +194,7 @@ def click_heading(chromium: Browser, section: str, name: str) -> None:
 @pytest.mark.parametrize("samples", [1, 30, 300])
 def test_the_page_fits_the_window_with_any_number_of_samples(tmp_path: Path, samples: int, width: int) -> None:
     names = [f"sample_{number:03d}_".ljust(60, "x") for number in range(samples)]
-    records = [(f"NODE_{number}", 500 + 137 * number, "ok") for number in range(20)]
+    records = [(f"NODE_{number}_".ljust(60, "y"), 500 + 137 * number, "ok") for number in range(20)]
     chance = np.random.default_rng(8)
     rows = [
         (number, chunk + 1, frame, 1 - p, p)
@@ -181,12 +203,16 @@ def test_the_page_fits_the_window_with_any_number_of_samples(tmp_path: Path, sam
         for frame, p in enumerate(chance.beta(0.6, 0.6, 2).round(3).tolist())
     ]
     results = tmp_path / "results"
-    write_sample(results / names[0], "contigs", records, rows, called=True)
+    write_classifier(results)
+    calibration = load_calibration(results / "classifier" / "calibration.json")
+    write_sample(results / names[0], "contigs", records, rows, called=True, calibration=calibration)
     for name in names[1:]:
         (results / name).mkdir()
         for file in ("embeddings.h5", "contigs.tsv", "receipt.json"):
             os.link(results / names[0] / file, results / name / file)
-    write_classifier(results)
+    for name in names[1::11]:
+        (results / name / "receipt.json").unlink()
+        Receipt("j", name, "failed", f"{name}.fna, line 3: no letter").write(results / name / "receipt.json")
     write_sheet(tmp_path, [(name, "contigs", "") for name in names])
     _, size_bytes = written_report(tmp_path, results)
     assert size_bytes < 15_000_000
@@ -194,6 +220,9 @@ def test_the_page_fits_the_window_with_any_number_of_samples(tmp_path: Path, sam
         open_page(chromium, results / "report.html")
         assert column(chromium, "samples", 0) == names
         check_layout(chromium)
+        wider = "return [...document.querySelectorAll('.scroll')].map(box => box.scrollWidth - box.clientWidth)"
+        assert chromium.run(wider) == [0, 0]
+        check_failed(chromium, names[1::11])
         chromium.driver.set_window_size(width, 3000)
         assert chromium.driver.save_screenshot(tmp_path / "report.png")
 
