@@ -35,6 +35,7 @@ def test_a_trace_holds_every_matrix_product_of_the_batches(tmp_path: Path, model
     [
         (["scaling.py", "--simulated", "--devices", "1", "2", "--share", "0.02"], 5),
         (["size.py", "--records", "3000"], 4),
+        (["calls.py", "--contigs", "3000"], 1),
     ],
 )
 def test_benches_without_a_gpu_run_and_say_what_they_found(tmp_path: Path, words: list[str], sections: int) -> None:
