@@ -4,11 +4,6 @@ TABLES = ("frames.tsv", "chunks.tsv", "contigs.tsv", "regions.tsv", "regions.bed
 VIRUSES = "virus.fna.gz" if config["output_bgzip"] else "virus.fna"
 
 
-def calibration_option(wildcards, input):
-    """The option by which a command learns what calibrates the classifier, if anything does."""
-    return f"--calibration {shlex.quote(input.calibration)}" if input.calibration else ""
-
-
 # Labelled samples train a classifier, a part of them held out to calibrate it; one that is given they calibrate only.
 if TRAINS:
 
@@ -99,12 +94,11 @@ rule classify_contigs:
     params:
         calls=json.dumps(config["calls"]),
         method=named_method(),
-        calibration=calibration_option,
         directory=lambda wildcards, output: os.path.dirname(output.contigs),
         virnucpro="--virnucpro" if config["output_virnucpro"] else "",
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} classify {input.embeddings:q} --classifier {input.classifier:q}'
-        " {params.calibration} --calls {params.calls:q} {params.method} --fasta {input.fasta:q} --output {params.directory:q} {params.virnucpro}"
+        " --calibration {input.calibration:q} --calls {params.calls:q} {params.method} --fasta {input.fasta:q} --output {params.directory:q} {params.virnucpro}"
         " --viruses {output.viruses:q} 2>&1 | tee {log:q}"
 
 

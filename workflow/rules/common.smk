@@ -93,7 +93,7 @@ wildcard_constraints:
 
 def prepared_models(wildcards):
     """model.json of every model in use: prepared by a rule, or where the config names a prepared directory."""
-    return [local(pending.directory_of(used["weights"], name, place) + "/model.json") for name, used in MODELS.items()]
+    return [local(f"{pending.directory_of(used['weights'], name, place)}/model.json") for name, used in MODELS.items()]
 
 
 def classifier_file(wildcards):

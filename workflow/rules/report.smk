@@ -74,13 +74,12 @@ rule draw:
         trained="--trained" if TRAINS else "",
         spool=lambda wildcards: SPOOL,
         runs=lambda wildcards: place(".holdfast/runs"),
-        calibration=calibration_option,
         calls=json.dumps(config["calls"]),
         projection=config["projection"],
         seed=config["seed"],
     shell:
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} draw {input.sheet:q} --results {params.results:q}'
-        " --failures {input.failures:q} --classifier {input.classifier:q} {params.trained} {params.calibration}"
+        " --failures {input.failures:q} --classifier {input.classifier:q} {params.trained} --calibration {input.calibration:q}"
         " --calls {params.calls:q} --summary {input.summary:q} --runs {params.runs:q} --spool {params.spool:q}"
         " --projection {params.projection} --seed {params.seed} --template {input.page:q}"
         " --captions {input.captions:q} 2>&1 | tee {log:q}"

@@ -55,7 +55,7 @@ def draw(parser: Parser) -> Callable[[Arguments], None]:
     parser.add_argument("--summary", type=path, required=True, help="table of the samples")
     parser.add_argument("--runs", type=path, required=True, help="where running Snakemakes keep their plans")
     parser.add_argument("--spool", type=path, required=True, help="where the pools left their record")
-    parser.add_argument("--calibration", type=path, metavar="JSON", help="what calibrates the classifier")
+    parser.add_argument("--calibration", type=path, nargs="?", metavar="JSON", help="what calibrates it, if any")
     parser.add_argument("--projection", choices=("pca", "umap"), required=True)
     parser.add_argument("--seed", type=int, required=True, help="of the choice of points, and of UMAP")
     parser.add_argument("--template", type=path, required=True, metavar="page.html")

@@ -177,7 +177,7 @@ def classify(parser: Parser) -> Callable[[Arguments], None]:
     add_calls(parser)
     parser.add_argument("--fasta", type=path, required=True, help="sequence file of the sample")
     parser.add_argument("--output", type=path, required=True, metavar="DIR", help="for the tables")
-    parser.add_argument("--calibration", type=path, metavar="JSON", help="what calibrates the classifier")
+    parser.add_argument("--calibration", type=path, nargs="?", metavar="JSON", help="what calibrates it, if any")
     parser.add_argument("--virnucpro", action="store_true", help="also write VirNucPro's own two files, DIR/virnucpro/")
     parser.add_argument("--viruses", type=path, required=True, metavar="virus.fna", help="as BGZF with .gz at its end")
     _add_method(parser)
