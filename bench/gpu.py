@@ -34,6 +34,7 @@ NAME = "esm2_t36_3B_UR50D"
 SECTIONS = ("speed", "fp8", "dnabert", "idle", "loading", "memory", "samples")
 BUDGETS = (8192, 16384, 32768, 65536)
 PEER_BUDGET_TOKENS = 16384
+RENEWED_AFTER = 40
 
 
 def main() -> None:
@@ -304,6 +305,13 @@ def measure_samples(report: Report, prepared: Path, directory: Path) -> None:
             report.add("samples", f"{budget} a batch: 1,000 of 10, device, s", work)
             report.add("samples", f"{budget} a batch: 1 of 10,000, tokens/s", 10_000 * 168 / large)
             report.add("samples", f"{budget} a batch: tiny job, beside the work, ms", client.beside() * 1000)
+    with samples.serving(
+        directory / "renewed", {"esm2": prepared}, max_tasks_per_worker=RENEWED_AFTER, **settings
+    ) as client:
+        client.run(1, 500)
+        renewed, _ = client.run(1, 10_000)
+    name = f"{budget} a batch: 1 of 10,000 proteins, the worker renewed every {RENEWED_AFTER} batches, s"
+    report.add("samples", name, renewed)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from holdfast.models.checkpoint import Layout
-from holdfast.models.encoder import HEADER_KEY, Encoder
+from holdfast.models.encoder import HEADER_KEY, IN_FP32, Encoder
 from holdfast.models.esm import FAIR_ESM, VOCABULARY, letters_of
 from holdfast.models.mosaic_bert import MAX_DNA_BP
 from holdfast.models.registry import WEIGHTS_FILE, Output, Prepared, family_module, read_prepared
@@ -74,7 +74,7 @@ def make(family: str, architecture: Architecture, device: str, dtype: torch.dtyp
             values = 0.1 * values + (1.0 if name.endswith("weight") else 0.0)
         elif not name.startswith(("embed.", "token_type.")):
             values /= shape[1] ** 0.5
-        weights[name] = values.to(dtype)
+        weights[name] = values.to(dtype).to(torch.float32 if name in IN_FP32 else dtype)
     return weights
 
 

@@ -47,7 +47,7 @@ GENOME = ROOT / "demo" / "data" / "bacterium_train.fna.gz"
 MUTATED = 0.05
 GPU_TOKENS_PER_S = 100_000  # of ESM-2 3B on an H200, docs/performance.md
 DEVICES = (1, 2, 4, 8)
-LARGE, SMALL = (48, 5), (500, 10)  # samples, and records of each
+LARGE, SMALL = (170, 5), (500, 10)  # samples, and records of each
 PROTEIN_AA = 166
 SAMPLED_S = 0.2
 

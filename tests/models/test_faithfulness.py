@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from holdfast.models import ops
-from holdfast.models.encoder import Encoder
+from holdfast.models.encoder import IN_FP32, Encoder
 from holdfast.models.prepare import prepare
 from holdfast.models.registry import Output, open_model
 from holdfast.models.synthetic import OUTLIER_CHANNELS, OUTLIER_SIZE
@@ -45,7 +45,7 @@ def means(model: Encoder) -> np.ndarray:
 def rounded(directory: Path) -> Encoder:
     model = open_model(directory)
     for name, tensor in model._weights.items():
-        if name not in ("inv_freq", "relative_bias.weight"):
+        if name not in IN_FP32:
             model._weights[name] = tensor.half().float()
     return model
 

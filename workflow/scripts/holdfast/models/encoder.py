@@ -20,7 +20,9 @@ Architecture = Mapping[str, int | float | str | bool]
 Shapes = dict[str, tuple[int, ...]]
 HEADER_KEY = "holdfast"  # one entry as JSON: safetensors writes several in random order, and digests must not vary
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-IN_FP32 = ("inv_freq", "relative_bias.weight")  # whatever the precision
+# Whatever the precision. The last norm's results are the states that a user gets, and have the dtype of its weight: half
+# precision would round a channel that stands out by more than others differ from token to token.
+IN_FP32 = ("inv_freq", "relative_bias.weight", "final_norm.weight", "final_norm.bias")
 # Sizes of an architecture and the largest that are believed; ESM-2 15B has 48 layers of 5120 and 20480 columns.
 LARGEST = {"layers": 2**10, "width": 2**16, "heads": 2**10, "mlp_width": 2**18, "vocabulary": 2**20}
 TRIED_LENGTHS, TRIED_TOKENS = (9, 70), 10  # tokens of sequences, and kinds of tokens, that every family knows
@@ -93,7 +95,7 @@ class Encoder:
             layer: 0 for the embedding of tokens; None for the last layer, after its norm if the model ends in one.
 
         Returns:
-            [T, width] on the device: in the precision of the weights where the model ends in a norm, otherwise fp32.
+            float32 [T, width] on the device.
 
         Raises:
             ValueError: no sequence, an empty one, or lengths that do not add up to T.
@@ -117,8 +119,8 @@ class Encoder:
                 a whole one; None to embed every sequence whole.
 
         Returns:
-            By output float32 [sequences, width], or of ``residues`` [residues of all sequences, width] in the
-            precision of the states (float32 where there are windows), both in the order of the sequences.
+            By output float32 [sequences, width], or of ``residues`` [residues of all sequences, width], in the order of
+            the sequences.
 
         Raises:
             ValueError: as :meth:`encode`, a sequence without residues, or a layer that the model has not.

@@ -87,7 +87,9 @@ def add_linear_norm(
     Returns:
         The stream in its own dtype; its norm in that of the norm's weight.
     """
-    return add_norm(x, F.linear(y, weight, bias), norm, scale, after)
+    if bias is None or y.dtype == x.dtype:
+        return add_norm(x, F.linear(y, weight, bias), norm, scale, after)
+    return add_norm(x, F.linear(y, weight).to(x.dtype) + bias, norm, scale, after)  # a large bias would round the branch
 
 
 def add_norm(x: Tensor, y: Tensor, norm: Norm, scale: float = 1.0, after: bool = False) -> tuple[Tensor, Tensor]:
