@@ -18,8 +18,8 @@ LENGTHS = [20 + 7 * number for number in range(12)]
 # ESM-2 650M and 3B, where it should stay below 5e-3.
 SOURCES = {
     "synthetic:esm2_t6_8M_UR50D": 2e-3,
-    "synthetic:esm2_t6_8M_UR50D+outliers": 3e-2,
-    "synthetic:esm1b_tiny+outliers": 3e-2,
+    "synthetic:esm2_t6_8M_UR50D+outliers": 5e-3,
+    "synthetic:esm1b_tiny+outliers": 5e-3,
     "synthetic:esmc_tiny+outliers": 3e-2,
     "synthetic:ankh_tiny+outliers": 3e-2,
     "synthetic:dnabert_s_tiny+outliers": 3e-2,
