@@ -162,6 +162,24 @@ def test_sigterm_lets_the_pool_finish_its_batches_and_hand_back_the_rest(serve: 
     eventually(lambda: again.progress("sequences") == 6 - finished)
 
 
+def test_vectors_go_with_the_jobs_that_a_pool_leaves_to_one_that_lives(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "a.faa"
+    path.write_text(fasta(proteins(6, 60, 1)))
+    injection = Injection(tmp_path / "faults", Fault("embed", "note"), Fault("embed", "wait"))
+    leaving = serve(name="leaving", environment=injection.environment, tokens_per_batch=64)
+    job = leaving.job("a", path)
+    leaving.spool.submit(job)
+    injection.wait_for()
+    staying = serve(name="staying", spool=leaving.root, tokens_per_batch=64)
+    staying.wait_until_ready()
+    leaving.process.send_signal(signal.SIGTERM)
+    eventually(lambda: "ending: SIGTERM" in leaving.log.read_text())
+    injection.release()
+    assert leaving.process.wait(LONG_S) == 0
+    eventually(lambda: f"took over 1 jobs and {BATCHES_AHEAD} blocks" in staying.log.read_text())
+    assert staying.embed(job)["a"].counts["inherited"] == len(injection.notes()) == BATCHES_AHEAD
+
+
 def test_a_reader_at_work_does_not_hold_up_the_end_of_the_pool(serve: Serve, tmp_path: Path) -> None:
     """As over a huge file, or one on a file system that has gone away."""
     path = tmp_path / "a.faa"

@@ -20,7 +20,7 @@ Architecture = Mapping[str, int | float | str | bool]
 Shapes = dict[str, tuple[int, ...]]
 HEADER_KEY = "holdfast"  # one entry as JSON: safetensors writes several in random order, and digests must not vary
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# Whatever the precision. The last norm's results are the states that a user gets, and have the dtype of its weight: half
+# Whatever the precision. The last norm's results are the states that a user gets, in the dtype of its weight: half
 # precision would round a channel that stands out by more than others differ from token to token.
 IN_FP32 = ("inv_freq", "relative_bias.weight", "final_norm.weight", "final_norm.bias")
 # Sizes of an architecture and the largest that are believed; ESM-2 15B has 48 layers of 5120 and 20480 columns.

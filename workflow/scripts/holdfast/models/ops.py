@@ -89,7 +89,8 @@ def add_linear_norm(
     """
     if bias is None or y.dtype == x.dtype:
         return add_norm(x, F.linear(y, weight, bias), norm, scale, after)
-    return add_norm(x, F.linear(y, weight).to(x.dtype) + bias, norm, scale, after)  # a large bias would round the branch
+    branch = F.linear(y, weight).to(x.dtype) + bias  # in half precision a large bias would round it
+    return add_norm(x, branch, norm, scale, after)
 
 
 def add_norm(x: Tensor, y: Tensor, norm: Norm, scale: float = 1.0, after: bool = False) -> tuple[Tensor, Tensor]:

@@ -86,8 +86,7 @@ class Supervisor:
         self.software = software(PACKAGES) | torch_versions()
         where = (self._blocks, state.identity, self.spool.root, self.software)
         self.cache = Exchange.open(settings.cache, self.precision, *where)
-        self.jobs: dict[int, Job] = {}
-        self.number = 0
+        self.jobs, self.number = dict[int, Job](), 0
         self.outcomes = {"done": 0, "failed": 0}
         self.read_bytes, self.read_tokens = Counter[str](), Counter[str]()
         self.last_work = self.counted = time.monotonic()
@@ -154,7 +153,8 @@ class Supervisor:
             "%d jobs done, %d failed; %d sequences of %d tokens in %d batches, %.1f s of work on devices",
             *(total.done, total.failed, total.sequences, total.tokens, total.batches, total.device_s),
         )
-        returned = self.spool.give_back(self.name)
+        others = [state for state in self.spool.living(self.observer) if state.identity.pool != self.name]
+        returned = len(self.jobs) if others else self.spool.give_back(self.name)  # others take jobs with their vectors
         if returned:
             log.info("%d unfinished jobs went back to the spool, the vectors they have are kept", returned)
         else:
