@@ -366,7 +366,8 @@ def test_principal_components_are_those_of_scikit_learn(shape: tuple[int, int]) 
 def test_umap_is_asked_for_by_name_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(
-        ConfigError, match="umap-learn is not installed: pip install umap-learn, or set projection: pca"
+        ConfigError,
+        match=f"umap-learn is not installed; set projection: pca, or run {sys.executable} -m pip install umap-learn",
     ):
         umap(np.zeros((5, 3)), 1)
 

@@ -138,4 +138,5 @@ def test_a_library_that_is_not_there_is_named_with_its_command(
     output = tmp_path / f"out.{'parquet' if library == 'pyarrow' else 'h5ad'}"
     with pytest.raises(ConfigError) as refused:
         choose_writer(output, ["mean"])
-    assert str(refused.value) == f"{output}: needs the Python package {library}: pip install {library}"
+    command = f"{sys.executable} -m pip install {library}"
+    assert str(refused.value) == f"{output}: needs the Python package {library}; run {command}"

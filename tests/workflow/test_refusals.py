@@ -60,7 +60,10 @@ def test_wrong_weights_and_a_file_that_is_no_classifier_end_the_run_before_a_poo
     assert run.returncode != 0
     assert "Traceback" not in run.text
     assert run.jobs == []
-    lines = {line for line in run.text.splitlines() if line.startswith("holdfast: error: ")}
+    said = [line for line in run.text.splitlines() if line.startswith("holdfast: error: ")]
+    assert run.text.rstrip().splitlines()[-3:] == said[-3:], "the last lines repeat the causes"
+    assert {line.rpartition(" (logs/")[0] for line in said[-3:]} == set(said[:-3])
+    lines = set(said[:-3])
     (path,) = [line for line in lines if "models/esm2_t36_3B_UR50D.pt" in line]
     assert "no such file or directory" in path
     (digest,) = [line for line in lines if "sha256" in line.lower()]

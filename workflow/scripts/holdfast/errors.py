@@ -4,6 +4,7 @@ Every message says what is wrong, where (file, line, record or key) and what to 
 :func:`guarded`, so that a user's mistake ends with one line and no traceback.
 """
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from os import PathLike
@@ -74,6 +75,11 @@ def listed(heading: str, problems: Sequence[str], most: int = 20) -> str:
     """One text of many problems, a line each, of which the first are named."""
     more = [f"... and {len(problems) - most} more"] if len(problems) > most else []
     return "\n  ".join([heading, *problems[:most], *more])
+
+
+def how_to_install(package: str) -> str:
+    """The command that installs a Python package for the interpreter that runs this, wherever it is pasted."""
+    return f"{shlex.quote(sys.executable)} -m pip install {shlex.quote(package)}"
 
 
 def _report(problem: str) -> None:

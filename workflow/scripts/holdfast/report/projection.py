@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import altair
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, how_to_install
 from .charts import (
     BLUE,
     GREEN,
@@ -84,7 +84,8 @@ def umap(matrix: np.ndarray, seed: int) -> np.ndarray:
         from umap import UMAP
     except ImportError:
         raise ConfigError(
-            "projection is umap, but umap-learn is not installed: pip install umap-learn, or set projection: pca"
+            f"projection is umap, but umap-learn is not installed; set projection: pca, or run "
+            f"{how_to_install('umap-learn')}"
         ) from None
     reduced, _ = pca(matrix, UMAP_COMPONENTS)
     neighbours = min(15, len(matrix) - 1)

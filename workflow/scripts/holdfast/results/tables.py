@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, how_to_install
 from ..files import put, temporary_path
 from .embeddings import EmbeddingsFile, read_embeddings
 
@@ -118,7 +118,7 @@ def choose_writer(output: Path, pooling: Sequence[str]) -> Callable[[Path, Path]
         raise ConfigError(f"{output}: the suffix says what to write; known are {known}")
     write, library, takes_residues = WRITERS[output.suffix]
     if library and importlib.util.find_spec(library) is None:
-        raise ConfigError(f"{output}: needs the Python package {library}: pip install {library}")
+        raise ConfigError(f"{output}: needs the Python package {library}; run {how_to_install(library)}")
     if "residues" in pooling and not takes_residues:
         raise ConfigError(f"{output}: has no place for a vector a residue; write .h5 or .npz")
     return write

@@ -2,7 +2,8 @@
 
 They are said when the main process ends. Hooks of Snakemake would not do: those of a workflow that is used as a module
 are not called. What failed is known from ``results/failures.tsv``, from the notes that consumers leave beside the plan
-when they give up (:func:`note_trouble`), and from the states that pools publish; nobody searches logs.
+when they give up (:func:`note_trouble`), and from the states that pools publish. Jobs that no sample stands for, such
+as the preparation of a model, leave the line of their error in their log.
 """
 
 import atexit
@@ -25,6 +26,12 @@ from .plan import DEFAULT_SPOOL, Plan
 from .provenance import finish_record
 
 SHOWN = 20
+LOGS = ("logs/convert_classifier.log", "logs/train.log", "logs/calibrate.log")
+ERROR = "holdfast: error: "
+NOTHING_CALLED = (
+    "nothing was called, for want of a classifier: set 'classifier' in the config, or label samples of the sheet as "
+    "virus and as non-viral"
+)
 COUNTED = ("virus", "virus_high", "virus_moderate", "virus_low", "ambiguous", "non_viral", "not_called")
 
 
@@ -70,6 +77,8 @@ class Ending:
         self._spool = Path(config["pool"]["spool"] or place(DEFAULT_SPOOL)).absolute()
         self._service = config["pool"]["lifecycle"] == "service"
         self._results = Path(place("results/summary.tsv")).parent.absolute()
+        logs = [*(f"logs/prepare_weights/{model}.log" for model in config["models"]), *LOGS]
+        self._logs = [(place(log), Path(place(log)).absolute()) for log in logs]
         self._checked = Path(place(".holdfast/checked")).absolute()
         self._began_s = Path(plan.path).stat().st_mtime
         self._interrupted = False
@@ -97,6 +106,7 @@ class Ending:
         """All that is to be said."""
         yield from self._troubles()
         yield from self._failures()
+        yield from self._failed_jobs()
         yield from self._result()
         if self._was_interrupted():
             yield f"holdfast: interrupted; {self._vectors():,} vectors are kept; run the same command again"
@@ -129,9 +139,16 @@ class Ending:
             with suppress(OSError):
                 said.setdefault(_note(Path(self._plan.directory), number).read_text(), share.replica)
         for trouble, replica in said.items():
-            yield f"holdfast: error: {trouble}"
+            yield f"{ERROR}{trouble}"
             if self._service:
                 yield f"The pool's log: {self._place(f'logs/pool.{replica}.log')}"
+
+    def _failed_jobs(self) -> Iterator[str]:
+        """Why jobs failed in this run that no sample stands for; the line of the error, and the log that has it."""
+        for name, log in self._logs:
+            if _changed_s(log) >= self._began_s:
+                lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+                yield from (f"{line} ({name})" for line in lines if line.startswith(ERROR))
 
     def _failures(self) -> Iterator[str]:
         """The samples that failed and the rows that were given up."""
@@ -139,7 +156,7 @@ class Ending:
         try:
             failures = read_failures(table) if _changed_s(table) else []
         except HoldfastError as error:
-            yield f"holdfast: error: {error}"
+            yield f"{ERROR}{error}"
             return
         if not failures:
             return
@@ -161,6 +178,8 @@ def say_result(summary: Path) -> str:
             samples += 1
             totals.update({name: int(row[name]) for name in (*COUNTED, "rows") if row[name]})
             totals["called"] += bool(row["virus"])
+            totals["labelled"] += bool(row["label"])
+            totals["to_call"] += row["kind"] == "contigs" and row["state"] == "done"
             synthetic |= set(filter(None, row["synthetic_weights"].split(",")))
     said = f"{samples:,} samples, {totals['rows']:,} sequences embedded"
     if totals["called"]:
@@ -168,6 +187,8 @@ def say_result(summary: Path) -> str:
         tiers = ", ".join(f"{totals[f'virus_{tier}']:,} {tier}" for tier in ("high", "moderate", "low"))
         said = f"{totals['virus']:,} of {contigs:,} contigs called virus ({tiers}), {totals['ambiguous']:,} ambiguous, "
         said += f"{totals['not_called']:,} not called"
+    elif totals["to_call"] and not totals["labelled"]:
+        said += f"; {NOTHING_CALLED}"
     if synthetic:
         said += f"; synthetic weights ({', '.join(sorted(synthetic))}), so this says nothing about biology"
     return said

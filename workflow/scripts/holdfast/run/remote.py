@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, how_to_install
 from .config import URL, Sample, several
 
 PLUGINS = {
@@ -140,4 +140,5 @@ def _plugin(url: str) -> str:
     if scheme not in PLUGINS:
         raise ConfigError(f"{url}: no storage plugin of Snakemake that is installed takes {scheme}:; see {CATALOG}")
     package = f"snakemake-storage-plugin-{PLUGINS[scheme]}"
-    raise ConfigError(f"{url} needs Snakemake's storage plugin {PLUGINS[scheme]}: pip install {package}")
+    needed = f"needs Snakemake's storage plugin {PLUGINS[scheme]}"
+    raise ConfigError(f"{url} {needed}; run {how_to_install(package)}")
