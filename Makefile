@@ -1,7 +1,8 @@
 # The commands of the README. Everything runs from .venv, which is made from the lock.
 PYTHON ?= python3
-# Wheels of torch without CUDA, for machines without a GPU:
+# Where torch alone comes from, such as its wheels without CUDA, for machines without a GPU:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Leave it out where pip has a mirror of its own (pip config list) and torch is to come from there, with CUDA.
 TORCH_INDEX ?=
 BIN := .venv/bin
 SOURCES := workflow/scripts tests bench demo docs .github
@@ -86,6 +87,7 @@ clean:
 .venv/installed: envs/lock.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r envs/lock.txt
+	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --index-url $(TORCH_INDEX) $$(grep '^torch==' envs/lock.txt))
+	$(BIN)/pip install --quiet --disable-pip-version-check -r envs/lock.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@

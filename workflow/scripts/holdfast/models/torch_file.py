@@ -27,6 +27,7 @@ TENSOR_NAMES = frozenset(
     | {f"torch.{kind}Storage" for kind in ("Double", "Float", "Half", "BFloat16")}
     | {f"torch.{kind}Storage" for kind in ("Long", "Int", "Short", "Char", "Byte", "Bool")}
 )
+TENSORS_ALONE = "get the checkpoint from its publisher, or save the state_dict() of a model alone, by torch.save"
 _SIMPLE = ("GLOBAL", "BINUNICODE", "SHORT_BINSTRING")
 
 
@@ -39,12 +40,13 @@ class StandIn:
         self.state = dict(dict.items(state))  # type: ignore[arg-type]  # TypeError where it is none
 
 
-def load_torch(path: Path, classes: Collection[str] = ()) -> Any:
+def load_torch(path: Path, classes: Collection[str] = (), advice: str = TENSORS_ALONE) -> Any:
     """Map what torch has saved since 1.6; nothing in it is run, and its tensors take no memory.
 
     Args:
         path: Of the file.
         classes: Full names of classes whose objects become a :class:`StandIn`.
+        advice: What to do where the file holds something else.
 
     Returns:
         Tensors, plain containers and stand-ins; see :func:`require_stored` of tensors.
@@ -54,7 +56,7 @@ def load_torch(path: Path, classes: Collection[str] = ()) -> Any:
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # of what is refused a moment later
-            _check_pickle(path, _read_pickle(path), TENSOR_NAMES | set(classes))
+            _check_pickle(path, _read_pickle(path, advice), TENSOR_NAMES | set(classes), advice)
             with torch.serialization.safe_globals([(StandIn, name) for name in classes]):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
@@ -64,10 +66,11 @@ def load_torch(path: Path, classes: Collection[str] = ()) -> Any:
         *(AttributeError, LookupError, RuntimeError, TypeError, ValueError),
     ) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
-    raise WeightsError(f"{path}: truncated or not a torch checkpoint ({reason}); download it again")
+    again = "download it again" if advice == TENSORS_ALONE else f"{advice}, or download it again"
+    raise WeightsError(f"{path}: truncated or not a torch checkpoint ({reason}); {again}")
 
 
-def _read_pickle(path: Path) -> bytes:
+def _read_pickle(path: Path, advice: str) -> bytes:
     """The pickle in a file of torch, once the file is a zip without any large part but numbers."""
     with open(path, "rb") as file:
         start = file.read(LONGEST_START_BYTES)
@@ -78,8 +81,7 @@ def _read_pickle(path: Path) -> bytes:
             )
         if start.startswith(PICKLE):
             raise WeightsError(
-                f"{path}: a pickle that torch.save has not written, and reading it could run code; save the "
-                "state_dict() of the model by torch.save"
+                f"{path}: a pickle that torch.save has not written, and reading it could run code; {advice}"
             )
         if not start.startswith(ZIP) and (named := name_format(start)):
             raise WeightsError(f"{path}: is {named}")
@@ -93,7 +95,7 @@ def _read_pickle(path: Path) -> bytes:
             return archive.read(pickled)
 
 
-def _check_pickle(path: Path, pickled: bytes, names: Collection[str]) -> None:
+def _check_pickle(path: Path, pickled: bytes, names: Collection[str], advice: str) -> None:
     """Refuse what torch's unpickler must not see: other names, and what would take time or memory without end."""
     simple: set[object] = set()  # places in the memo that hold a name or a text
     tuples = repeats = 0
@@ -102,8 +104,7 @@ def _check_pickle(path: Path, pickled: bytes, names: Collection[str]) -> None:
         match opcode.name:
             case "GLOBAL" if (name := str(argument).replace(" ", ".")) not in names:
                 raise WeightsError(
-                    f"{path}: refused, it holds {name[:200]}, not only tensors, and reading it could run code; get the "
-                    "checkpoint from its publisher, or save the state_dict() of a model alone"
+                    f"{path}: refused, it holds {name[:200]}, not only tensors, and reading it could run code; {advice}"
                 )
             case "BINPUT" | "LONG_BINPUT":
                 (simple.add if last in _SIMPLE else simple.discard)(argument)

@@ -291,6 +291,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, FeatureModel], str, dict[st
 # VirNucPro's published classifier: a whole module as torch pickled it
 
 LARGEST_PUBLISHED_BYTES = 2**25  # its own files have 7 million bytes, one for the widest ESM-2 would have 13 million
+PUBLISHED_WANTED = "give VirNucPro's whole pickled network as its authors publish it, 300_model.pth or 500_model.pth"
 PUBLISHED_CLASSES = (
     "__main__.MLPClassifier",
     "torch.nn.modules.linear.Linear",
@@ -321,14 +322,18 @@ def load_published(path: str | Path) -> Classifier:
     Raises:
         WeightsError: no such file, or one that is damaged or does not hold this network.
     """
-    from ..models.torch_file import load_torch, require_stored  # imports torch
+    from ..models.torch_file import StandIn, load_torch, require_stored  # imports torch
 
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; name VirNucPro's classifier, such as 500_model.pth")
     if path.stat().st_size > LARGEST_PUBLISHED_BYTES:
-        raise WeightsError(f"{path}: larger than {LARGEST_PUBLISHED_BYTES} bytes, so not a classifier of VirNucPro")
-    module = load_torch(path, PUBLISHED_CLASSES)
+        raise WeightsError(
+            f"{path}: larger than {LARGEST_PUBLISHED_BYTES} bytes, so not a classifier of VirNucPro; {PUBLISHED_WANTED}"
+        )
+    module = load_torch(path, PUBLISHED_CLASSES, PUBLISHED_WANTED)
+    if not isinstance(module, StandIn):
+        raise WeightsError(f"{path}: not a classifier of VirNucPro: it holds {_say(module)}; {PUBLISHED_WANTED}")
     try:
         layers = module.state["_modules"]
         state = {
@@ -339,9 +344,19 @@ def load_published(path: str | Path) -> Classifier:
         epsilon = layers["bn1"].state["eps"]
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise WeightsError(f"{path}: not a classifier of VirNucPro ({problem}); download it again") from None
+        raise WeightsError(
+            f"{path}: not a classifier of VirNucPro, or damaged ({problem}); {PUBLISHED_WANTED}"
+        ) from None
     if not isinstance(epsilon, float) or epsilon != BATCH_NORM_EPSILON:
         found = epsilon if isinstance(epsilon, float) else "that is no number"
         raise WeightsError(f"{path}: its BatchNorm1d has eps {found}, VirNucPro's has {BATCH_NORM_EPSILON}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return make_classifier(path, {}, f"{path.name}, sha256 {digest}", state)
+
+
+def _say(content: object) -> str:
+    """What a file of torch holds that is no network, in words."""
+    if isinstance(content, dict):
+        names = ", ".join(str(name)[:40] for name in list(dict.keys(content))[:3])
+        return f"a table of {len(content)} entries ({names}, ...), such as a state_dict()"
+    return f"a {type(content).__name__}"
