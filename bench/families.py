@@ -22,8 +22,8 @@ import transformers
 import workload
 from holdfast.models.encoder import Encoder
 from holdfast.models.prepare import prepare
-from holdfast.models.registry import Output, Prepared, open_model, read_prepared
-from holdfast.models.synthetic import PREFIX, write_synthetic
+from holdfast.models.registry import PREFIX, Output, Prepared, open_model, read_prepared
+from holdfast.models.synthetic import write_synthetic
 from report import Report
 from safetensors import safe_open
 from safetensors.torch import save_file

@@ -12,8 +12,16 @@ from holdfast.models.checkpoint import Layout
 from holdfast.models.encoder import HEADER_KEY, IN_FP32, Encoder
 from holdfast.models.esm import FAIR_ESM, VOCABULARY, letters_of
 from holdfast.models.mosaic_bert import MAX_DNA_BP
-from holdfast.models.registry import WEIGHTS_FILE, Output, Prepared, family_module, read_prepared
-from holdfast.models.synthetic import DNABERT_S_SIZES, ESM2_SIZES, SEED
+from holdfast.models.registry import (
+    DNABERT_S_SIZES,
+    ESM2_SIZES,
+    WEIGHTS_FILE,
+    Output,
+    Prepared,
+    family_module,
+    read_prepared,
+)
+from holdfast.models.synthetic import SEED
 from holdfast.pool.batches import Recipe
 from safetensors.torch import save_file
 from torch import Tensor

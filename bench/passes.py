@@ -26,8 +26,7 @@ from holdfast.models.encoder import Encoder
 from holdfast.models.esm import Esm, rotary_angles
 from holdfast.models.packing import Packing
 from holdfast.models.prepare import prepare
-from holdfast.models.registry import open_model
-from holdfast.models.synthetic import OUTLIERS, PREFIX
+from holdfast.models.registry import OUTLIERS, PREFIX, open_model
 from report import Report
 from timing import seconds
 from torch import Tensor

@@ -189,8 +189,8 @@ def test_synthetic_checkpoints_are_the_same_every_time(tmp_path: Path) -> None:
         assert prepare("synthetic:dnabert_s_tiny", tmp_path / name).synthetic
         digests.add(tuple(sha256(tmp_path / name / file) for file in ("model.safetensors", "tokenizer.json")))
     assert len(digests) == 1
-    message = refused("synthetic:esm2_t7", tmp_path / "c")
-    assert "synthetic:esm2_t7: no such architecture" in message
+    message = refused("synthetic:esm2_t6_8M", tmp_path / "c")
+    assert "synthetic:esm2_t6_8M: no such architecture; did you mean synthetic:esm2_t6_8M_UR50D? Known are" in message
     assert "esm2_t36_3B_UR50D" in message
     assert "dnabert_s_tiny" in message
 

@@ -161,6 +161,14 @@ def test_one_layer_or_pooling_is_a_list_of_one(layers: Any, wanted: list[Any]) -
         ({"models": {}}, "'models' needs keys, at least 1, is {}"),
         ({"models": {"esm2": {}}}, "'models.esm2.weights' is missing: the published checkpoint"),
         ({"models": {"esm2": {"weights": ""}}}, "'models.esm2.weights' must be a path, a hub id or synthetic:"),
+        (
+            {"models": {"esm2": {"weights": "synthetic:esm2_t6"}}},
+            "'models.esm2.weights': synthetic:esm2_t6: no such architecture; did you mean synthetic:esm2_t6_8M_UR50D",
+        ),
+        (
+            {"models": {"esm2": {"weights": "synthetic:"}}},
+            "'models.esm2.weights': synthetic:: no such architecture; known are esm2_t6_8M_UR50D, ",
+        ),
         ({"models": {"esm2": {"weights": None}}}, "'models.esm2.weights' must be of type string, is None"),
         ({"models": {"esm2": {"weights": "a", "sha256": "AB"}}}, "'models.esm2.sha256' must be a SHA-256 digest"),
         ({"models": {"esm2": "a"}}, "'models.esm2' must hold keys, such as {weights: facebook/esm2_t33_650M_UR50D}, i"),

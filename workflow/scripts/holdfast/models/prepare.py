@@ -29,14 +29,16 @@ from .published import configuration_sha256, digest_files, weights_files
 from .registry import (
     DESCRIPTION_FILE,
     FORMAT_VERSION,
+    PREFIX,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
     Prepared,
     family_module,
     load_tokenizer,
+    require_known,
 )
 from .safetensors_file import write_tensors
-from .synthetic import PREFIX, SEED, write_synthetic
+from .synthetic import SEED, write_synthetic
 from .torch_file import first_line
 
 DOWNLOADS = (
@@ -72,6 +74,7 @@ def prepare(source: str, output: Path, sha256: str | None = None) -> Prepared:
             misses tensors, has unknown or misshapen ones, or the encoder differs from the reference by more than
             1e-4 of the largest state; or ``output`` holds something else.
     """
+    require_known(source)
     output = output.resolve()  # a link stays, what it leads to is replaced
     if output.exists() and not (output / DESCRIPTION_FILE).is_file() and not _may_be_replaced(output):
         raise WeightsError(f"{output}: exists and is not a prepared model; name another directory or remove it")

@@ -2,12 +2,14 @@
 
 A prepared model is one directory with safetensors, a tokenizer where letters are no tokens, and ``model.json``.
 :mod:`.prepare` writes it, the encoders read it, and everybody else (the Snakefile, clients, the supervisor) reads only
-``model.json``, which needs neither torch nor safetensors. Nothing of a model is looked up anywhere else.
+``model.json``, which needs neither torch nor safetensors. Nothing of a model is looked up anywhere else. The sizes of
+synthetic models stand here, too, so that a wrong name is found when the config is read.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -45,6 +47,57 @@ POLICIES = ("whole", "window", "truncate", "refuse")
 POOLINGS = ("mean", "cls", "max", "residues")
 WINDOW = 1022
 """Residues in a window where neither the model nor the config has a limit: what ESM-1b was trained with."""
+PREFIX = "synthetic:"
+OUTLIERS = "+outliers"  # behind an architecture: with a few large channels in the residual stream, as trained models
+ESM2_SIZES = {  # layers, width, heads, dtype of the released file
+    "esm2_t6_8M_UR50D": (6, 320, 20, "float32"),
+    "esm2_t12_35M_UR50D": (12, 480, 20, "float32"),
+    "esm2_t30_150M_UR50D": (30, 640, 20, "float32"),
+    "esm2_t33_650M_UR50D": (33, 1280, 20, "float32"),
+    "esm2_t36_3B_UR50D": (36, 2560, 40, "float16"),
+    "esm2_t48_15B_UR50D": (48, 5120, 40, "float16"),
+}
+DNABERT_S_SIZES = {  # layers, width, heads, mlp width, vocabulary
+    "dnabert_s": (12, 768, 12, 3072, 4096),
+    "dnabert_s_tiny": (2, 96, 12, 192, 256),
+}
+ESMC_SIZES = {  # layers, width, heads, mlp width
+    "esmc_300m": (30, 960, 15, 2560),
+    "esmc_600m": (36, 1152, 18, 3072),
+    "esmc_6b": (80, 2560, 40, 6912),
+    "esmc_tiny": (3, 64, 4, 96),
+}
+ESM1_SIZES = {  # layers, width, heads, a norm after the embedding
+    "esm1b_t33_650M_UR50S": (33, 1280, 20, True),
+    "esm1v_t33_650M_UR90S": (33, 1280, 20, False),
+    "esm1b_tiny": (3, 64, 4, True),
+}
+T5_SIZES = {  # layers, width, heads, head width, mlp width, buckets, projection
+    "prot_t5_xl_half_uniref50-enc": (24, 1024, 32, 128, 16384, 32, "relu"),
+    "prost_t5": (24, 1024, 32, 128, 16384, 32, "relu"),
+    "ankh_base": (48, 768, 12, 64, 3072, 64, "gated-gelu"),
+    "ankh_large": (48, 1536, 16, 64, 3840, 64, "gated-gelu"),
+    "prot_t5_tiny": (3, 64, 4, 16, 128, 32, "relu"),
+    "ankh_tiny": (3, 64, 4, 16, 96, 64, "gated-gelu"),
+}
+SYNTHETIC = (*ESM2_SIZES, *DNABERT_S_SIZES, *ESMC_SIZES, *ESM1_SIZES, *T5_SIZES)
+"""Architectures of which there are seeded random weights, see :mod:`.synthetic`."""
+
+
+def require_known(source: str) -> None:
+    """Refuse a synthetic source of an architecture that is none of :data:`SYNTHETIC`; any other source passes.
+
+    Raises:
+        WeightsError: it names what there is.
+    """
+    architecture = source.removeprefix(PREFIX).removesuffix(OUTLIERS)
+    if source.startswith(PREFIX) and architecture not in SYNTHETIC:
+        begun = [name for name in SYNTHETIC if architecture and name.lower().startswith(architecture.lower())]
+        near = begun or get_close_matches(architecture, SYNTHETIC, 1)
+        hint = f"did you mean {PREFIX}{near[0]}? Known" if near else "known"
+        raise WeightsError(
+            f"{source}: no such architecture; {hint} are {', '.join(SYNTHETIC)}, and {OUTLIERS} behind it or not"
+        )
 
 
 @dataclass(frozen=True, order=True)

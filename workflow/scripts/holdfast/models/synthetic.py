@@ -17,51 +17,25 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from ..errors import WeightsError
 from . import esm, esmc, mosaic_bert, t5
 from .checkpoint import DTYPES, Layout, as_bytes
 from .encoder import Architecture, Shapes
-from .registry import TOKENIZER_FILE
+from .registry import (
+    DNABERT_S_SIZES,
+    ESM1_SIZES,
+    ESM2_SIZES,
+    ESMC_SIZES,
+    OUTLIERS,
+    PREFIX,
+    T5_SIZES,
+    TOKENIZER_FILE,
+    require_known,
+)
 from .safetensors_file import Entry, write_tensors
 
-PREFIX = "synthetic:"
-OUTLIERS = "+outliers"  # behind an architecture: with a few large channels in the residual stream, as trained models
 OUTLIER_SIZE = 300.0
 OUTLIER_CHANNELS = (7, 33)  # that the MLPs of the first layers push, one each
 SEED = 20231116
-ESM2_SIZES = {  # layers, width, heads, dtype of the released file
-    "esm2_t6_8M_UR50D": (6, 320, 20, torch.float32),
-    "esm2_t12_35M_UR50D": (12, 480, 20, torch.float32),
-    "esm2_t30_150M_UR50D": (30, 640, 20, torch.float32),
-    "esm2_t33_650M_UR50D": (33, 1280, 20, torch.float32),
-    "esm2_t36_3B_UR50D": (36, 2560, 40, torch.float16),
-    "esm2_t48_15B_UR50D": (48, 5120, 40, torch.float16),
-}
-DNABERT_S_SIZES = {  # layers, width, heads, mlp width, vocabulary
-    "dnabert_s": (12, 768, 12, 3072, 4096),
-    "dnabert_s_tiny": (2, 96, 12, 192, 256),
-}
-
-
-ESMC_SIZES = {  # layers, width, heads, mlp width
-    "esmc_300m": (30, 960, 15, 2560),
-    "esmc_600m": (36, 1152, 18, 3072),
-    "esmc_6b": (80, 2560, 40, 6912),
-    "esmc_tiny": (3, 64, 4, 96),
-}
-ESM1_SIZES = {  # layers, width, heads, a norm after the embedding
-    "esm1b_t33_650M_UR50S": (33, 1280, 20, True),
-    "esm1v_t33_650M_UR90S": (33, 1280, 20, False),
-    "esm1b_tiny": (3, 64, 4, True),
-}
-T5_SIZES = {  # layers, width, heads, head width, mlp width, buckets, projection
-    "prot_t5_xl_half_uniref50-enc": (24, 1024, 32, 128, 16384, 32, "relu"),
-    "prost_t5": (24, 1024, 32, 128, 16384, 32, "relu"),
-    "ankh_base": (48, 768, 12, 64, 3072, 64, "gated-gelu"),
-    "ankh_large": (48, 1536, 16, 64, 3840, 64, "gated-gelu"),
-    "prot_t5_tiny": (3, 64, 4, 16, 128, 32, "relu"),
-    "ankh_tiny": (3, 64, 4, 16, 96, 64, "gated-gelu"),
-}
 
 
 def write_synthetic(source: str, directory: Path) -> Path:
@@ -74,6 +48,7 @@ def write_synthetic(source: str, directory: Path) -> Path:
     Raises:
         WeightsError: no such architecture.
     """
+    require_known(source)
     architecture = source.removeprefix(PREFIX).removesuffix(OUTLIERS)
     outliers = OUTLIER_SIZE if source.endswith(OUTLIERS) else 0.0
     tables: dict[Callable[[str, Path, float], Path], Mapping[str, object]] = {
@@ -83,21 +58,17 @@ def write_synthetic(source: str, directory: Path) -> Path:
         write_t5: T5_SIZES,
         write_dnabert_s: DNABERT_S_SIZES,
     }
-    for write, sizes in tables.items():
-        if architecture in sizes:
-            directory.mkdir()
-            return write(architecture, directory, outliers)
-    known = ", ".join(name for sizes in tables.values() for name in sizes)
-    raise WeightsError(
-        f"{source}: no such architecture; use {PREFIX} with one of {known}, and {OUTLIERS} behind it or not"
-    )
+    directory.mkdir()
+    write = next(write for write, sizes in tables.items() if architecture in sizes)
+    return write(architecture, directory, outliers)
 
 
 def write_esm2(architecture: str, directory: Path, outliers: float = 0.0) -> Path:
     """As fair-esm publishes ESM-2: prefixed names, heads, fp16-rounded ``inv_freq``, contact regression beside it."""
     from esm.model.esm2 import ESM2  # the library, not the family
 
-    layers, width, heads, dtype = ESM2_SIZES[architecture]
+    layers, width, heads, named = ESM2_SIZES[architecture]
+    dtype: torch.dtype = getattr(torch, named)
     generator = torch.Generator().manual_seed(SEED)
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in ESM2(layers, width, heads).state_dict().items()}

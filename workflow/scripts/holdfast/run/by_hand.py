@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import HoldfastError, InputError, ResourceError
 from ..files import check_outputs, put
-from ..models.registry import DESCRIPTION_FILE, KINDS, Prepared, read_prepared
+from ..models.registry import DESCRIPTION_FILE, KINDS, Prepared, read_prepared, require_known
 from ..pool.settings import pool_settings
 from ..spool.job import Receipt, fingerprint, make_manifest, make_request
 from ..spool.spool import Spool
@@ -153,6 +153,7 @@ def prepared_directory(source: str) -> Path:
     """The directory of a prepared model: the source itself, or one in the user's cache, prepared now if need be."""
     if os.path.exists(os.path.join(source, DESCRIPTION_FILE)):
         return Path(source)
+    require_known(source)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "holdfast" / "models"
     local = (os.path.abspath(source), *fingerprint(source)) if os.path.exists(source) else (source,)
     digest = hashlib.sha256(repr(local).encode()).hexdigest()[:12]

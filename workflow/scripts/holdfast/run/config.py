@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..documents import DocumentError, check_values, own_schema, plain, read_text, schema_problems, with_defaults
-from ..errors import ConfigError, listed
+from ..errors import ConfigError, WeightsError, listed
 from ..files import atomic_text, expanded
+from ..models.registry import require_known
 from ..results.presets import choose_rules
 from ..spool.job import RESERVED
 
@@ -86,7 +87,7 @@ def check_config(config: Mapping[str, Any], where: str = HERE) -> dict[str, Any]
 
 
 def _expand_paths(config: dict[str, Any]) -> list[str]:
-    """Expand what people abbreviate in the paths of a config that fits its schema; what is wrong with them."""
+    """Expand what people abbreviate in the sources of a config that fits its schema; what is wrong with them."""
     places = [("samples", config, "samples"), ("classifier", config, "classifier"), ("container", config, "container")]
     places += [(f"pool.{key}", config["pool"], key) for key in ("spool", "prometheus")]
     places += [(f"models.{name}.weights", entry, "weights") for name, entry in config["models"].items()]
@@ -97,7 +98,9 @@ def _expand_paths(config: dict[str, Any]) -> list[str]:
             continue
         try:
             holder[key] = expanded(path)
-        except ConfigError as error:
+            if key == "weights":
+                require_known(path)
+        except (ConfigError, WeightsError) as error:
             problems.append(f"'{where}': {error}")
         if key in TRACKED and re.search(r"\{.*\}", path):
             problems.append(f"'{where}': {path} holds braces, which Snakemake takes for a pattern; name a link to it")
