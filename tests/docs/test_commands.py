@@ -107,6 +107,9 @@ ELSEWHERE = {
     "holdfast forget SAMPLE -d DIR": IDENTITY,
     "holdfast forget soil_1 soil_2 -d DIR": IDENTITY,
     "snakemake --touch": IDENTITY,
+    ".venv/bin/holdfast embed demo/data/phage_proteins.faa --model synthetic:esm2_t6_8M_UR50D --output phage.h5ad": (
+        "tests/run/test_by_hand.py"
+    ),
     "holdfast embed proteins.faa --model facebook/esm2_t33_650M_UR50D --output embeddings.h5": HERE,
     "holdfast embed proteins.faa --model Rostlab/prot_t5_xl_half_uniref50-enc --pooling mean,residues"
     " --output prott5.h5": HERE,
@@ -123,7 +126,8 @@ UNTRIED = (
     r"make (bench-gpu|soak)",
     r"make bench-families MODELS=.* DEVICE=cuda",
     r"python3 bench/passes.py",
-    r"(\.venv/bin/)?pip install (anndata|pyarrow|umap-learn|snakemake-executor-plugin-slurm)",
+    r"(\.venv/bin/)?pip install (umap-learn|snakemake-executor-plugin-slurm)",
+    r"\.venv/bin/pip install --constraint envs/lock\.txt anndata",
     r"pip install snakemake-storage-plugin-(http|s3|zenodo)",
     r"samtools fasta .*",
     r"export HF_HUB_OFFLINE=1",

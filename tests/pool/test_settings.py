@@ -1,6 +1,7 @@
 """Settings of a pool: defaults, and one clear message for every mistake."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ def test_defaults_are_those_of_the_config_and_given_values_are_kept(tmp_path: Pa
     config = yaml.safe_load(SCHEMA.read_text())["properties"]
     defaults = {key: entry["default"] for key, entry in config["pool"]["properties"].items() if key not in OF_THE_RUN}
     defaults |= {key: config[key]["default"] for key in ("precision", "cache")} | {"models": MODELS, "gpu": None}
+    defaults["threads"] = min(defaults["threads"], len(os.sched_getaffinity(0)))
     assert dataclasses.asdict(read(tmp_path)) == defaults
     changed: dict[str, Any] = {
         "models": {"esm2": "/m"},
@@ -45,6 +47,15 @@ def test_defaults_are_those_of_the_config_and_given_values_are_kept(tmp_path: Pa
         "prometheus": "/metrics/holdfast.prom",
     }
     assert dataclasses.asdict(read(tmp_path, **changed)) == changed
+
+
+def test_threads_by_default_are_no_more_than_the_cpus_that_the_process_may_use(tmp_path: Path) -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert (read(tmp_path).threads, read(tmp_path, threads=3).threads) == (1, 3)
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:

@@ -241,3 +241,21 @@ def test_what_is_no_list_of_sequences_is_told_before_anything_is_started(sequenc
 def test_a_length_that_no_model_can_have_is_refused(models: dict[str, Path], length: int) -> None:
     with pytest.raises(ConfigError, match=rf"max_length: must be from 2 to 2147483647, is {length}$"):
         holdfast.embed(["MKV"], str(models["esm2"]), long="truncate", max_length=length, device="cpu")
+
+
+def test_an_anndata_file_is_one_command(tmp_path: Path, cache: Path) -> None:
+    anndata = pytest.importorskip("anndata")
+    ended = run(cache, write(tmp_path), "--model", SOURCE, "--output", tmp_path / "out.h5ad")
+    assert ended.returncode == 0, ended.stderr
+    found = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert found.shape == (4, WIDTH)
+    assert found.obs_names.tolist() == ["short", "long", "stop", "again"]
+
+
+def test_an_unknown_synthetic_model_is_refused_before_anything_is_prepared(tmp_path: Path) -> None:
+    ended = run(tmp_path / "cache", write(tmp_path), "--model", "synthetic:esmc_tin", "--output", tmp_path / "out.h5")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(
+        "holdfast: error: synthetic:esmc_tin: no such architecture; did you mean synthetic:esmc_"
+    )
+    assert not (tmp_path / "cache").exists()

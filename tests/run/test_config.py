@@ -287,7 +287,11 @@ def test_every_wrong_line_is_named(tmp_path: Path) -> None:
 def test_labels_are_those_of_the_classes(tmp_path: Path) -> None:
     text = "sample\tfasta\tkind\tlabel\na\ta.fna\tcontigs\tvirus\nb\tb.fna\tcontigs\tnon-viral\nc\tc.fna\t\tphage\n"
     lines = sheet_problems(sheet(tmp_path, text))
-    assert lines == ["line 4: 'label' must be one of virus, non-viral or empty, is 'phage'"]
+    (line,) = lines
+    assert line.startswith(
+        "line 4: 'label' must be virus, non-viral (any known source that is no virus, such as bacteria"
+    )
+    assert line.endswith(") or empty (not known), is 'phage'")
 
 
 def test_a_line_that_lacks_two_cells_names_each_once(tmp_path: Path) -> None:
@@ -503,6 +507,12 @@ def test_models_that_are_named_but_not_there_are_named(tmp_path: Path) -> None:
         "method.dna: dnabert2 is none of the models, which are esm2, dnabert_s",
     ]
     check_fit(with_defaults(method={"protein": "esm2", "dna": "dnabert_s"}), {"b": entries["b"]})
+
+
+def test_a_misspelt_column_is_named_with_the_one_that_was_meant(tmp_path: Path) -> None:
+    (tmp_path / "samples.csv").write_text("sample,fasta,lable,group\na,a.fna,virus,1\n")
+    with pytest.raises(ConfigError, match=r"found sample, fasta, lable, group; 'lable': did you mean 'label'\?$"):
+        read_samples(tmp_path / "samples.csv")
 
 
 def test_labels_of_one_class_cannot_train() -> None:

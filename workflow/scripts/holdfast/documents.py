@@ -358,6 +358,7 @@ def _messages(error: "ValidationError") -> Iterator[str]:
             named = [str(value) for value in error.validator_value if value not in ("", None)]
             wanted = "must be one of " + ", ".join(named)
             wanted += " or empty" if len(named) < len(error.validator_value) else ""
+            wanted = entry.get("x-rule", wanted)
         elif error.validator == "type":
             kinds = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
             wanted = "must be of type " + " or ".join(kinds)

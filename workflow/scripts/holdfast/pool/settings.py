@@ -6,6 +6,7 @@ two more, :data:`OWN`, and reads none of :data:`OF_THE_RUN`.
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,13 @@ class PoolSettings:
             json.dump(asdict(self), file, indent=2)
 
 
+def usable_cpus() -> int:
+    """CPUs that this process may use, such as those of its job on Slurm; not all that the host has."""
+    return len(os.sched_getaffinity(0))
+
+
 def pool_settings(content: dict[str, Any], where: str | Path) -> PoolSettings:
-    """Check settings and fill in the defaults.
+    """Check settings and fill in the defaults; that of ``threads`` is never more than this process may use.
 
     Args:
         content: By key.
@@ -97,6 +103,8 @@ def pool_settings(content: dict[str, Any], where: str | Path) -> PoolSettings:
     problems = schema_problems(filled, schema)
     if problems:
         raise ConfigError(f"{where}: {'; '.join(problems)}")
+    if "threads" not in content:
+        filled["threads"] = min(filled["threads"], usable_cpus())
     filled["models"] = {name: expanded(directory) for name, directory in filled["models"].items()}
     filled["prometheus"] = filled["prometheus"] and expanded(filled["prometheus"])
     return PoolSettings(**filled)

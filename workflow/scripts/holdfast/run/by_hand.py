@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import HoldfastError, InputError, ResourceError
 from ..files import check_outputs, put
 from ..models.registry import DESCRIPTION_FILE, KINDS, Prepared, read_prepared, require_known
-from ..pool.settings import pool_settings
+from ..pool.settings import pool_settings, usable_cpus
 from ..spool.job import Receipt, fingerprint, make_manifest, make_request
 from ..spool.spool import Spool
 from ..spool.state import LAUNCHER_VARIABLE, Identity
@@ -188,7 +188,7 @@ def _embed(
         raise type(error)(str(error).replace(f"models.{MODEL}.", "").replace(f"models.{MODEL}", model)) from None
     job = make_manifest(sample, kind, str(fasta), 0, 0, {MODEL: request}, precision, store_dtype)
     settings = {"models": {MODEL: str(models)}, "device": device, "precision": precision}
-    with _pool(directory, settings | {"threads": os.cpu_count() or 1}) as endpoint, _progress(directory):
+    with _pool(directory, settings | {"threads": usable_cpus()}) as endpoint, _progress(directory):
         (outcome,) = submit_jobs([job], Spool(directory / "spool"), endpoint, [directory / "receipt.json"])
     if outcome.state == "failed":
         raise HoldfastError(outcome.error)

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,7 @@ def _lines(sheet: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, dict[st
         raise ConfigError(
             f"{sheet}, line {first}: the columns must be {', '.join(known)} (with tabs, commas or semicolons between, "
             f"each once; {' and '.join(schema['required'])} are required); "
-            f"found {', '.join(header)[:LONGEST_LINE] or 'nothing'}"
+            f"found {', '.join(header)[:LONGEST_LINE] or 'nothing'}{_meant(unknown, known)}"
         )
     for number, line in enumerate(lines[first:], first + 1):
         if _says_nothing(line):
@@ -216,6 +217,12 @@ def _lines(sheet: str, schema: Mapping[str, Any]) -> Iterator[tuple[str, dict[st
             yield f"line {number}", f"{len(cells)} cells, but the header has {len(header)} columns"
         elif any(cells):
             yield f"line {number}", {name: cell for name, cell in zip(header, cells, strict=False) if cell}
+
+
+def _meant(unknown: Sequence[str], known: Sequence[str]) -> str:
+    """Which columns were probably meant by some that are not known; nothing where none is near."""
+    near = [(name, get_close_matches(name.lower(), known, 1, 0.7)) for name in unknown]
+    return "".join(f"; '{name[:80]}': did you mean '{found[0]}'?" for name, found in near if found)
 
 
 def _find_header(lines: Sequence[str], required: Sequence[str]) -> tuple[int, str, list[str]]:
