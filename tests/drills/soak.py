@@ -2,7 +2,7 @@
 
     python tests/drills/soak.py --jobs 10000 --output docs/soak
 
-Writes OUTPUT.tsv and OUTPUT.svg for docs/reliability.md. A job is a piece of phage lambda of two kilobases; ids
+Writes OUTPUT.tsv and OUTPUT.svg for docs/endurance.md. A job is a piece of phage lambda of two kilobases; ids
 and sequences differ from job to job.
 """
 
