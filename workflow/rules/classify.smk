@@ -111,7 +111,7 @@ rule classify_contigs:
         settings=lambda wildcards, output: os.path.join(
             os.path.dirname(output.contigs), calling.CALLED, calling.SETTINGS
         ),
-        made_by=lambda wildcards, output: CALLING if wildcards.sample in PENDING else "",
+        made_by=lambda wildcards, output: CALLING if CALLING and wildcards.sample in PENDING else "nobody",
         calibration=lambda wildcards, input: str(input.calibration or input.classifier),
         old=lambda wildcards, output: os.path.join(os.path.dirname(output.contigs), OTHER_VIRUSES),
     shell:  # to begin with, without Python, as `collect`: what a consumer of this run has made by these settings
