@@ -48,7 +48,7 @@ def make_sample(directory: Path, contigs: dict[str, list[int]] = CONTIGS) -> dic
 
 def test_viruses_and_regions_are_cut_from_the_file(tmp_path: Path) -> None:
     sequences = make_sample(tmp_path / "s")
-    files = (tmp_path / "s/a.fna", tmp_path / "s/embeddings.h5", tmp_path / "s")
+    files = (tmp_path / "s/a.fna", EmbeddingsFile(tmp_path / "s/embeddings.h5"), tmp_path / "s")
     (tmp_path / "virus.fna.gz").write_bytes(b"of an earlier run")
     write_viruses(tmp_path / "virus.fna", *files)
     assert not (tmp_path / "virus.fna.gz").exists()
@@ -87,7 +87,7 @@ def test_another_file_is_refused_and_nothing_written(tmp_path: Path) -> None:
     for content in changed.values():
         fasta.write_text(content)
         with pytest.raises(InputError, match=r"a\.fna: is not the file that was embedded"):
-            write_viruses(tmp_path / "virus.fna", fasta, tmp_path / "s/embeddings.h5", tmp_path / "s")
+            write_viruses(tmp_path / "virus.fna", fasta, EmbeddingsFile(tmp_path / "s/embeddings.h5"), tmp_path / "s")
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
@@ -95,7 +95,7 @@ def test_another_file_is_refused_and_nothing_written(tmp_path: Path) -> None:
 def test_samples_are_put_together_with_unique_ids(tmp_path: Path, name: str) -> None:
     for sample in ("a", "b"):
         make_sample(tmp_path / sample)
-        files = (tmp_path / sample / "a.fna", tmp_path / sample / "embeddings.h5", tmp_path / sample)
+        files = (tmp_path / sample / "a.fna", EmbeddingsFile(tmp_path / sample / "embeddings.h5"), tmp_path / sample)
         write_viruses(tmp_path / sample / name, *files)
     combine(["a", "b"], tmp_path, tmp_path / "contigs.tsv", tmp_path / name)
     content = (tmp_path / name).read_bytes()
@@ -115,7 +115,9 @@ def test_many_contigs_pass_through_one_by_one(tmp_path: Path) -> None:
     make_sample(tmp_path / "s", {f"contig_{number}": [1] for number in range(20_000)})
     size_bytes = (tmp_path / "s/a.fna").stat().st_size
     tracemalloc.start()
-    write_viruses(tmp_path / "virus.fna", tmp_path / "s/a.fna", tmp_path / "s/embeddings.h5", tmp_path / "s")
+    write_viruses(
+        tmp_path / "virus.fna", tmp_path / "s/a.fna", EmbeddingsFile(tmp_path / "s/embeddings.h5"), tmp_path / "s"
+    )
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (tmp_path / "virus.fna").stat().st_size > size_bytes

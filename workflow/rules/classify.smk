@@ -1,7 +1,18 @@
 CLASSIFIER = "results/classifier"
 PUBLISHED_NAMES = ("prediction_results.txt", "prediction_results_highestscore.csv")
 TABLES = ("frames.tsv", "chunks.tsv", "contigs.tsv", "regions.tsv", "regions.bed")
-VIRUSES = "virus.fna.gz" if config["output_bgzip"] else "virus.fna"
+VIRUSES, OTHER_VIRUSES = ("virus.fna.gz", "virus.fna") if config["output_bgzip"] else ("virus.fna", "virus.fna.gz")
+# By what consumers call small samples: nothing where labelled samples make the classifier or its calibration first.
+CALLING = (
+    ""
+    if LABELLED or not config["classifier"]
+    else json.dumps(
+        {
+            **{"calls": config["calls"], "method": config["method"], "virnucpro": config["output_virnucpro"]},
+            **{"viruses": VIRUSES, "calibration": configuration.calibration_beside(config["classifier"])},
+        }
+    )
+)
 
 
 # Labelled samples train a classifier, a part of them held out to calibrate it; one that is given they calibrate only.
@@ -96,7 +107,17 @@ rule classify_contigs:
         method=named_method(),
         directory=lambda wildcards, output: os.path.dirname(output.contigs),
         virnucpro="--virnucpro" if config["output_virnucpro"] else "",
-    shell:
+        called=lambda wildcards, output: os.path.join(os.path.dirname(output.contigs), calling.CALLED),
+        settings=lambda wildcards, output: os.path.join(
+            os.path.dirname(output.contigs), calling.CALLED, calling.SETTINGS
+        ),
+        made_by=lambda wildcards, output: CALLING if CALLING and wildcards.sample in PENDING else "nobody",
+        calibration=lambda wildcards, input: str(input.calibration or input.classifier),
+        old=lambda wildcards, output: os.path.join(os.path.dirname(output.contigs), OTHER_VIRUSES),
+    shell:  # to begin with, without Python, as `collect`: what a consumer of this run has made by these settings
+        "[[ {params.settings:q} -nt {input.classifier:q} && {params.settings:q} -nt {params.calibration:q} ]]"
+        " && [[ $(< {params.settings:q}) == {params.made_by:q} ]] && mv {params.called:q}/* {params.directory:q}"
+        " && rm -rf {params.called:q} {params.old:q} || "
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} classify {input.embeddings:q} --classifier {input.classifier:q}'
         " --calibration {input.calibration:q} --calls {params.calls:q} {params.method} --fasta {input.fasta:q} --output {params.directory:q} {params.virnucpro}"
         " --viruses {output.viruses:q} 2>&1 | tee {log:q}"

@@ -18,7 +18,7 @@ sys.path.insert(0, str(next(path for path in FILES if path.name == "entry.py").p
 
 from holdfast.errors import HoldfastError  # noqa: E402
 from holdfast.results.presets import choose_rules  # noqa: E402
-from holdfast.run import client, ending, failures, pending, remote, watch  # noqa: E402
+from holdfast.run import calling, client, ending, failures, pending, remote, watch  # noqa: E402
 from holdfast.run import config as configuration, plan as planning  # noqa: E402
 
 if not workflow.deployment_settings.deployment_method:

@@ -85,16 +85,18 @@ def submit(parser: Parser) -> Callable[[Arguments], None]:
     parser.add_argument("--spool", type=path, required=True, help="where to hand the jobs in")
     parser.add_argument("--endpoint", type=path, help="endpoint file of the pool that was started for them")
     parser.add_argument("--classifier", type=path, help="that frames will be classified with; checked before all else")
+    parser.add_argument("--calling", metavar="JSON", help="settings to call small samples by, with that classifier")
     parser.add_argument("--patience-s", type=float, metavar="S", help="give up when no pool could do them for S")
     parser.add_argument("--results", type=path, required=True, help="directory of the results, where receipts go")
 
     def do(given: Arguments) -> None:
         from .run.client import submit_planned
 
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: consumers are many, and take no core of a pool's
         if given.endpoint:  # a scheduler, or Ctrl-C, signals all; the pool needs its time, and says when it has ended
             _be_left_alone()
         directories = [path.parent for path in given.models]
-        waiting = (given.spool, given.endpoint, given.results, given.patience_s, given.classifier)
+        waiting = (given.spool, given.endpoint, given.results, given.patience_s, given.classifier, given.calling)
         for outcome in submit_planned(given.plan, given.consumer, directories, *waiting):
             print(f"{outcome.sample}: {outcome.state}{': ' if outcome.error else ''}{outcome.error}")
 
@@ -184,12 +186,14 @@ def classify(parser: Parser) -> Callable[[Arguments], None]:
 
     def do(given: Arguments) -> None:
         from .results.calls import classify_contigs
+        from .results.embeddings import EmbeddingsFile
         from .results.presets import choose_rules
         from .results.viruses import write_viruses
 
-        calls = (given.embeddings, given.classifier, choose_rules(given.calls), given.output)
-        classify_contigs(*calls, _method(given), given.virnucpro, given.calibration)
-        write_viruses(given.viruses, given.fasta, given.embeddings, given.output)
+        calls = (given.classifier, choose_rules(given.calls), given.output)
+        with EmbeddingsFile(given.embeddings) as reader:
+            classify_contigs(reader, *calls, _method(given), given.virnucpro, given.calibration)
+            write_viruses(given.viruses, given.fasta, reader, given.output)
 
     return do
 

@@ -42,7 +42,7 @@ NON_VIRAL, VIRUS = CLASSES
 
 
 def classify_contigs(
-    embeddings: str | Path,
+    reader: EmbeddingsFile,
     classifier_path: str | Path,
     rules: CallRules,
     directory: Path,
@@ -53,7 +53,7 @@ def classify_contigs(
     """Classify the frames of one sample, and call its chunks and contigs.
 
     Args:
-        embeddings: Its embeddings, of kind ``contigs``.
+        reader: Its embeddings, of kind ``contigs``.
         classifier_path: The classifier, .safetensors.
         rules: By which contigs are called.
         directory: Where the tables go, each by the name of its kind, such as ``frames.tsv``.
@@ -70,8 +70,7 @@ def classify_contigs(
     calibration = None
     if calibration_path is not None:
         calibration = read_calibration(calibration_path, Path(classifier_path), rules.margin)
-    with EmbeddingsFile(embeddings) as reader:
-        call_contigs(reader, classify(reader, classifier, method or {}), rules, directory, virnucpro, calibration)
+    call_contigs(reader, classify(reader, classifier, method or {}), rules, directory, virnucpro, calibration)
 
 
 def call_contigs(

@@ -43,7 +43,7 @@ def _open_fasta(path: Path) -> Iterator[IO[bytes]]:
     other.unlink(missing_ok=True)
 
 
-def write_viruses(path: Path, fasta: str | Path, embeddings: str | Path, tables: Path) -> None:
+def write_viruses(path: Path, fasta: str | Path, embeddings: EmbeddingsFile, tables: Path) -> None:
     """Write the contigs that are called virus, and of other called contigs their regions; each on one line.
 
     A region's id is ``CONTIG|region_START_END``, counted from 1, both included. Behind every id stand tier, score and
@@ -53,14 +53,13 @@ def write_viruses(path: Path, fasta: str | Path, embeddings: str | Path, tables:
     Args:
         path: Where; ``.gz`` at its end makes it BGZF.
         fasta: The sample's sequence file, FASTA or FASTQ.
-        embeddings: What was made of that file; it has the file's digest.
+        embeddings: What was made of that file, open; it has the file's digest.
         tables: Directory of the sample's ``contigs.tsv`` and ``regions.tsv``.
 
     Raises:
         InputError: the file cannot be read, or is not the one that was embedded; or a table that is none.
     """
-    with EmbeddingsFile(embeddings) as reader:
-        sha256, genetic_code = reader.input_sha256, reader.genetic_code
+    sha256, genetic_code = embeddings.input_sha256, embeddings.genetic_code
     digest = hashlib.sha256()
     other = InputError("is not the file that was embedded; bring that back, or run again to embed this one", fasta)
     following = chain(read_regions(tables / "regions.tsv"), repeat(None))
