@@ -123,7 +123,7 @@ def test_a_pickled_model_is_refused_with_what_to_do(name: str, published: dict[s
     with pytest.raises(WeightsError) as caught:
         read_checkpoint(source if name.endswith("bin") else file, None)
     assert str(caught.value).startswith(f"{file}: refused, it holds transformers.models.esm.modeling_esm.EsmModel, ")
-    assert str(caught.value).endswith("or save the state_dict() of a model alone")
+    assert str(caught.value).endswith("or save the state_dict() of a model alone, by torch.save")
 
 
 def test_an_adapter_is_refused_with_what_to_do(published: dict[str, Path], tmp_path: Path) -> None:
