@@ -4,7 +4,7 @@ import gzip
 import os
 
 import numpy as np
-from holdfast.results.calls import CHUNK_COLUMNS
+from holdfast.results.calls import CHUNK_COLUMNS, FRAME_COLUMNS
 from holdfast.results.contigs import CONTIG_COLUMNS
 from holdfast.results.embeddings import read_embeddings
 from holdfast.sequences import Alphabet
@@ -83,7 +83,7 @@ def write_formats(some: Project, records: dict[str, str]) -> dict[str, str]:
 
 def check_empty(some: Project, samples: list[str]) -> None:
     headers = {
-        "frames": "frame_id\tcontig\tchunk\tframe\tprediction\tp_non_viral\tp_virus\n",
+        "frames": "\t".join(FRAME_COLUMNS) + "\n",
         "chunks": "\t".join(CHUNK_COLUMNS) + "\n",
         "contigs": "\t".join(CONTIG_COLUMNS) + "\n",
     }
@@ -92,14 +92,14 @@ def check_empty(some: Project, samples: list[str]) -> None:
             assert some.read(f"results/{name}/{table}.tsv") == header
     assert some.read("results/closed/frames.tsv") == headers["frames"]
     assert some.read("results/closed/chunks.tsv").splitlines()[1:] == [
-        "c1_chunk_1\tc1\t1\t500\t0\tno_stop_free_frame\tNA\tNA\tNA",
-        "c1_chunk_2\tc1\t400\t899\t0\tno_stop_free_frame\tNA\tNA\tNA",
-        "c1_chunk_3\tc1\t799\t1200\t0\tno_stop_free_frame\tNA\tNA\tNA",
-        "c2_chunk_1\tc2\t1\t100\t0\tno_stop_free_frame\tNA\tNA\tNA",
+        "c1_chunk_1\tc1\t1\t500\t0\tno_stop_free_frame\tNA\tNA\tNA\t1",
+        "c1_chunk_2\tc1\t400\t899\t0\tno_stop_free_frame\tNA\tNA\tNA\t1",
+        "c1_chunk_3\tc1\t799\t1200\t0\tno_stop_free_frame\tNA\tNA\tNA\t1",
+        "c2_chunk_1\tc2\t1\t100\t0\tno_stop_free_frame\tNA\tNA\tNA\t1",
     ]
     assert some.read("results/closed/contigs.tsv").splitlines()[1:] == [
-        "c1\t1200\t3\t0\tnot called\tNA\tFalse\tNA\tNA\tNA\tno chunk has a stop-free frame",
-        "c2\t100\t1\t0\tnot called\tNA\tFalse\tNA\tNA\tNA\tno chunk has a stop-free frame",
+        "c1\t1200\t3\t0\tnot called\tNA\tFalse\tNA\tNA\tNA\tno chunk has a stop-free frame\t1",
+        "c2\t100\t1\t0\tnot called\tNA\tFalse\tNA\tNA\tNA\tno chunk has a stop-free frame\t1",
     ]
     tiny = some.table("tiny/contigs.tsv")
     assert tiny["contig"].tolist() == ["r0", "r1", "r2", "r3"]
