@@ -8,8 +8,11 @@ CALLING = (
     if LABELLED or not config["classifier"]
     else json.dumps(
         {
-            **{"calls": config["calls"], "method": config["method"], "virnucpro": config["output_virnucpro"]},
-            **{"viruses": VIRUSES, "calibration": configuration.calibration_beside(config["classifier"])},
+            "calls": config["calls"],
+            "method": config["method"],
+            "virnucpro": config["output_virnucpro"],
+            "viruses": VIRUSES,
+            "calibration": configuration.calibration_beside(config["classifier"]),
         }
     )
 )

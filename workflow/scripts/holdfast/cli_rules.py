@@ -186,14 +186,11 @@ def classify(parser: Parser) -> Callable[[Arguments], None]:
 
     def do(given: Arguments) -> None:
         from .results.calls import classify_contigs
-        from .results.embeddings import EmbeddingsFile
-        from .results.presets import choose_rules
-        from .results.viruses import write_viruses
 
-        calls = (given.classifier, choose_rules(given.calls), given.output)
-        with EmbeddingsFile(given.embeddings) as reader:
-            classify_contigs(reader, *calls, _method(given), given.virnucpro, given.calibration)
-            write_viruses(given.viruses, given.fasta, reader, given.output)
+        classify_contigs(
+            *(given.embeddings, given.fasta, given.classifier, given.calls, given.output, given.viruses),
+            *(_method(given), given.virnucpro, given.calibration),
+        )
 
     return do
 

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from os import PathLike
 
+ERROR = "holdfast: error: "
+"""Begins every line that says why a command fails."""
 PREPARE_AGAIN = "prepare the model again with `holdfast prepare`"
 
 
@@ -84,4 +86,4 @@ def how_to_install(package: str) -> str:
 
 def _report(problem: str) -> None:
     """Write the line at once, its end included: jobs that run side by side share a terminal."""
-    sys.stderr.write(f"holdfast: error: {problem}\n")
+    sys.stderr.write(f"{ERROR}{problem}\n")

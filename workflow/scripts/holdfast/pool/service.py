@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from ..errors import HoldfastError, ResourceError
+from ..errors import ERROR, HoldfastError, ResourceError
 from ..spool.metrics import MetricsFile
 from ..spool.state import PoolState
 from .settings import read_settings
@@ -54,5 +54,5 @@ def serve_pool(config: Path, state: PoolState, endpoint: Path) -> None:
 
 def _give_up(error: HoldfastError) -> NoReturn:
     """End like every entry point, but with a line that has the form of the log's others."""
-    log.critical("holdfast: error: %s", error)
+    log.critical("%s%s", ERROR, error)
     raise SystemExit(error.exit_code) from None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import numpy as np
 
@@ -27,8 +27,9 @@ from .classifier import CLASSES, classify, load_classifier
 from .contigs import CONTIG_COLUMNS, NOT_AVAILABLE, contig_lines, line, number
 from .decisions import REASONS, FalseDiscoveries, decide, gate
 from .embeddings import EmbeddingsFile, Records, Rows
-from .presets import CallRules
+from .presets import CallRules, choose_rules
 from .regions import REGION_COLUMNS, find_regions, region_lines
+from .viruses import write_viruses
 from .votes import Votes, score_groups, vote
 
 FRAME_COLUMNS = ("frame_id", "contig", "chunk", "frame", "prediction", "p_non_viral", "p_virus", "genetic_code")
@@ -42,35 +43,43 @@ NON_VIRAL, VIRUS = CLASSES
 
 
 def classify_contigs(
-    reader: EmbeddingsFile,
-    classifier_path: str | Path,
-    rules: CallRules,
+    embeddings: Path,
+    fasta: Path,
+    classifier_path: Path,
+    calls: Mapping[str, Any],
     directory: Path,
-    method: Mapping[str, str | None] | None = None,
-    virnucpro: bool = False,
-    calibration_path: Path | None = None,
+    viruses: Path,
+    method: Mapping[str, str | None],
+    virnucpro: bool,
+    calibration_path: Path | None,
 ) -> None:
-    """Classify the frames of one sample, and call its chunks and contigs.
+    """Classify the frames of one sample, call its chunks and contigs, and write the sequences of its viruses.
 
     Args:
-        reader: Its embeddings, of kind ``contigs``.
+        embeddings: Its embeddings, of kind ``contigs``.
+        fasta: Its sequence file.
         classifier_path: The classifier, .safetensors.
-        rules: By which contigs are called.
+        calls: What the config says under that key.
         directory: Where the tables go, each by the name of its kind, such as ``frames.tsv``.
+        viruses: Where the sequences go, see :func:`.viruses.write_viruses`.
         method: Names of the models by role; None where there is only one.
         virnucpro: Also write VirNucPro's own two files, into ``virnucpro`` there.
         calibration_path: What calibrates the classifier, ``calibration.json``; None where there is none.
 
     Raises:
         ConfigError: rules that need a calibration, without one, or with one that was made for another margin.
-        InputError: embeddings that cannot be read, of another kind, or without a model that the classifier needs.
+        InputError: embeddings that cannot be read, of another kind, or without a model that the classifier needs; a
+            sequence file that is not theirs.
         WeightsError: a file that is no classifier, or one that does not fit the embeddings; a calibration of another.
     """
-    classifier = load_classifier(classifier_path)
-    calibration = None
-    if calibration_path is not None:
-        calibration = read_calibration(calibration_path, Path(classifier_path), rules.margin)
-    call_contigs(reader, classify(reader, classifier, method or {}), rules, directory, virnucpro, calibration)
+    rules = choose_rules(calls)
+    with EmbeddingsFile(embeddings) as reader:
+        classifier = load_classifier(classifier_path)
+        calibration = None
+        if calibration_path is not None:
+            calibration = read_calibration(calibration_path, classifier_path, rules.margin)
+        call_contigs(reader, classify(reader, classifier, method), rules, directory, virnucpro, calibration)
+        write_viruses(viruses, fasta, reader, directory)
 
 
 def call_contigs(

@@ -43,9 +43,6 @@ class Caller:
         if embeddings.stat().st_size > SMALL_BYTES:
             return
         from ..results.calls import classify_contigs  # numpy and h5py
-        from ..results.embeddings import EmbeddingsFile
-        from ..results.presets import choose_rules
-        from ..results.viruses import write_viruses
 
         given = json.loads(self.settings)
         calibration = Path(given["calibration"]) if given["calibration"] else None
@@ -54,10 +51,10 @@ class Caller:
         try:
             made.mkdir()
             (made / SETTINGS).write_text(self.settings)  # first: its time is from before the classifier was read
-            calls = (self.classifier, choose_rules(given["calls"]), made)
-            with EmbeddingsFile(embeddings) as reader:
-                classify_contigs(reader, *calls, given["method"], given["virnucpro"], calibration)
-                write_viruses(made / given["viruses"], fasta, reader, made)
+            classify_contigs(
+                *(embeddings, fasta, self.classifier, given["calls"], made, made / given["viruses"]),
+                *(given["method"], given["virnucpro"], calibration),
+            )
             made.rename(embeddings.with_name(CALLED))
         except (HoldfastError, OSError, ValueError) as error:
             print(f"{sample}: left to classify_contigs: {error}", file=sys.stderr)

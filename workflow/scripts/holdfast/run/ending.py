@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..errors import HoldfastError
+from ..errors import ERROR, HoldfastError
 from ..files import atomic_text
 from ..spool.state import PoolState, published_states, state_path
 from .failures import read_failures
@@ -27,7 +27,6 @@ from .provenance import finish_record
 
 SHOWN = 20
 LOGS = ("logs/convert_classifier.log", "logs/train.log", "logs/calibrate.log")
-ERROR = "holdfast: error: "
 NOTHING_CALLED = (
     "nothing was called, for want of a classifier: set 'classifier' in the config, or label samples of the sheet as "
     "virus and as non-viral"

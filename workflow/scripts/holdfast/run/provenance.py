@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..documents import DocumentError, read_json
-from ..errors import HoldfastError, ResourceError
+from ..errors import ERROR, HoldfastError, ResourceError
 from ..files import atomic_text
 from ..models.registry import read_prepared
 from ..spool.job import Receipt, read_receipt, software
@@ -100,7 +100,7 @@ def finish_record(directory: Path, ended: bool) -> None:
     except FileNotFoundError:
         return  # killed before it began
     except (OSError, DocumentError) as error:
-        print(f"holdfast: error: the record of this run cannot be written: {error}", file=sys.stderr)
+        print(f"{ERROR}the record of this run cannot be written: {error}", file=sys.stderr)
 
 
 def _write(start: dict[str, Any], results: Path, began_s: float, ended: bool) -> None:
