@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import altair
+import jsonschema
 import numpy as np
 import pytest
+import vl_convert
 from holdfast.errors import ConfigError, InputError, ResourceError
 from holdfast.models.registry import Output
 from holdfast.report import tally
-from holdfast.report.charts import RED, Choices, chart_of, render, whole
+from holdfast.report.charts import RED, Choices, chart_of, render, specify, whole
 from holdfast.report.figures import FIGURES, make_figure
-from holdfast.report.page import SAMPLE_COLUMNS, write_report
+from holdfast.report.page import SAMPLE_COLUMNS, VEGA, write_report
 from holdfast.report.pools import throughput
 from holdfast.report.projection import pca, umap
 from holdfast.report.results import Results, read_results
@@ -201,7 +204,10 @@ def test_points_are_a_repeatable_choice_of_all_rows(root: Path, monkeypatch: pyt
 def test_every_figure_says_what_was_counted(counted: Tally, root: Path) -> None:
     trained = root / "results/classifier"
     choices = Choices(root / "results", trained / "classifier.safetensors", trained / "calibration.json")
-    drawn = {name: make_figure(name, counted, choices).svg(counted.synthetic) for name in FIGURES}
+    made = {name: make_figure(name, counted, choices) for name in FIGURES}
+    for figure in made.values():
+        jsonschema.validate(figure.specification(counted.synthetic), altair.vegalite.v6.schema.core.load_schema())
+    drawn = {name: figure.svg(counted.synthetic) for name, figure in made.items()}
     found = {name: texts(svg) for name, svg in drawn.items()}
     for name, text in found.items():
         assert FIGURES[name][0] in text
@@ -244,7 +250,7 @@ def test_a_figure_without_anything_to_show_says_so_in_one_line(name: str) -> Non
 @pytest.mark.parametrize(("largest", "ticks"), [(1, "0 1"), (2, "0 1 2"), (4, "0 1 2 3 4"), (5, "0 1 2 3 4 5")])
 def test_few_contigs_are_counted_by_whole_ticks(largest: int, ticks: str) -> None:
     chart = chart_of([{"x": 1, "contigs": largest}], height=150).mark_bar().encode(x="x:Q", y=whole("contigs", largest))
-    assert texts(render(chart, "", "", [])).split("contigs")[0].split()[-len(ticks.split()) :] == ticks.split()
+    assert texts(render(specify(chart, ""))).split("contigs")[0].split()[-len(ticks.split()) :] == ticks.split()
 
 
 def test_a_table_of_the_classifier_that_is_none_is_named(tmp_path: Path) -> None:
@@ -391,8 +397,8 @@ def written_report(root: Path, results: Path) -> tuple[str, int]:
     calibration = results / "classifier" / "calibration.json"
     choices = Choices(results, found.classifier, calibration if calibration.exists() else None)
     captions = [REPORT / f"{name}.rst" for name in FIGURES]
-    counted = count_results(found, root / "spool", seed=1)
-    write_report(found, root / "summary.tsv", root / "runs", counted, choices, REPORT / "page.html", captions)
+    counted, script = count_results(found, root / "spool", seed=1), vl_convert.javascript_bundle(VEGA)
+    write_report(found, root / "summary.tsv", root / "runs", counted, choices, REPORT / "page.html", captions, script)
     made = [results / "report.html", *(results / "figures" / f"{name}.svg" for name in FIGURES)]
     return made[0].read_text(), sum(file.stat().st_size for file in made)
 

@@ -90,7 +90,7 @@ def test_a_plan_that_is_not_there_is_named(project: Path, monkeypatch: pytest.Mo
         read_plan()
 
 
-@pytest.mark.parametrize(("cores", "consumers"), [(2, 2), (100, 16), (None, 16)])
+@pytest.mark.parametrize(("cores", "consumers"), [(2, 2), (100, 4), (None, 4)])
 def test_no_consumer_of_external_pools_waits_for_a_core_before_it_hands_in(
     project: Path, cores: int | None, consumers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,8 +104,8 @@ def test_no_consumer_of_external_pools_waits_for_a_core_before_it_hands_in(
     assert not Path("spool").exists()
 
 
-@pytest.mark.parametrize(("samples", "consumers"), [(9, 9), (100, 16), (4_000, 40)])
-def test_a_consumer_has_one_sample_up_to_a_hundred_before_there_are_more(
+@pytest.mark.parametrize(("samples", "consumers"), [(3, 3), (400, 4), (4_000, 40)])
+def test_four_consumers_have_up_to_a_hundred_samples_each_before_there_are_more(
     project: Path, samples: int, consumers: int
 ) -> None:
     made = make_plan(

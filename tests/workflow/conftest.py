@@ -20,6 +20,7 @@ from pathlib import Path
 import pandas  # type: ignore[import-untyped]
 import pytest
 import yaml
+from holdfast.run.calling import MANY
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = REPOSITORY / "workflow" / "scripts"
@@ -166,11 +167,12 @@ def jobs(*samples: str, called: Sequence[str] = (), once: Sequence[str] = ()) ->
 
     Args:
         samples: Those that are embedded.
-        called: Those that are classified and called.
+        called: Those that are classified and called, in one process where they are many.
         once: Jobs beyond the pool and :data:`AFTERWARDS` that run once.
     """
     each = [f"{rule} {sample}" for rule in ("embed", "collect") for sample in samples]
     each += [f"classify_contigs {sample}" for sample in called] + ["combine"] * bool(called)
+    each += ["classify_small"] * (len(called) >= MANY)
     return sorted([*each, *once, "pool", *AFTERWARDS])
 
 

@@ -1,14 +1,14 @@
-"""Many small samples of contigs: the consumers, which run one Python for several, call them; what changed does not."""
+"""Many small samples of contigs: one process calls them; which of them are called is for Snakemake to say."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from holdfast.run.calling import CALLED
 
-from tests.workflow.conftest import NewProject, Project, fasta, jobs, stop_free_sequence
+from tests.workflow.conftest import NewProject, Project, Run, fasta, jobs, stop_free_sequence
 
-SAMPLES = [f"s{number}" for number in range(20)]
+SAMPLES = [f"s{number}" for number in range(12)]
 TABLES = ("frames.tsv", "chunks.tsv", "contigs.tsv", "regions.tsv", "regions.bed", "virus.fna")
 
 
@@ -23,50 +23,86 @@ def times(some: Project) -> dict[Path, int]:
 
 
 @pytest.fixture
-def many(project: NewProject, classifiers: Path) -> Project:
-    """A project of many small samples and a classifier."""
+def many(project: NewProject) -> Project:
+    """A project of many small samples."""
     some = project()
     for number, name in enumerate(SAMPLES):
         some.write(f"data/{name}.fna", fasta({f"{name}|1": stop_free_sequence(600 + number, number)}))
-    some.configure(classifier=str(classifiers / "500_model.pth"))
     some.write_sheet(*((name, f"data/{name}.fna", "contigs") for name in SAMPLES))
     return some
 
 
-def test_consumers_call_many_samples_and_no_process_is_started_for_one(many: Project) -> None:
-    # What counts as a process of a sample: the command `classify`, which this python would note down.
-    noted = many.path("noted.txt")
+@pytest.fixture
+def called_alone(many: Project) -> Callable[[], list[str]]:
+    """Samples that have had a process of their own, the command ``classify``, since this was asked before."""
+    noted = many.write("noted.txt", "")
     shell = many.write("python.sh", f'#!/bin/bash\n[[ $2 == classify ]] && echo "$3" >> {noted}\nexec "$REAL" "$@"\n')
     shell.chmod(0o755)
-    python = {"HOLDFAST_PYTHON": str(shell), "REAL": sys.executable}
-    run = many.run(**python)
-    assert run.returncode == 0, run.text
-    assert run.jobs == jobs(*SAMPLES, called=SAMPLES, once=["convert_classifier"])
-    assert not noted.exists()
-    assert not [*many.path("results").rglob(f"{CALLED}*")]
+
+    def ask() -> list[str]:
+        found = [line.split("/")[1] for line in noted.read_text().splitlines()]
+        noted.write_text("")
+        return found
+
+    return ask
+
+
+def run(many: Project, *options: str) -> Run:
+    """Run it with a python that notes what it is asked."""
+    ended = many.run(*options, HOLDFAST_PYTHON=str(many.path("python.sh")), REAL=sys.executable)
+    assert ended.returncode == 0, ended.text
+    assert not [*many.path(".holdfast").rglob("called/*")]
+    return ended
+
+
+def test_one_process_calls_many_samples_and_those_that_stay_as_they_are_are_left(
+    many: Project, classifiers: Path, called_alone: Callable[[], list[str]]
+) -> None:
+    many.configure(classifier=str(classifiers / "500_model.pth"))
+    assert run(many).jobs == jobs(*SAMPLES, called=SAMPLES, once=["convert_classifier"])
+    assert called_alone() == []
     before = {name: content(many, name) for name in SAMPLES}
     written = times(many)
-    assert many.run("-n").jobs == []
     assert "Nothing to be done" in many.run("-n").text
 
-    # One more sample, in a group of its own, leaves the others alone.
+    # One more sample.
     many.write("data/more.fna", fasta({"more": stop_free_sequence(900, 99)}))
     sheet = many.read("config/samples.tsv")
     many.write("config/samples.tsv", f"{sheet}more\tdata/more.fna\tcontigs\n")
-    run = many.run(**python)
-    assert run.returncode == 0, run.text
-    assert run.jobs == jobs("more", called=["more"])
+    assert run(many).jobs == sorted([*jobs("more", called=["more"]), "classify_small"])
     assert times(many) == written
-    assert not noted.exists()
+    assert called_alone() == []
 
-    # Called anew, by a process of its own, the tables are the same; what an earlier run left there is not used.
-    some = "s3"
-    many.path(f"results/{some}/contigs.tsv").unlink()
-    left = many.path(f"results/{some}/{CALLED}")
-    left.mkdir()
-    (left / "contigs.tsv").write_text("of another run\n")
-    (left / ".settings").write_text("{}")
-    run = many.run(**python)
-    assert run.returncode == 0, run.text
-    assert noted.read_text() == f"results/{some}/embeddings.h5\n"
-    assert content(many, some) == before[some]
+    # A sample that is called again, without anything new to embed, has a process of its own, and the same tables.
+    many.path("results/s3/contigs.tsv").unlink()
+    run(many)
+    assert called_alone() == ["s3"]
+    assert content(many, "s3") == before["s3"]
+
+    # Other rules: one process calls all of them.
+    many.configure(classifier=str(classifiers / "500_model.pth"), calls={"virus_score": 0.99})
+    again = run(many)
+    assert "classify_small" in again.jobs
+    assert {f"classify_contigs {name}" for name in SAMPLES} < set(again.jobs)
+    assert called_alone() == []
+    changed = {name: content(many, name) for name in SAMPLES}
+    assert all(changed[name]["frames.tsv"] == before[name]["frames.tsv"] for name in SAMPLES)
+    assert any(changed[name]["contigs.tsv"] != before[name]["contigs.tsv"] for name in SAMPLES)
+    assert "Nothing to be done" in many.run("-n").text
+
+
+def test_one_process_calls_many_samples_with_a_classifier_that_others_train(
+    many: Project, called_alone: Callable[[], list[str]]
+) -> None:
+    labels = {"s0": "virus", "s1": "virus", "s2": "non-viral", "s3": "non-viral"}
+    many.write_sheet(*((name, f"data/{name}.fna", "contigs", labels.get(name, "")) for name in SAMPLES))
+    left = [name for name in SAMPLES if name not in labels]
+    assert run(many).jobs == jobs(*SAMPLES, called=left, once=["train"])
+    assert called_alone() == []
+
+    # A label more, and the classifier is another one.
+    labels["s4"] = "virus"
+    many.write_sheet(*((name, f"data/{name}.fna", "contigs", labels.get(name, "")) for name in SAMPLES))
+    again = run(many)
+    assert {f"classify_contigs {name}" for name in left if name != "s4"} < set(again.jobs)
+    assert called_alone() == []

@@ -2,20 +2,7 @@ CLASSIFIER = "results/classifier"
 PUBLISHED_NAMES = ("prediction_results.txt", "prediction_results_highestscore.csv")
 TABLES = ("frames.tsv", "chunks.tsv", "contigs.tsv", "regions.tsv", "regions.bed")
 VIRUSES, OTHER_VIRUSES = ("virus.fna.gz", "virus.fna") if config["output_bgzip"] else ("virus.fna", "virus.fna.gz")
-# By what consumers call small samples: nothing where labelled samples make the classifier or its calibration first.
-CALLING = (
-    ""
-    if LABELLED or not config["classifier"]
-    else json.dumps(
-        {
-            "calls": config["calls"],
-            "method": config["method"],
-            "virnucpro": config["output_virnucpro"],
-            "viruses": VIRUSES,
-            "calibration": configuration.calibration_beside(config["classifier"]),
-        }
-    )
-)
+MADE = f"{RUN}/{calling.CALLED}"  # where `classify_small` leaves what `classify_contigs` moves
 
 
 # Labelled samples train a classifier, a part of them held out to calibrate it; one that is given they calibrate only.
@@ -43,7 +30,7 @@ if TRAINS:
             results=lambda wildcards, output: os.path.dirname(os.path.dirname(output.classifier)),
             seed=config["seed"],
             margin=choose_rules(config["calls"]).margin,
-            method=named_method(),
+            method=METHOD,
             directory=lambda wildcards, output: os.path.dirname(output.classifier),
         shell:
             '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} train {params.sheet:q} --results {params.results:q}'
@@ -67,7 +54,7 @@ else:
             sheet=lambda wildcards: PLAN.sheet,
             results=lambda wildcards, output: os.path.dirname(os.path.dirname(output.calibration)),
             margin=choose_rules(config["calls"]).margin,
-            method=named_method(),
+            method=METHOD,
         shell:
             '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} calibrate {params.sheet:q} --results {params.results:q}'
             " --classifier {input.classifier:q} --margin {params.margin} {params.method} --output {output.calibration:q}"
@@ -89,6 +76,42 @@ rule convert_classifier:
         " 2>&1 | tee {log:q}"
 
 
+# Where samples are many, one process calls the small ones. Which of them Snakemake will ask for is known afterwards, so this
+# is a checkpoint. No job of a sample has it as its input: it runs in every run that embeds, and they would run again.
+if IN_ONE_PROCESS:
+
+    checkpoint classify_small:
+        input:
+            holdfast=ENTRY,
+            sheet=local(PLAN.sheet),
+            failures="results/failures.tsv",
+            classifier=classifier_file,
+            calibration=calibration_file,
+        output:
+            rules=update(".holdfast/called"),
+        log:
+            "logs/classify_small.log",
+        priority: 1
+        localrule: True
+        conda:
+            "../../envs/tables.yaml"
+        threads: calling.processes_for(len(CALLED), workflow.cores or 1)
+        params:
+            calls=json.dumps(config["calls"]),
+            method=METHOD,
+            virnucpro="--virnucpro" if config["output_virnucpro"] else "",
+            results=lambda wildcards, input: os.path.dirname(input.failures),
+            trained="--trained" if TRAINS else "",
+            made=lambda wildcards, output: place(MADE),
+            viruses=VIRUSES,
+        shell:
+            '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} classify-small {input.sheet:q} --results {params.results:q}'
+            " --failures {input.failures:q} --classifier {input.classifier:q} {params.trained}"
+            " --calibration {input.calibration:q} --calls {params.calls:q} {params.method} {params.virnucpro}"
+            " --made {params.made:q} --viruses {params.viruses:q} --processes {threads} --output {output.rules:q}"
+            " 2>&1 | tee {log:q}"
+
+
 rule classify_contigs:
     input:
         holdfast=ENTRY,
@@ -107,20 +130,13 @@ rule classify_contigs:
         "../../envs/tables.yaml"
     params:
         calls=json.dumps(config["calls"]),
-        method=named_method(),
+        method=METHOD,
         directory=lambda wildcards, output: os.path.dirname(output.contigs),
         virnucpro="--virnucpro" if config["output_virnucpro"] else "",
-        called=lambda wildcards, output: os.path.join(os.path.dirname(output.contigs), calling.CALLED),
-        settings=lambda wildcards, output: os.path.join(
-            os.path.dirname(output.contigs), calling.CALLED, calling.SETTINGS
-        ),
-        made_by=lambda wildcards, output: CALLING if CALLING and wildcards.sample in PENDING else "nobody",
-        calibration=lambda wildcards, input: str(input.calibration or input.classifier),
+        made=lambda wildcards, output: os.path.join(place(MADE), wildcards.sample),
         old=lambda wildcards, output: os.path.join(os.path.dirname(output.contigs), OTHER_VIRUSES),
-    shell:  # to begin with, without Python, as `collect`: what a consumer of this run has made by these settings
-        "[[ {params.settings:q} -nt {input.classifier:q} && {params.settings:q} -nt {params.calibration:q} ]]"
-        " && [[ $(< {params.settings:q}) == {params.made_by:q} ]] && mv {params.called:q}/* {params.directory:q}"
-        " && rm -rf {params.called:q} {params.old:q} || "
+    shell:  # to begin with, without Python, as `collect`
+        "[[ -d {params.made:q} ]] && mv {params.made:q}/* {params.directory:q} && rm -rf {params.made:q} {params.old:q} || "
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} classify {input.embeddings:q} --classifier {input.classifier:q}'
         " --calibration {input.calibration:q} --calls {params.calls:q} {params.method} --fasta {input.fasta:q} --output {params.directory:q} {params.virnucpro}"
         " --viruses {output.viruses:q} 2>&1 | tee {log:q}"
@@ -131,8 +147,8 @@ rule combine:
         holdfast=ENTRY,
         sheet=local(PLAN.sheet),
         failures="results/failures.tsv",
-        contigs=lambda wildcards: expand(RESULT, sample=outcome(wildcards).called, file="contigs.tsv"),
-        viruses=lambda wildcards: expand(RESULT, sample=outcome(wildcards).called, file=VIRUSES),
+        contigs=lambda wildcards: expand(RESULT, sample=called(wildcards), file="contigs.tsv"),
+        viruses=lambda wildcards: expand(RESULT, sample=called(wildcards), file=VIRUSES),
         classifier=classifier_file,
     output:
         contigs="results/contigs.tsv",

@@ -76,6 +76,8 @@ CONTIG_SAMPLES = [entry.sample for entry in SAMPLES.values() if entry.kind == "c
 LABELLED = {entry.sample: entry.label for entry in SAMPLES.values() if entry.label}
 TRAINS = bool(LABELLED) and config["classifier"] is None
 CALLED = [name for name in CONTIG_SAMPLES if config["classifier"] or (TRAINS and name not in LABELLED)]
+METHOD = " ".join(f"--{role} {name}" for role, name in config["method"].items() if name)  # options of commands
+IN_ONE_PROCESS = len(CALLED) >= calling.MANY
 
 
 container: config["container"]
@@ -115,16 +117,12 @@ def given_classifier(wildcards):
     return classifier_file(wildcards) if config["classifier"] and CONTIG_SAMPLES else []
 
 
-def named_method():
-    """The options by which a command learns the method's models, as far as the config names them."""
-    return " ".join(f"--{role} {name}" for role, name in config["method"].items() if name)
-
-
 def outcome(wildcards):
     """Which samples are done and which are called: known when list_failures has run, and Snakemake asks again then."""
     return failures.read_outcome(checkpoints.list_failures.get().output.failures, SAMPLES, CALLED, LABELLED)
 
 
-def targets(wildcards):
-    """What `rule all` asks for."""
-    return outcome(wildcards).targets(config["export"], TABLES, VIRUSES)
+def called(wildcards):
+    """Which samples are called; asked only when `classify_small` has run, where there is one."""
+    found = outcome(wildcards).called
+    return checkpoints.classify_small.get() and found if found and IN_ONE_PROCESS else found

@@ -58,11 +58,10 @@ for number, share in enumerate(PLAN.consumers):
             classifier=lambda wildcards, input: (
                 f"--classifier {shlex.quote(input.classifier)}" if input.classifier else ""
             ),
-            calling=lambda wildcards, input: f"--calling {shlex.quote(CALLING)}" if input.classifier and CALLING else "",
         shell:
             ("exec " if SERVICE else "")
             + '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} submit {params.plan:q} --consumer {params.number}'
-            " --models {input.models:q} --spool {params.spool:q} {params.pool} {params.classifier} {params.calling}"
+            " --models {input.models:q} --spool {params.spool:q} {params.pool} {params.classifier}"
             " --results {params.results:q}" + (" > {log:q} 2>&1" if SERVICE else " 2>&1 | tee {log:q}")
 
 

@@ -17,7 +17,7 @@ rule summarize:
         failures="results/failures.tsv",
         receipts=expand(RESULT, sample=SAMPLES, file="receipt.json"),
         embeddings=lambda wildcards: expand(RESULT, sample=outcome(wildcards).done, file="embeddings.h5"),
-        contigs=lambda wildcards: expand(RESULT, sample=outcome(wildcards).called, file="contigs.tsv"),
+        contigs=lambda wildcards: expand(RESULT, sample=called(wildcards), file="contigs.tsv"),
         classifier=lambda wildcards: classifier_file(wildcards) if outcome(wildcards).called else [],
     output:
         summary=report(
@@ -46,7 +46,7 @@ rule draw:
         failures="results/failures.tsv",
         receipts=expand(RESULT, sample=SAMPLES, file="receipt.json"),
         embeddings=lambda wildcards: expand(RESULT, sample=outcome(wildcards).done, file="embeddings.h5"),
-        contigs=lambda wildcards: expand(RESULT, sample=outcome(wildcards).called, file="contigs.tsv"),
+        contigs=lambda wildcards: expand(RESULT, sample=called(wildcards), file="contigs.tsv"),
         classifier=lambda wildcards: classifier_file(wildcards) if outcome(wildcards).called else [],
         calibration=lambda wildcards: calibration_file(wildcards) if outcome(wildcards).called else [],
     output:

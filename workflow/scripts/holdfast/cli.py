@@ -16,7 +16,7 @@ from typing import Any
 
 from . import __version__
 from .cli_report import check_samples, draw, list_failures, summarize
-from .cli_rules import calibrate, classify, collect, combine, path, share, submit, train
+from .cli_rules import calibrate, classify, classify_small, collect, combine, path, share, submit, train
 from .errors import ConfigError, guarded
 from .files import check_outputs, say
 from .models.registry import POLICIES, POOLINGS
@@ -32,7 +32,7 @@ PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 COMMANDS: dict[str, tuple[Command, str]] = {
     function.__name__.replace("_", "-"): (function, "")
     for function in (
-        *(submit, share, collect, train, calibrate, classify, combine),
+        *(submit, share, collect, train, calibrate, classify, classify_small, combine),
         *(list_failures, check_samples, summarize, draw),
     )
 }

@@ -2,6 +2,8 @@
 
 import argparse
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 from .cli_rules import add_calls, add_outcome, add_results, path, results_of
 
@@ -62,16 +64,21 @@ def draw(parser: Parser) -> Callable[[Arguments], None]:
     parser.add_argument("--captions", type=path, nargs="+", required=True, metavar="FIGURE.rst")
 
     def do(given: Arguments) -> None:
+        import vl_convert
+
         from .report.charts import Choices
-        from .report.page import write_report
+        from .report.page import VEGA, write_report
         from .report.tally import count_results
         from .results.presets import choose_rules
 
-        results = results_of(given)
-        tally = count_results(results, given.spool, given.seed)
-        rules = choose_rules(given.calls)
-        method = (given.projection, given.seed)
-        choices = Choices(results.directory, results.classifier, given.calibration, rules, *method)
-        write_report(results, given.summary, given.runs, tally, choices, given.template, given.captions)
+        with ProcessPoolExecutor(1, get_context("spawn")) as beside:  # more than a second's work, as the reading is
+            vega = beside.submit(vl_convert.javascript_bundle, VEGA)
+            results = results_of(given)
+            tally = count_results(results, given.spool, given.seed)
+            rules = choose_rules(given.calls)
+            method = (given.projection, given.seed)
+            choices = Choices(results.directory, results.classifier, given.calibration, rules, *method)
+            written = (given.template, given.captions, vega.result())
+            write_report(results, given.summary, given.runs, tally, choices, *written)
 
     return do

@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .report.results import Results
@@ -61,6 +61,19 @@ def _method(given: Arguments) -> dict[str, str | None]:
     return {"protein": given.protein, "dna": given.dna}
 
 
+def _add_calling(parser: Parser) -> None:
+    add_calls(parser)
+    parser.add_argument("--calibration", type=path, nargs="?", metavar="JSON", help="what calibrates it, if any")
+    parser.add_argument("--virnucpro", action="store_true", help="also write VirNucPro's own two files, DIR/virnucpro/")
+    _add_method(parser)
+
+
+def _calling(given: Arguments) -> dict[str, Any]:
+    """What :func:`_add_calling` has taken, as :class:`.calls.Caller` takes it."""
+    names = ("calls", "virnucpro", "calibration")
+    return {**{name: getattr(given, name) for name in names}, "method": _method(given)}
+
+
 def _labelled(given: Arguments) -> list[tuple[str | Path, str]]:
     """Embeddings and label of every labelled sample."""
     from .run.config import labelled_files
@@ -85,7 +98,6 @@ def submit(parser: Parser) -> Callable[[Arguments], None]:
     parser.add_argument("--spool", type=path, required=True, help="where to hand the jobs in")
     parser.add_argument("--endpoint", type=path, help="endpoint file of the pool that was started for them")
     parser.add_argument("--classifier", type=path, help="that frames will be classified with; checked before all else")
-    parser.add_argument("--calling", metavar="JSON", help="settings to call small samples by, with that classifier")
     parser.add_argument("--patience-s", type=float, metavar="S", help="give up when no pool could do them for S")
     parser.add_argument("--results", type=path, required=True, help="directory of the results, where receipts go")
 
@@ -96,7 +108,7 @@ def submit(parser: Parser) -> Callable[[Arguments], None]:
         if given.endpoint:  # a scheduler, or Ctrl-C, signals all; the pool needs its time, and says when it has ended
             _be_left_alone()
         directories = [path.parent for path in given.models]
-        waiting = (given.spool, given.endpoint, given.results, given.patience_s, given.classifier, given.calling)
+        waiting = (given.spool, given.endpoint, given.results, given.patience_s, given.classifier)
         for outcome in submit_planned(given.plan, given.consumer, directories, *waiting):
             print(f"{outcome.sample}: {outcome.state}{': ' if outcome.error else ''}{outcome.error}")
 
@@ -176,21 +188,44 @@ def classify(parser: Parser) -> Callable[[Arguments], None]:
     """Classify the frames of a sample, call its contigs, and write the sequences of its viruses."""
     parser.add_argument("embeddings", type=path, help="embeddings of the sample")
     parser.add_argument("--classifier", type=path, required=True, help="a .safetensors")
-    add_calls(parser)
     parser.add_argument("--fasta", type=path, required=True, help="sequence file of the sample")
     parser.add_argument("--output", type=path, required=True, metavar="DIR", help="for the tables")
-    parser.add_argument("--calibration", type=path, nargs="?", metavar="JSON", help="what calibrates it, if any")
-    parser.add_argument("--virnucpro", action="store_true", help="also write VirNucPro's own two files, DIR/virnucpro/")
     parser.add_argument("--viruses", type=path, required=True, metavar="virus.fna", help="as BGZF with .gz at its end")
-    _add_method(parser)
+    _add_calling(parser)
 
     def do(given: Arguments) -> None:
-        from .results.calls import classify_contigs
+        from .results.calls import Caller
 
-        classify_contigs(
-            *(given.embeddings, given.fasta, given.classifier, given.calls, given.output, given.viruses),
-            *(_method(given), given.virnucpro, given.calibration),
-        )
+        caller = Caller(given.classifier, **_calling(given))
+        caller.call(given.embeddings, given.fasta, given.output, given.viruses)
+
+    return do
+
+
+def classify_small(parser: Parser) -> Callable[[Arguments], None]:
+    """Call the small samples that are still to be called, as ``classify`` does, many in one process."""
+    add_outcome(parser)
+    parser.add_argument("--made", type=path, required=True, metavar="DIR", help="for a directory a sample")
+    parser.add_argument("--viruses", required=True, metavar="NAME", help="of the file of sequences")
+    parser.add_argument("--processes", type=int, default=1, metavar="N")
+    parser.add_argument("--output", type=path, required=True, help="keeps by which rules contigs were called")
+    _add_calling(parser)
+
+    def do(given: Arguments) -> None:
+        from .files import atomic_text
+        from .run.calling import call_small, find_small
+
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: the matrices are small
+        results, calling = results_of(given), _calling(given)
+        rules = json.dumps({**calling, "viruses": given.viruses}, default=str, sort_keys=True)
+        anew = given.output.exists() and given.output.read_text() != rules
+        samples = [(results.samples[name], results.receipts[name]) for name in results.called]
+        known = [given.classifier[0], *filter(None, [given.calibration])]
+        tasks = list(find_small(samples, given.results, given.made, known, anew))
+        called = call_small(tasks, given.processes, given.viruses, {"classifier": given.classifier[0], **calling})
+        print(f"{called} of {len(samples)} samples called in one process; rule classify_contigs calls the others")
+        with atomic_text(given.output) as file:
+            file.write(rules)
 
     return do
 

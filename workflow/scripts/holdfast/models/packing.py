@@ -8,8 +8,8 @@ view ``[sequences, tokens, ...]`` and attention needs neither a mask nor an inde
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812, torch's own abbreviation
 from torch import Tensor
 
 
@@ -32,15 +32,16 @@ class Packing:
         """
         if len(lengths) == 0 or min(lengths) < 1:
             raise ValueError("a batch needs at least one sequence and every sequence a token")
-        given = torch.tensor(lengths)
-        ordered, order = torch.sort(given, stable=True)
-        starts, bounds = given.cumsum(0) - given, F.pad(ordered.cumsum(0), (1, 0))
-        positions = torch.arange(int(bounds[-1])) - torch.repeat_interleave(bounds[:-1], ordered)
-        rows = torch.repeat_interleave(starts[order], ordered) + positions
+        given = np.asarray(lengths, np.int64)  # NumPy: torch would wake its threads for each of these small steps
+        order = np.argsort(given, kind="stable")
+        ordered = given[order]
+        starts, bounds = given.cumsum() - given, np.append(0, ordered.cumsum())
+        positions = np.arange(bounds[-1]) - np.repeat(bounds[:-1], ordered)
+        rows = np.repeat(starts[order], ordered) + positions
         self.sequences, self.longest_tokens = len(lengths), int(ordered[-1])
         self.lengths: list[int] = ordered.tolist()
-        self.positions, self.bounds = positions.to(device), bounds.int().to(device)
-        self._rows, self._order = rows.to(device), order.to(device)
+        on_device = [torch.from_numpy(array).to(device) for array in (positions, bounds.astype(np.int32), rows, order)]
+        self.positions, self.bounds, self._rows, self._order = on_device
 
     def arrange(self, tokens: Tensor) -> Tensor:
         """Rows of the caller's order brought into the order of the packing.

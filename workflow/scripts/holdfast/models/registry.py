@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -283,16 +284,25 @@ def largest_published(family: str, parameters: float) -> str | None:
 
 
 def load_tokenizer(prepared: Prepared, directory: str | Path) -> "Tokenizer":
-    """The tokenizer of a prepared model; it can be pickled.
+    """The tokenizer of a prepared model; it can be pickled. A process reads the same file once.
 
     Raises:
         WeightsError: a tokenizer file that is missing or broken.
     """
-    from ..sequences.tokens import BytePairTokenizer, LetterTokenizer  # imports numpy and tokenizers
+    from ..sequences.tokens import LetterTokenizer  # imports numpy and tokenizers
 
     if prepared.letters is None:
-        return BytePairTokenizer(Path(directory) / TOKENIZER_FILE)
+        path = Path(directory) / TOKENIZER_FILE
+        return _load_byte_pairs(path, path.stat().st_mtime_ns if path.exists() else 0)
     return LetterTokenizer(**asdict(prepared.letters))
+
+
+@lru_cache(maxsize=8)
+def _load_byte_pairs(path: Path, written_ns: int) -> "Tokenizer":
+    """A tokenizer of byte pairs; ``written_ns`` tells the file from another of the same name."""
+    from ..sequences.tokens import BytePairTokenizer
+
+    return BytePairTokenizer(path)
 
 
 def open_model(directory: str | Path, device: str = "cpu", precision: str = "auto") -> "Encoder":

@@ -13,7 +13,6 @@ import numpy as np
 from ..errors import ResourceError
 from ..files import atomic_text
 from ..models.registry import Prepared
-from ..results.embeddings import EmbeddingsFile
 from ..results.writer import EmbeddingsWriter, copy_embeddings, join_embeddings
 from ..spool.job import Manifest, Receipt, read_receipt
 from .batches import make_recipe
@@ -97,7 +96,7 @@ def finish_sample(
                     file.write_residues(*described, counts, gather_residues(paths, where, rows, output.name))
                 else:
                     file.write_matrix(*described, gather(paths, where, rows, output.name))
-    _write_records(manifest, path, fates)
+        _write_records(manifest, file, path.with_name(RECORDS_FILE), fates)
     origins: dict[str, dict[str, str]] = {}
     statuses["cached"] = 0
     for name, (paths, where) in places.items():
@@ -112,22 +111,22 @@ def finish_sample(
     return Finished(given_up, statuses, list(origins.values())[:ORIGINS])
 
 
-def _write_records(manifest: Manifest, embeddings: Path, fates: dict[int, Fate]) -> None:
+def _write_records(manifest: Manifest, file: EmbeddingsWriter, output: Path, fates: dict[int, Fate]) -> None:
     """Write what became of every record of the input, a line each.
 
     Args:
         manifest: The job.
-        embeddings: Its complete embeddings file; the table goes beside it.
+        file: Its embeddings file.
+        output: The table, beside that.
         fates: By index, of records that were given up.
     """
     number = 0
     with (
-        EmbeddingsFile(embeddings) as reader,
-        atomic_text(embeddings.with_name(RECORDS_FILE)) as table,
-        open(embeddings.with_name(PROBLEMS_FILE), encoding="utf-8") as problems,
+        atomic_text(output) as table,
+        open(output.with_name(PROBLEMS_FILE), encoding="utf-8") as problems,
     ):
         table.write("\t".join(RECORD_COLUMNS) + "\n")
-        for records in reader.record_blocks():
+        for records in file.record_blocks():
             told = (records.ids, records.length.tolist(), records.residues_used.tolist(), records.status)
             for name, length, used, status in zip(*told, strict=True):
                 problem = next(problems).rstrip("\n") if status == "bad_letters" else ""

@@ -68,35 +68,44 @@ class Choices:
     seed: int = 1
 
 
-def specify(chart: Chart, description: str, title: str, synthetic: Sequence[str]) -> dict[str, Any]:
-    """The Vega-Lite specification of a chart.
+def specify(chart: Chart, description: str) -> dict[str, Any]:
+    """The Vega-Lite specification of a chart, without a heading.
 
     Args:
         chart: What to draw.
         description: What it shows, for those who cannot see it.
-        title: Its heading; empty on the page, which has headings of its own.
-        synthetic: Models whose weights are random, which is then said in red.
     """
-    warning = [f"Synthetic weights ({', '.join(synthetic)}): this says nothing about biology."] if synthetic else []
-    heading = altair.TitleParams(title, anchor="start", fontSize=15, subtitle=warning, subtitleColor=RED, offset=12)
     room = {"left": 24, "top": 12, "right": 24, "bottom": 12}  # fonts differ, and some are wider than vl_convert's
     plain = {"labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": "normal"}
-    if title or warning:
-        chart = chart.properties(title=heading)
     specification: dict[str, Any] = (
         chart.properties(background="white", padding=room, description=description)
         .configure_view(stroke=None)
         .configure_axis(labelLimit=260, **plain)
         .configure_legend(labelLimit=260, titleLimit=400, **plain)
         .configure_mark(tooltip={"content": "encoding"})
-        .to_dict()
+        .to_dict(validate=False)  # a second, and the tests do
     )
     return specification
 
 
-def render(chart: Chart, description: str, title: str, synthetic: Sequence[str]) -> str:
-    """Draw a chart; SVG. Arguments as those of :func:`specify`."""
-    drawn: str = vl_convert.vegalite_to_svg(specify(chart, description, title, synthetic))
+def head(specification: dict[str, Any], title: str, synthetic: Sequence[str]) -> dict[str, Any]:
+    """A specification with a heading.
+
+    Args:
+        specification: As :func:`specify` gives it.
+        title: Its heading; empty on the page, which has headings of its own.
+        synthetic: Models whose weights are random, which is then said in red.
+    """
+    warning = [f"Synthetic weights ({', '.join(synthetic)}): this says nothing about biology."] if synthetic else []
+    if not title and not warning:
+        return specification
+    heading = altair.TitleParams(title, anchor="start", fontSize=15, subtitle=warning, subtitleColor=RED, offset=12)
+    return {**specification, "title": heading.to_dict()}
+
+
+def render(specification: dict[str, Any]) -> str:
+    """Draw a specification; SVG."""
+    drawn: str = vl_convert.vegalite_to_svg(specification)
     return drawn
 
 

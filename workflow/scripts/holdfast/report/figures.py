@@ -8,6 +8,7 @@ import csv
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from .charts import (
     chart_of,
     colours_of,
     empty,
+    head,
     outcome_colours,
     render,
     shades,
@@ -360,12 +362,15 @@ class Figure:
 
     def svg(self, synthetic: Sequence[str]) -> str:
         """As a file of its own, with its title."""
-        chart = empty(self.chart) if isinstance(self.chart, str) else self.chart
-        return render(chart, self.description, self.title, synthetic)
+        return render(head(self._specified, self.title, synthetic))
 
     def specification(self, synthetic: Sequence[str]) -> dict[str, Any] | None:
         """For a page that has its title; None where there is nothing to show."""
-        return None if isinstance(self.chart, str) else specify(self.chart, self.description, "", synthetic)
+        return None if isinstance(self.chart, str) else head(self._specified, "", synthetic)
+
+    @cached_property
+    def _specified(self) -> dict[str, Any]:
+        return specify(empty(self.chart) if isinstance(self.chart, str) else self.chart, self.description)
 
 
 def make_figure(name: str, tally: Tally, choices: Choices) -> Figure:

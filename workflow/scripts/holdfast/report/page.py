@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
-import vl_convert
 from docutils.core import publish_parts
 
 from .. import __version__
@@ -25,6 +24,8 @@ from .tally import Tally
 
 FAILED_SHOWN = 20
 ADMINISTRATORS = ("throughput", "load")
+VEGA = "window.vegaEmbed = vegaEmbed;"
+"""What ``vl_convert.javascript_bundle`` makes the script of."""
 SAFE = {"file_insertion_enabled": False, "raw_enabled": False, "report_level": 2, "halt_level": 2}
 WARNING = (
     '<p class="warning" role="alert">Synthetic weights: {models} {have} seeded random weights, made to try the '
@@ -66,6 +67,7 @@ def write_report(
     choices: Choices,
     template: Path,
     captions: Sequence[Path],
+    vega: str,
 ) -> None:
     """Write ``report.html``, and ``figures/`` beside it.
 
@@ -77,6 +79,7 @@ def write_report(
         choices: What figures need beside it.
         template: The page, with ``$``-fields.
         captions: reStructuredText of each figure, in the order of the page; the file is named after the figure.
+        vega: The script that draws figures, see :data:`VEGA`.
 
     Raises:
         HoldfastError: a file that cannot be read, or UMAP where it is not installed.
@@ -102,7 +105,7 @@ def write_report(
         "figures": "".join(_figure(name, figures[name], texts[name]) for name in of_users),
         "pools": "".join(_figure(name, figures[name], texts[name]) for name in ADMINISTRATORS if name in figures),
         "specifications": _data(_specifications(figures, synthetic)),
-        "vega": vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"),
+        "vega": vega.replace("</script", "<\\/script"),
         "version": __version__,
     }
     page = Template(template.read_text(encoding="utf-8")).substitute(fields)

@@ -42,44 +42,56 @@ VIRNUCPRO_CHUNKS = "prediction_results_highestscore.csv"
 NON_VIRAL, VIRUS = CLASSES
 
 
-def classify_contigs(
-    embeddings: Path,
-    fasta: Path,
-    classifier_path: Path,
-    calls: Mapping[str, Any],
-    directory: Path,
-    viruses: Path,
-    method: Mapping[str, str | None],
-    virnucpro: bool,
-    calibration_path: Path | None,
-) -> None:
-    """Classify the frames of one sample, call its chunks and contigs, and write the sequences of its viruses.
+class Caller:
+    """Classifies the frames of samples, calls their chunks and contigs, and writes the sequences of their viruses."""
 
-    Args:
-        embeddings: Its embeddings, of kind ``contigs``.
-        fasta: Its sequence file.
-        classifier_path: The classifier, .safetensors.
-        calls: What the config says under that key.
-        directory: Where the tables go, each by the name of its kind, such as ``frames.tsv``.
-        viruses: Where the sequences go, see :func:`.viruses.write_viruses`.
-        method: Names of the models by role; None where there is only one.
-        virnucpro: Also write VirNucPro's own two files, into ``virnucpro`` there.
-        calibration_path: What calibrates the classifier, ``calibration.json``; None where there is none.
+    def __init__(
+        self,
+        classifier: Path,
+        calls: Mapping[str, Any],
+        method: Mapping[str, str | None],
+        virnucpro: bool,
+        calibration: Path | None,
+    ) -> None:
+        """Read what is the same for all samples.
 
-    Raises:
-        ConfigError: rules that need a calibration, without one, or with one that was made for another margin.
-        InputError: embeddings that cannot be read, of another kind, or without a model that the classifier needs; a
-            sequence file that is not theirs.
-        WeightsError: a file that is no classifier, or one that does not fit the embeddings; a calibration of another.
-    """
-    rules = choose_rules(calls)
-    with EmbeddingsFile(embeddings) as reader:
-        classifier = load_classifier(classifier_path)
-        calibration = None
-        if calibration_path is not None:
-            calibration = read_calibration(calibration_path, classifier_path, rules.margin)
-        call_contigs(reader, classify(reader, classifier, method), rules, directory, virnucpro, calibration)
-        write_viruses(viruses, fasta, reader, directory)
+        Args:
+            classifier: The classifier, .safetensors.
+            calls: What the config says under that key.
+            method: Names of the models by role; None where there is only one.
+            virnucpro: Also write VirNucPro's own two files, into ``virnucpro`` beside the tables.
+            calibration: What calibrates the classifier, ``calibration.json``; None where there is none.
+
+        Raises:
+            ConfigError: rules that need a calibration, without one, or with one that was made for another margin.
+            WeightsError: a file that is no classifier; a calibration of another.
+        """
+        self._rules = choose_rules(calls)
+        self._classifier = load_classifier(classifier)
+        self._calibration = None
+        if calibration is not None:
+            self._calibration = read_calibration(calibration, classifier, self._rules.margin)
+        self._method, self._virnucpro = method, virnucpro
+
+    def call(self, embeddings: Path, fasta: Path, directory: Path, viruses: Path) -> None:
+        """Call one sample.
+
+        Args:
+            embeddings: Its embeddings, of kind ``contigs``.
+            fasta: Its sequence file.
+            directory: Where the tables go, each by the name of its kind, such as ``frames.tsv``.
+            viruses: Where the sequences go, see :func:`.viruses.write_viruses`.
+
+        Raises:
+            ConfigError: rules that need a calibration, where the labelled contigs could make none.
+            InputError: embeddings that cannot be read, of another kind, or without a model that the classifier needs; a
+                sequence file that is not theirs.
+            WeightsError: a classifier that does not fit the embeddings.
+        """
+        with EmbeddingsFile(embeddings) as reader:
+            classified = classify(reader, self._classifier, self._method)
+            call_contigs(reader, classified, self._rules, directory, self._virnucpro, self._calibration)
+            write_viruses(viruses, fasta, reader, directory)
 
 
 def call_contigs(
@@ -96,8 +108,8 @@ def call_contigs(
         reader: Its embeddings, of kind ``contigs``.
         classified: All its rows, in order, and their probabilities, float32 [k, 2]: non-viral, virus.
         rules: By which contigs are called.
-        directory: As for :func:`classify_contigs`, and so is ``virnucpro``.
-        virnucpro: For two files.
+        directory: As for :meth:`Caller.call`.
+        virnucpro: Whether VirNucPro's two files are written.
         calibration: Of the classifier; None where there is none.
 
     Raises:

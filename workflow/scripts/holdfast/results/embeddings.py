@@ -7,7 +7,7 @@ complete file can be read, whole (:func:`read_embeddings`) or in blocks (:class:
 :mod:`.layout` says what it holds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -118,6 +118,7 @@ class EmbeddingsFile:
             raise InputError("no such file", path)
         if not h5py.is_hdf5(self.path):
             raise InputError("no HDF5 file, or one cut short; give an embeddings file of this workflow", path)
+        self._datasets: dict[str, h5py.Dataset] = {}
         with self._speaking():
             self._file = h5py.File(self.path, "r")
         try:
@@ -140,8 +141,8 @@ class EmbeddingsFile:
         attributes = self._file.attrs
         if attributes.get("format") != FORMAT:
             raise InputError("not an embeddings file of this workflow", self.path)
-        if attributes["format_version"] != FORMAT_VERSION:
-            found = attributes["format_version"]
+        found = attributes["format_version"]
+        if found != FORMAT_VERSION:
             raise InputError(other_version(found, FORMAT_VERSION, "compute it again"), self.path)
         if not attributes["complete"]:
             raise InputError("incomplete, no embeddings were written yet; compute it again", self.path)
@@ -153,12 +154,9 @@ class EmbeddingsFile:
         self.chunk_length_bp, self.genetic_code = root.chunk_length_bp, root.genetic_code
         self.job, self.input_sha256 = root.job, root.input_sha256
         self.software: dict[str, str] = parse_json(root.software)
+        self._root = root
         self.row_count = len(self._file["ids"])
         self.record_count = len(self._file["records/ids"])
-        for name, dtype in RECORD_COLUMNS.items():
-            self._require(f"records/{name}", dtype, self.record_count, TABLE_CHUNK_ROWS)
-        for name, dtype in ROW_COLUMNS.items():
-            self._require(name, dtype, self.row_count, TABLE_CHUNK_ROWS)
         self.matrices: dict[str, dict[str, Any]] = {}
         for model in sorted(self._file.keys() - ROW_COLUMNS.keys() - {"records"}):
             group = self._file[model]
@@ -170,20 +168,28 @@ class EmbeddingsFile:
                     self._describe_matrix(f"{model}/{layer}/{pooling}", pooling)
 
     def _describe_matrix(self, name: str, pooling: str) -> None:
-        matrix = fill(Matrix, _plain(self._file[name].attrs, Matrix))
+        dataset = self._file[name]
+        matrix = fill(Matrix, _plain(dataset.attrs, Matrix))
         if f"{matrix.layer}/{matrix.pooling}" != name.partition("/")[2]:
             raise ValueError(f"{name} says that it is {matrix.layer}/{matrix.pooling}")
         self.matrices[name] = asdict(matrix)
-        stored = np.dtype(self._file[name].dtype)
+        stored = np.dtype(dataset.dtype)
         if stored not in (np.float16, np.float32):
             raise ValueError(f"{name} is of type {stored}")
         rows = self.row_count
         if pooling == "residues":
             offsets = f"{name.rpartition('/')[0]}/offsets"
-            self._require(offsets, np.dtype("i8"), rows + 1, TABLE_CHUNK_ROWS)
-            rows = int(self._file[offsets][-1])
+            rows = int(self._require(offsets, np.dtype("i8"), rows + 1, TABLE_CHUNK_ROWS)[-1])
         chunk_rows = min(MATRIX_CHUNK_ROWS, max(rows, 1))
         self._require(name, np.dtype((stored, matrix.width)), rows, chunk_rows)
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        """A dataset; a column is looked up and checked when it is first read."""
+        if name not in self._datasets:
+            table, _, column = name.rpartition("/")
+            known, rows = (RECORD_COLUMNS, self.record_count) if table else (ROW_COLUMNS, self.row_count)
+            self._require(name, known[column], rows, TABLE_CHUNK_ROWS)
+        return self._datasets[name]
 
     @property
     def models(self) -> dict[str, dict[str, Any]]:
@@ -192,7 +198,7 @@ class EmbeddingsFile:
 
     def dtype(self, name: str) -> np.dtype:
         """What a matrix is stored in."""
-        return np.dtype(self._file[name].dtype)
+        return np.dtype(self._dataset(name).dtype)
 
     def matrix_of(self, model: str, pooling: str = "mean", layer: int | None = None) -> str | None:
         """Name of a model's matrix of a pooling, of its last layer in this file if none is named; None without."""
@@ -203,8 +209,8 @@ class EmbeddingsFile:
         ]
         return found[-1] if found else None
 
-    def _require(self, name: str, dtype: np.dtype, rows: int, chunk_rows: int) -> None:
-        """Check that a dataset is stored as we do it: in this file, plain, and no more rows than there are bytes for.
+    def _require(self, name: str, dtype: np.dtype, rows: int, chunk_rows: int) -> h5py.Dataset:
+        """A dataset that is stored as we do it: in this file, plain, and no more rows than there are bytes for.
 
         HDF5 has datasets that lie in other files, or that grow to any size when they are read.
         """
@@ -221,6 +227,8 @@ class EmbeddingsFile:
             or dataset.file != self._file
         ):
             raise ValueError(f"{name} is not stored as this workflow stores it")
+        self._datasets[name] = dataset
+        return dataset
 
     def __enter__(self) -> Self:
         return self
@@ -236,14 +244,8 @@ class EmbeddingsFile:
 
     def records(self, start: int, stop: int) -> Records:
         """The records from one index up to, not including, another."""
-        group = self._file["records"]
         with self._speaking():
-            return Records(
-                ids=group["ids"].asstr()[start:stop].tolist(),
-                length=group["length"][start:stop],
-                residues_used=group["residues_used"][start:stop],
-                status=[RECORD_STATUSES[code] for code in group["status"][start:stop]],
-            )
+            return records_of({name: self._dataset(f"records/{name}") for name in RECORD_COLUMNS}, start, stop)
 
     def record_blocks(self, block_rows: int = BLOCK_ROWS) -> Iterator[Records]:
         """All records of the input, in order, at most ``block_rows`` at a time."""
@@ -267,29 +269,29 @@ class EmbeddingsFile:
             For each row float16 or float32 [residues, D], as stored.
         """
         with self._speaking():
-            bounds = self._file[f"{name.rpartition('/')[0]}/offsets"][start : stop + 1]
+            bounds = self._dataset(f"{name.rpartition('/')[0]}/offsets")[start : stop + 1]
             if len(bounds) < 2:
                 return []
-            if (np.diff(bounds) < 0).any() or bounds[0] < 0 or bounds[-1] > len(self._file[name]):
+            if (np.diff(bounds) < 0).any() or bounds[0] < 0 or bounds[-1] > len(self._dataset(name)):
                 raise ValueError(f"offsets of {name} are out of order")
-            values: np.ndarray = self._file[name][bounds[0] : bounds[-1]]
+            values: np.ndarray = self._dataset(name)[bounds[0] : bounds[-1]]
         return np.split(values, bounds[1:-1] - bounds[0])
 
     def vectors(self, name: str) -> int:
         """Vectors of a matrix: N, or all residues."""
-        return len(self._file[name])
+        return len(self._dataset(name))
 
     def offsets(self, name: str) -> np.ndarray:
         """Where the residues of each row begin, and their number, int64 [N + 1], of ``MODEL/LAYER/residues``."""
         with self._speaking():
-            offsets: np.ndarray = self._file[f"{name.rpartition('/')[0]}/offsets"][:]
+            offsets: np.ndarray = self._dataset(f"{name.rpartition('/')[0]}/offsets")[:]
         return offsets
 
     def vector_blocks(self, name: str, block_rows: int = BLOCK_ROWS) -> Iterator[np.ndarray]:
         """The vectors of a matrix, in order, float16 or float32 [at most block_rows, D], as stored."""
         for start in range(0, self.vectors(name), block_rows):
             with self._speaking():
-                block = self._file[name][start : start + block_rows]
+                block = self._dataset(name)[start : start + block_rows]
             yield block
 
     def take(self, rows: np.ndarray, matrix: str) -> tuple[np.ndarray, np.ndarray]:
@@ -303,30 +305,38 @@ class EmbeddingsFile:
             Index of each row's record, int32 [k], and the embeddings as stored, float16 or float32 [k, D].
         """
         with self._speaking():
-            return self._file["record"][rows], self._file[matrix][rows]
+            return self._dataset("record")[rows], self._dataset(matrix)[rows]
 
     def read(self) -> Embeddings:
         """The whole file, at once in memory."""
-        with self._speaking():
-            attributes = _plain(self._file.attrs, Root)
         of_residues = [name for name, known in self.matrices.items() if known["pooling"] == "residues"]
         return Embeddings(
             **self._rows(0, self.row_count, [name for name in self.matrices if name not in of_residues]),
             residues={name: self.residues(name, 0, self.row_count) for name in of_residues},
             records=self.records(0, self.record_count),
-            attributes=attributes | {"software": self.software, "matrices": self.matrices},
+            attributes=asdict(self._root) | {"software": self.software, "matrices": self.matrices},
         )
 
     def _rows(self, start: int, stop: int, matrices: Sequence[str]) -> dict[str, Any]:
         with self._speaking():
-            columns = {name: self._file[name][start:stop] for name in ROW_COLUMNS if name != "ids"}
-            columns["ids"] = self._file["ids"].asstr()[start:stop].tolist()
-            columns["matrices"] = {name: self._file[name][start:stop] for name in matrices}
+            columns = {name: self._dataset(name)[start:stop] for name in ROW_COLUMNS if name != "ids"}
+            columns["ids"] = self._dataset("ids").asstr()[start:stop].tolist()
+            columns["matrices"] = {name: self._dataset(name)[start:stop] for name in matrices}
             limits = {"record": self.record_count, "frame": len(FRAMES), "chunk": 2**31}
             for name, limit in limits.items():
                 if not ((columns[name] >= 0) & (columns[name] < limit)).all():
                     raise ValueError(f"{name} is out of range")
         return columns
+
+
+def records_of(columns: Mapping[str, h5py.Dataset], start: int, stop: int) -> Records:
+    """Some records, from the datasets of their columns."""
+    return Records(
+        ids=columns["ids"].asstr()[start:stop].tolist(),
+        length=columns["length"][start:stop],
+        residues_used=columns["residues_used"][start:stop],
+        status=[RECORD_STATUSES[code] for code in columns["status"][start:stop]],
+    )
 
 
 def read_embeddings(path: str | Path) -> Embeddings:

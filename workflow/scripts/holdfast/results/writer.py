@@ -17,7 +17,7 @@ from ..errors import ResourceError
 from ..files import temporary_path
 from ..models.registry import KINDS, Output, Prepared
 from ..sequences import GENETIC_CODES
-from .embeddings import EmbeddingsFile
+from .embeddings import BLOCK_ROWS, EmbeddingsFile, Records, records_of
 from .hdf5 import Target, open_hdf5
 from .layout import (
     DIGEST_BYTES,
@@ -163,6 +163,12 @@ class EmbeddingsWriter:
         empty = codes == RECORD_STATUSES.index("ok")
         empty[self._file["record"][:]] = False
         self._mark(np.flatnonzero(empty), [status] * int(empty.sum()))
+
+    def record_blocks(self) -> Iterator[Records]:
+        """All records that are there, in order, some at a time."""
+        columns = dict(self._file["records"])
+        for start in range(0, len(columns["ids"]), BLOCK_ROWS):
+            yield records_of(columns, start, start + BLOCK_ROWS)
 
     def count_statuses(self) -> dict[str, int]:
         """Records of each status."""

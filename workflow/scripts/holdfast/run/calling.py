@@ -1,66 +1,118 @@
-"""Calling small samples where they are fetched, so that thousands of them do not take a Python each.
+"""Calling many small samples in one process, so that thousands of them do not take a Python each.
 
-A consumer leaves the tables and the sequences of a sample in :data:`CALLED`, beside its receipt, and with them the
-settings by which they were made. The rule ``classify_contigs`` moves them to their place if these are its own and
-neither classifier nor calibration is newer; otherwise it makes them itself, and says what is wrong with the sample.
+Rule ``classify_small`` leaves the tables and the sequences of a sample in the directory of the run, which goes with it,
+and ``classify_contigs`` moves them from there to the results. What is wrong with a sample is left to that rule to say.
+Which samples Snakemake will ask for is not known here. They are those without a table of contigs, or with one that is
+older than their receipt, the classifier or its calibration; and all of them where the rules by which contigs are called
+have changed. For one more than these nothing is lost but the time.
 """
 
-import json
+import os
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..errors import HoldfastError
+from ..spool.job import Receipt
+from .config import Sample
 
-CALLED = ".called"
-SETTINGS = ".settings"
-SMALL_BYTES = 2**24
-"""Of embeddings: about a second's work. A larger sample would keep its pool waiting, and is worth a process."""
+CALLED = "called"
+"""Where they are left, below the directory of the run: a directory for each sample."""
+MANY = 10
+"""Samples from which on one process for several is worth a rule of its own."""
+SMALL_BYTES = 2**20
+"""Of embeddings: less than 0.1 s of work. A larger sample is worth a process."""
+SAMPLES_A_PROCESS = 500
+PROCESSES = 8
 
 
-@dataclass(frozen=True)
-class Caller:
-    """Calls samples with a classifier that was there before them.
+class Task(NamedTuple):
+    """A sample to call: its name, its embeddings, its sequence file, and where its tables go."""
 
-    Attributes:
-        classifier: The classifier, .safetensors.
-        settings: As JSON: ``calls`` and ``method`` of the config, ``calibration``, the file or null, ``virnucpro``,
-            whether VirNucPro's two files are written, and ``viruses``, the name of the file of sequences.
+    sample: str
+    embeddings: Path
+    fasta: Path
+    directory: Path
+
+
+def processes_for(samples: int, cores: int) -> int:
+    """How many processes call so many samples: one for 500 of them, about 5 s of work, and eight at most."""
+    return max(1, min(samples // SAMPLES_A_PROCESS, cores, PROCESSES))
+
+
+def find_small(
+    samples: Sequence[tuple[Sample, Receipt]], results: Path, made: Path, known: Sequence[Path], anew: bool
+) -> Iterator[Task]:
+    """The small samples whose contigs are to be called.
+
+    Args:
+        samples: Those that are called at all, with their receipts.
+        results: Directory of the results.
+        made: Where their tables are left.
+        known: Files that must not be newer than a table of contigs: the classifier, and its calibration.
+        anew: Whether all are to be called.
     """
-
-    classifier: Path
-    settings: str
-
-    def call(self, sample: str, embeddings: Path, fasta: Path) -> None:
-        """Leave what is to be moved to the side of a sample's embeddings, or nothing; this fails because of no sample.
-
-        Args:
-            sample: Its name.
-            embeddings: Its embeddings, of kind ``contigs``, as they were fetched.
-            fasta: Its sequence file.
-        """
-        if embeddings.stat().st_size > SMALL_BYTES:
-            return
-        from ..results.calls import classify_contigs  # numpy and h5py
-
-        given = json.loads(self.settings)
-        calibration = Path(given["calibration"]) if given["calibration"] else None
-        made = embeddings.with_name(f"{CALLED}.partial")
-        shutil.rmtree(made, ignore_errors=True)
-        try:
-            made.mkdir()
-            (made / SETTINGS).write_text(self.settings)  # first: its time is from before the classifier was read
-            classify_contigs(
-                *(embeddings, fasta, self.classifier, given["calls"], made, made / given["viruses"]),
-                *(given["method"], given["virnucpro"], calibration),
-            )
-            made.rename(embeddings.with_name(CALLED))
-        except (HoldfastError, OSError, ValueError) as error:
-            print(f"{sample}: left to classify_contigs: {error}", file=sys.stderr)
-            shutil.rmtree(made, ignore_errors=True)
+    for sample, receipt in samples:
+        directory = results / sample.sample
+        embeddings = Path(receipt.embeddings)  # in the spool: `collect` may be moving the other name of it just now
+        if not embeddings.exists():
+            embeddings = directory / "embeddings.h5"
+        sources = (directory / "receipt.json", *known)
+        wanted = anew or _time(directory / "contigs.tsv") < max(map(_time, sources))
+        if wanted and embeddings.exists() and embeddings.stat().st_size <= SMALL_BYTES:
+            yield Task(sample.sample, embeddings, Path(sample.fasta), made / sample.sample)
 
 
-def drop(directory: Path) -> None:
-    """Remove what was left for a sample of this directory, which is about to be embedded anew."""
-    shutil.rmtree(directory / CALLED, ignore_errors=True)
+def call_small(tasks: Sequence[Task], processes: int, viruses: str, arguments: Mapping[str, Any]) -> int:
+    """Call samples, and leave nothing of those that cannot be called.
+
+    Args:
+        tasks: The samples.
+        processes: How many work on them, beside this one if there are several.
+        viruses: Name of the file of sequences.
+        arguments: Those of :class:`.calls.Caller`.
+
+    Returns:
+        How many were called.
+
+    Raises:
+        HoldfastError: a classifier or a calibration that is not there, or is none.
+    """
+    _load(viruses, arguments)
+    if processes == 1:
+        return sum(map(_call, tasks))
+    with ProcessPoolExecutor(processes, get_context("spawn"), _load, (viruses, arguments)) as pool:
+        return sum(pool.map(_call, tasks, chunksize=20))
+
+
+_of_this_process: dict[str, Any] = {}
+
+
+def _load(viruses: str, arguments: Mapping[str, Any]) -> None:
+    from ..results.calls import Caller  # numpy and h5py
+
+    _of_this_process.update(caller=Caller(**arguments), viruses=viruses)
+
+
+def _call(task: Task) -> bool:
+    try:
+        task.directory.mkdir(parents=True)
+        viruses = task.directory / _of_this_process["viruses"]
+        _of_this_process["caller"].call(task.embeddings, task.fasta, task.directory, viruses)
+        return True
+    except (HoldfastError, OSError, ValueError) as error:
+        print(f"{task.sample}: left to classify_contigs: {error}", file=sys.stderr)
+        shutil.rmtree(task.directory, ignore_errors=True)
+        return False
+
+
+def _time(path: Path) -> float:
+    """When a file was written; before all others if it is not there."""
+    try:
+        return os.stat(path).st_mtime
+    except FileNotFoundError:
+        return -1.0

@@ -20,7 +20,6 @@ from ..files import temporary_path
 from ..spool.job import Manifest, Receipt, digest_of, fingerprint, read_receipt
 from ..spool.spool import Spool
 from ..spool.state import Launcher, Observer, PoolState, read_state
-from .calling import Caller, drop
 from .ending import note_trouble
 from .plan import Plan, jobs_of, samples_of
 from .provenance import run_of
@@ -45,7 +44,6 @@ def submit_jobs(
     patience_s: float | None = None,
     run: str = "",
     remote: Mapping[str, tuple[str, int, int]] | None = None,
-    caller: Caller | None = None,
 ) -> list[Receipt]:
     """Submit jobs, wait, and write each receipt as it comes.
 
@@ -58,7 +56,6 @@ def submit_jobs(
             where there is an endpoint.
         run: Run of the workflow that jobs that are not done yet, and their receipts, will name.
         remote: By sample whose file lies at a URL, that and its size and time, for the receipt.
-        caller: Calls small samples of kind contigs as they come; None where nothing can call them yet.
 
     Returns:
         The receipts, in the order of the jobs.
@@ -98,7 +95,7 @@ def submit_jobs(
         for name, entry in list(waiting.items()):
             outcome = spool.receipt(name)
             if outcome is not None:
-                _keep(replace(outcome, run=run) if name in submitted else outcome, entry, caller)
+                _keep(replace(outcome, run=run) if name in submitted else outcome, entry)
                 found[name] = outcome
                 del waiting[name]
         if waiting and trouble:
@@ -159,7 +156,6 @@ def submit_planned(
     results: Path,
     patience_s: float | None,
     classifier: Path | None = None,
-    calling: str | None = None,
 ) -> list[Receipt]:
     """Submit the jobs of one consumer of a plan, see :func:`submit_jobs`.
 
@@ -172,33 +168,28 @@ def submit_planned(
         results: Where the receipts go: each to the directory of its sample.
         patience_s: Seconds to wait while no pool there can do the jobs.
         classifier: That frames will be classified with, if there is one already.
-        calling: Settings by which small samples are called with it at once, see :class:`.calling.Caller`.
     """
     try:
         jobs = jobs_of(plan, consumer, models, classifier)
         samples = samples_of(plan, consumer)
         outputs = [results / sample.sample / "receipt.json" for sample in samples]
         remote = {entry.sample: (entry.url, entry.size_bytes, entry.mtime_ns) for entry in samples if entry.url}
-        caller = Caller(classifier, calling) if classifier and calling else None
-        return submit_jobs(jobs, Spool(spool), endpoint, outputs, patience_s, run_of(plan.parent), remote, caller)
+        return submit_jobs(jobs, Spool(spool), endpoint, outputs, patience_s, run_of(plan.parent), remote)
     except HoldfastError as error:
         note_trouble(plan, consumer, error)
         raise
 
 
-def _keep(outcome: Receipt, entry: _Submission, caller: Caller | None) -> None:
-    """Write a receipt, and before it put what ``collect`` and ``classify_contigs`` only move to its side."""
+def _keep(outcome: Receipt, entry: _Submission) -> None:
+    """Write a receipt, and before it put what ``collect`` only moves to its side."""
     output = entry.output
     fetched, records = output.with_name(FETCHED), output.with_name(FETCHED_RECORDS)
     try:
         fetched.unlink(missing_ok=True)
-        drop(output.parent)
         if outcome.state == "done":
             with suppress(FileNotFoundError):  # gone from the spool: `collect` will say so
                 _fetch(_records_of(outcome), records)
                 _fetch(outcome.embeddings, fetched)
-                if caller and entry.job.kind == "contigs":
-                    caller.call(entry.job.sample, fetched, Path(entry.job.fasta))
         known = {"url": entry.url, "size_bytes": entry.size_bytes, "mtime_ns": entry.mtime_ns}
         replace(outcome, embeddings=_relative(outcome.embeddings), **known).write(output)  # type: ignore[arg-type]
     except OSError as error:

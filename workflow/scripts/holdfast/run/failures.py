@@ -5,7 +5,7 @@ It has a row for every sample that failed and, of samples that were done, one fo
 fail, and rule ``check_samples``, the last job, fails if there are others.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,19 +80,27 @@ class Outcome:
     done: list[str]
     called: list[str]
 
-    def targets(self, export: str | None, tables: Iterable[str], viruses: str) -> list[str]:
-        """The files that a run makes of them, as the rules write their paths.
+    def targets(self, export: str | None) -> list[str]:
+        """The files that a run makes, as the rules write their paths, but for :func:`called_targets`.
 
         Args:
-            export: What else there is of each sample, below its directory.
-            tables: Names of the tables of a called sample.
-            viruses: Name of the file of its viruses' sequences.
+            export: What else there is of each sample that did not fail, below its directory.
         """
         of_all = ["embeddings.h5", "records.tsv", *([export] if export else [])]
         wanted = [f"results/{name}/{file}" for name in self.done for file in of_all]
-        wanted += [f"results/{name}/{file}" for name in self.called for file in (*tables, viruses)]
-        wanted += ["results/contigs.tsv", f"results/{viruses}"] if self.called else []
         return [*wanted, "results/summary.tsv", "results/report.html", ".holdfast/checked"]
+
+
+def called_targets(called: Sequence[str], tables: Iterable[str], viruses: str) -> list[str]:
+    """The files that a run makes of the samples that are called, as the rules write their paths.
+
+    Args:
+        called: Their names.
+        tables: Names of the tables of each.
+        viruses: Name of the file of its viruses' sequences.
+    """
+    wanted = [f"results/{name}/{file}" for name in called for file in (*tables, viruses)]
+    return wanted + (["results/contigs.tsv", f"results/{viruses}"] if called else [])
 
 
 def read_outcome(path: str | Path, samples: Iterable[str], called: Iterable[str], labelled: Iterable[str]) -> Outcome:

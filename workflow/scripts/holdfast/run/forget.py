@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ..errors import ConfigError, HoldfastError
 from ..spool.job import read_receipt
-from .calling import drop
 from .client import FETCHED, FETCHED_RECORDS, RECORDS
 from .plan import DEFAULT_SPOOL, living_runs
 
@@ -42,7 +41,6 @@ def forget_samples(directory: Path, samples: Sequence[str]) -> list[str]:
     for name in samples or known:
         for job in _jobs(directory, name):
             shutil.rmtree(job, ignore_errors=True)
-        drop(results / name)
         for file in KEPT:
             (results / name / file).unlink(missing_ok=True)
     return list(samples or known)

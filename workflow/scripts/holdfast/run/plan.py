@@ -1,11 +1,10 @@
 """The plan of a run: which samples are pending, and how they are shared out, decided once in the main process.
 
 A service's output is always missing, so Snakemake would run every consumer again on every call. Consumers are therefore
-made for the samples without a valid receipt only. A consumer has some of the samples, a single one as long as there are
-few, and belongs to a replica: one pool of several of the run, with its consumers, one Snakemake group, one job on a
-cluster. Jobs that read the Snakefile anew on a cluster node must come to the same decision although some receipts exist
-by then: they read the plan, which lies in a directory named after the main process; that names itself in the
-environment.
+made for the samples without a valid receipt only. A consumer has some of the samples and belongs to a replica: one pool
+of several of the run, with its consumers, one Snakemake group, one job on a cluster. Jobs that read the Snakefile anew
+on a cluster node must come to the same decision although some receipts exist by then: they read the plan, which lies in
+a directory named after the main process; that names itself in the environment.
 
 Where a module is imported with a prefix, what the workflow makes lies below it. Functions that need such a path take
 ``place``, which turns a path as the rules write it into the one it has.
@@ -38,9 +37,9 @@ from .provenance import begin_record, finish_record
 from .remote import check_reached
 from .requests import check_classifier, check_room, job_settings, make_job, models_in_use
 
-CONSUMERS_A_REPLICA = 16
-"""With more of them samples take longer: each is a Python to start, and scheduling a group is quadratic in its members
-(measured 8 s for 250, 153 s for 2,000)."""
+CONSUMERS_A_REPLICA = 4
+"""They read the files of samples for their digests side by side. With more of them samples take longer: each is a
+Python to start, and scheduling a group is quadratic in its members (measured 8 s for 250, 153 s for 2,000)."""
 SHARED_BYTES = 128_000_000
 """Files from this size on have several parts, which all replicas embed (``pool.part.PART_LETTERS`` is a quarter)."""
 SAMPLES_A_CONSUMER = 100
