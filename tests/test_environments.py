@@ -32,7 +32,7 @@ NOT_CALLED = {  # in an environment, functions that import more and that none of
     "models": {"_open_zstandard"},
     **{
         name: {
-            *("open_model", "load_tokenizer", "family_module", "load_published"),
+            *("open_model", "load_tokenizer", "_load_byte_pairs", "family_module", "load_published"),
             *("_open_zstandard", "_fit", "_predict_by_others"),
             *("_look_at", "_storage_object", "_plugin"),  # which the Snakefile calls, where Snakemake is
         }

@@ -80,13 +80,20 @@ def write_sample(
             call_contigs(reader, classified, PRESETS["relaxed"], directory, calibration=calibration)
     with EmbeddingsFile(path) as reader:
         statuses = Counter(status for block in reader.record_blocks() for status in block.status)
-    counts = {"records": len(records), "rows": len(rows), **{status: statuses[status] for status in RECORD_STATUSES}}
+        genetic_code = reader.genetic_code
+    counts = {"records": len(records), "letters": sum(length for _, length, _ in records), "rows": len(rows)}
+    counts |= {status: statuses[status] for status in RECORD_STATUSES}
     counts |= {"tokens": 100 * len(rows) * len(models), "sequences": len(rows) * len(models)}
     counts |= {"computed_tokens": 50 * len(rows), "inherited": 3, "cached": 2}
     made_by: dict[str, str | float] = {"id": pool, "devices": "CPU, 2 threads", "load_s": 2.5, "precision": "fp32"}
     made_by |= {"device_s": 5.0, "ready_s": 8.0}
     seconds = {"read_s": 0.5, "device_s": 1.25, "total_s": 4.0}
-    receipt = Receipt("j", directory.name, "done", run="run-1", counts=counts, pool=made_by, seconds=seconds)
+    described: dict[str, Any] = {
+        "pool": made_by,
+        "genetic_code": genetic_code,
+        "synthetic": ["esm2"] * ("esm2" in models),
+    }
+    receipt = Receipt("j", directory.name, "done", run="run-1", counts=counts, seconds=seconds, **described)
     receipt.write(directory / "receipt.json")
 
 

@@ -290,7 +290,8 @@ def samples_are_shared_out_by_size_and_every_job_holds_to_the_plan(story: Story)
             if share["replica"] == replica
             for name in share["samples"]
         }
-        assert set(re.findall(r"rule (embed_\d+):\n.*\n +output: (\S+)\n", job.log)) == planned
+        outputs = re.findall(r"rule (embed_\d+):\n.*\n +output: (.+)\n", job.log)
+        assert {(rule, path) for rule, paths in outputs for path in paths.split(", ")} == planned
         assert set(re.findall(r"output: \.holdfast/pool\.(\d+)\.json", job.log)) == {str(replica)}
 
 

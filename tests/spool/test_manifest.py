@@ -31,7 +31,7 @@ from holdfast.spool.job import (
     make_manifest,
     parse_manifest,
 )
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 SCRIPTS = Path(__file__).parents[2] / "workflow/scripts"
@@ -184,6 +184,7 @@ def only_a_manifest_error(text: str) -> None:
 
 
 @given(damaged())
+@example(EXAMPLE.dump().replace("chunk_length", "chunk\\nlength"))
 def test_damaged_text_gives_a_manifest_error_or_a_manifest(text: str) -> None:
     only_a_manifest_error(text)
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.workflow.conftest import NewProject, Project, Run, fasta, jobs, stop_free_sequence
 
-SAMPLES = [f"s{number}" for number in range(12)]
+SAMPLES = [f"s{number}" for number in range(15)]
 TABLES = ("frames.tsv", "chunks.tsv", "contigs.tsv", "regions.tsv", "regions.bed", "virus.fna")
 
 

@@ -253,7 +253,9 @@ def _fit_dataclass(wanted: Any, value: Any, where: str) -> Any:
 
 
 def _inside(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name
+    """Where a value is, on one line whatever its name holds."""
+    shown = name if name.isprintable() else repr(name)
+    return f"{where}.{shown}" if where else shown
 
 
 def read_schema(path: str | PathLike[str]) -> dict[str, Any]:

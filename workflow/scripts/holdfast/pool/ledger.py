@@ -99,6 +99,12 @@ class Job:
         """Whether it waits for parts of its sample."""
         return any(outcome is None for outcome in self.parts.values())
 
+    @property
+    def title(self) -> str:
+        """What people know it by."""
+        part = self.manifest.part
+        return self.manifest.sample if part < 0 else f"{self.manifest.sample}, part {part + 1}"
+
     def take_together(self) -> dict[str, str]:
         """Be done as all parts of the sample are; the rows that they gave up."""
         outcomes = [outcome for outcome in self.parts.values() if outcome is not None]
@@ -125,7 +131,7 @@ class Job:
             error: Why it failed; empty when it is done.
             embeddings: Where its embeddings will be.
             failures: Rows that were given up, with the reason.
-            made_by: ``pool`` and ``software``, as :class:`.Receipt` describes them.
+            made_by: ``synthetic``, ``pool`` and ``software``, as :class:`.Receipt` describes them.
         """
         manifest = self.manifest
         seconds = {"read_s": self.read_s, "device_s": self.device_s, "total_s": time.monotonic() - self.claimed}
@@ -139,6 +145,7 @@ class Job:
             same_as=self.same_as,
             counts=self.counts | {"computed_tokens": self.computed_tokens, "inherited": self.inherited},
             seconds={name: round(value, 3) for name, value in seconds.items()},
+            genetic_code=manifest.genetic_code,
             failures=failures,
             warnings=self.warnings,
             origins=self.origins,

@@ -120,8 +120,8 @@ def read_part(manifest: Manifest, directory: Path, models: Models, cache: Exchan
 
 
 def _public(counts: Mapping[str, int]) -> dict[str, int]:
-    """The counts without those that only warnings are made of."""
-    return {name: count for name, count in counts.items() if name not in ("letters", "nucleotides")}
+    """The counts without that which only a warning is made of."""
+    return {name: count for name, count in counts.items() if name != "nucleotides"}
 
 
 def _fill(part: PartWriter, block: list[Record] | None, blocks: Iterator[list[Record]]) -> list[Record] | None:

@@ -326,20 +326,20 @@ class Supervisor:
     def _receipt(self, job: Job, error: str, failures: dict[str, str] | None = None) -> None:
         """Leave the receipt of a job; an empty ``error`` means done."""
         embeddings = self.spool.root / "done" / job.manifest.job / EMBEDDINGS_FILE
-        outcome = job.receipt(error, embeddings, failures or {}, pool=self._description(), software=self.software)
+        synthetic = sorted(name for name, (known, _) in self._models_of(job.manifest).items() if known.synthetic)
+        made_by = {"synthetic": synthetic, "pool": self._description(), "software": self.software}
+        outcome = job.receipt(error, embeddings, failures or {}, **made_by)
         self.spool.finish(self.name, outcome, job.directory)
         del self.jobs[job.number]
         self.last_work = time.monotonic()
         self.ledger.close(job)
         if not self.jobs and not self.spool.waiting():  # the jobs of adopted blocks have gone elsewhere
             self.ledger.sweep()
-        is_part = job.manifest.part >= 0
-        name = f"{outcome.sample}, part {job.manifest.part + 1}" if is_part else outcome.sample
-        self.outcomes["failed" if error else "done"] += not is_part
+        self.outcomes["failed" if error else "done"] += job.manifest.part < 0
         if error:
-            log.error("%s: failed: %s", name, error)
+            log.error("%s: failed: %s", job.title, error)
         else:
-            log.info("%s: done, %d rows in %.1f s", name, job.counts["rows"], outcome.seconds["total_s"])
+            log.info("%s: done, %d rows in %.1f s", job.title, job.counts["rows"], outcome.seconds["total_s"])
         for row, reason in outcome.failures.items() if not job.parts else ():
             log.error("%s: %s was given up: %s", outcome.sample, row, reason)
 

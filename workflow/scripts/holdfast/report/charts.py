@@ -11,7 +11,7 @@ from typing import Any
 import altair
 import vl_convert
 
-from ..results.calls import VIRUS
+from ..results.classifier import VIRUS
 from ..results.presets import PRESETS, CallRules
 from .tally import SampleTally
 

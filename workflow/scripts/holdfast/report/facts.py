@@ -6,8 +6,7 @@ from pathlib import Path
 from ..documents import DocumentError, read_json
 from ..errors import HoldfastError
 from ..results.calibration import load_calibration
-from ..results.calls import VIRUS
-from ..results.classifier import load_classifier
+from ..results.classifier import VIRUS, load_classifier
 from ..results.presets import CallRules
 from ..run.ending import say_result
 from ..run.provenance import sha256

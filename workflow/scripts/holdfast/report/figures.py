@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import InputError
 from ..files import atomic_text
 from ..results.calibration import load_calibration
-from ..results.calls import NON_VIRAL, VIRUS
+from ..results.classifier import NON_VIRAL, VIRUS
 from .charts import (
     BLUE,
     GREY,

@@ -1,16 +1,15 @@
-"""The summary: a table with one row a sample, from receipts, embeddings and calls.
+"""The summary: a table with one row a sample, from receipts and calls.
 
-Files are read block by block and line by line, so that a sample of millions of contigs takes no memory.
+Tables are read line by line, so that a sample of millions of contigs takes no memory.
 """
 
 from collections import Counter, defaultdict
 from pathlib import Path
 
 from ..files import atomic_text
-from ..results.calls import VIRUS
+from ..results.classifier import VIRUS
 from ..results.contigs import read_contigs
 from ..results.decisions import DECISIONS, TIERS
-from ..results.embeddings import EmbeddingsFile
 from ..run.provenance import describe_pools, number, sha256
 from ..spool.job import Receipt
 from .results import Results
@@ -53,9 +52,9 @@ def write_summary(results: Results, output: Path) -> None:
             row: dict[str, object] = {"sample": name, "kind": entry.kind, "label": entry.label, "state": "failed"}
             if name in receipts:
                 receipt = receipts[name]
-                row |= {"state": "done", **_work(receipt), "device_busy": pools[receipt.pool_id]["device_busy"]}
+                row |= {"state": "done", **_work(receipt, entry.kind)}
+                row |= {"device_busy": pools[receipt.pool_id]["device_busy"]}
                 row |= {"load_share_s": _load_share_s(receipt, work_s[receipt.pool_id])}
-                row |= _contents(results.embeddings(name), entry.kind)
             if name in called:
                 row |= _calls(results.contigs(name)) | {"classifier_sha256": classifier_sha256}
             cells = (row.get(column) for column in SUMMARY_COLUMNS)
@@ -69,13 +68,16 @@ def _load_share_s(receipt: Receipt, work_s: list[float]) -> float:
     return round(number(receipt.pool.get("load_s")) * share, 3)
 
 
-def _work(receipt: Receipt) -> dict[str, object]:
+def _work(receipt: Receipt, kind: str) -> dict[str, object]:
     """The cells that a receipt fills."""
     counts, pool = receipt.counts, receipt.pool
     device_s = receipt.seconds.get("device_s", 0.0)
     return {
         **counts,
         **receipt.seconds,
+        "length_aa" if kind == "proteins" else "length_bp": counts.get("letters"),
+        "genetic_code": receipt.genetic_code or None,
+        "synthetic_weights": ",".join(sorted(receipt.synthetic)),
         "distinct_sequences": counts.get("sequences", 0),
         "tokens": counts.get("tokens", 0),
         "inherited_vectors": counts.get("inherited"),
@@ -86,16 +88,6 @@ def _work(receipt: Receipt) -> dict[str, object]:
         "devices": pool.get("devices"),
         "run": receipt.run,
     }
-
-
-def _contents(path: Path, kind: str) -> dict[str, object]:
-    """The cells that an embeddings file fills: letters, genetic code, and the models whose weights are random."""
-    with EmbeddingsFile(path) as file:
-        letters = sum(int(records.length.sum()) for records in file.record_blocks())
-        synthetic = sorted(model for model, attributes in file.models.items() if attributes["synthetic"])
-        code = file.genetic_code or None
-    letters_of = "length_aa" if kind == "proteins" else "length_bp"
-    return {letters_of: letters, "genetic_code": code, "synthetic_weights": ",".join(synthetic)}
 
 
 def _calls(path: Path) -> dict[str, object]:

@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..files import atomic_text
 from ..sequences.frames import FRAMES, bounds_of_records
 from .calibration import Calibration, read_calibration
-from .classifier import CLASSES, classify, load_classifier
+from .classifier import NON_VIRAL, VIRUS, classify, load_classifier
 from .contigs import CONTIG_COLUMNS, NOT_AVAILABLE, contig_lines, line, number
 from .decisions import REASONS, FalseDiscoveries, decide, gate
 from .embeddings import EmbeddingsFile, Records, Rows
@@ -39,7 +39,6 @@ CHUNK_COLUMNS = (
 )
 VIRNUCPRO_FRAMES = "prediction_results.txt"
 VIRNUCPRO_CHUNKS = "prediction_results_highestscore.csv"
-NON_VIRAL, VIRUS = CLASSES
 
 
 class Caller:

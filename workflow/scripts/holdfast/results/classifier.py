@@ -26,6 +26,7 @@ from ..models.registry import ROLES, Prepared, choose_method
 from .embeddings import BLOCK_ROWS, EmbeddingsFile, Rows
 
 CLASSES = ("non-viral", "virus")
+NON_VIRAL, VIRUS = CLASSES
 BATCH_NORM_EPSILON = 1e-5  # of torch's BatchNorm1d, and so of VirNucPro's
 FORMAT_VERSION = 3
 HEADER_KEY = "holdfast_classifier"

@@ -288,13 +288,15 @@ class Receipt:
         run: Run of the workflow that submitted the job; empty in the spool, and where the result was there already.
         input_sha256: Digest of the sample's file as the pool read it (hex); empty if it could not be read to its end.
         same_as: Job of another sample with the same content, if its result was taken; empty otherwise.
-        counts: Records, rows, distinct sequences and tokens of the sample; ``computed_tokens``, those in its share of
-            batches; ``inherited``, vectors found in blocks that a dead pool had left; ``cached``, vectors found in the
-            shared cache.
+        counts: Records and their letters, rows, distinct sequences and tokens of the sample; ``computed_tokens``, those
+            in its share of batches; ``inherited``, vectors found in blocks that a dead pool had left; ``cached``,
+            vectors found in the shared cache.
         pool: Pool that did the work: id, host, devices, precision, ``load_s`` to load its models and, until this
             receipt, ``device_s`` that its devices worked and ``ready_s`` that they were ready while a job was open.
         software: Name to version of what the pool ran on, and the digest of its code.
         seconds: ``read_s``, ``device_s`` (this job's share of batches, by tokens) and ``total_s`` since the claim.
+        genetic_code: By which frames were read, NCBI's number; 0 but for kind ``contigs``.
+        synthetic: Names of those of its models whose weights are random.
         failures: Rows that were given up while the sample went on: id and reason.
         warnings: What is doubtful in the sample, for people to look at.
         origins: Where the vectors come from that were found in the shared cache: run, pool, host, user, spool, version.
@@ -317,6 +319,8 @@ class Receipt:
     pool: dict[str, str | float] = field(default_factory=dict)
     software: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    genetic_code: int = 0
+    synthetic: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     origins: list[dict[str, str]] = field(default_factory=list)
