@@ -26,7 +26,7 @@ MANY = 10
 """Samples from which on one process for several is worth a rule of its own."""
 SMALL_BYTES = 2**20
 """Of embeddings: less than 0.1 s of work. A larger sample is worth a process."""
-SAMPLES_A_PROCESS = 500
+SAMPLES_A_PROCESS = 100
 PROCESSES = 8
 
 
@@ -40,8 +40,8 @@ class Task(NamedTuple):
 
 
 def processes_for(samples: int, cores: int) -> int:
-    """How many processes call so many samples: one for 500 of them, about 5 s of work, and eight at most."""
-    return max(1, min(samples // SAMPLES_A_PROCESS, cores, PROCESSES))
+    """How many processes call so many samples: one for a hundred, which are a second's work, on half of the cores."""
+    return max(1, min(samples // SAMPLES_A_PROCESS, cores // 2, PROCESSES))
 
 
 def find_small(
