@@ -31,7 +31,7 @@ TRIED_DIFFERENCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1}  # centred; round
 CPU_TOKENS = 1024  # worked on at once on a CPU, so that what passes from layer to layer stays in its caches
 WINDOW_TOKENS = 16384  # of the windows over one sequence that are worked on at once
 
-# MKL's vector mathematics must not begin in several threads at once: the cosines of one of them were then off by 1.5e-4,
+# MKL's vector mathematics must not begin in several threads at once: cosines of one of them were then off by 1.5e-4,
 # in 10 to 40% of processes (torch 2.13, two threads, Intel Xeon); `tests/models/test_esm.py` has the case.
 torch.ones(1).cos()
 
