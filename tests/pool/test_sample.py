@@ -65,8 +65,8 @@ def read(submitted: Manifest, directory: Path, models: dict[str, Path]) -> Conte
 
 
 def counted(found: Contents) -> dict[str, int]:
-    """The counts that are not zero."""
-    return {name: count for name, count in found.counts.items() if count}
+    """The counts that are not zero, but for letters."""
+    return {name: count for name, count in found.counts.items() if count and name != "letters"}
 
 
 def finish(
@@ -240,6 +240,7 @@ def test_a_record_that_cannot_be_used_has_a_status_and_no_row(
     submitted = job(models, path, kind)
     counts = read(submitted, directory, models).counts
     assert (counts["records"], counts["rows"]) == (len(sequences), len(rows))
+    assert counts["letters"] == sum(len(sequence.rstrip("*")) for sequence in sequences)
     assert {status: counts[status] for status in RECORD_STATUSES if counts[status]} == {
         status: statuses.count(status) for status in statuses
     }
