@@ -106,3 +106,31 @@ def test_one_process_calls_many_samples_with_a_classifier_that_others_train(
     again = run(many)
     assert {f"classify_contigs {name}" for name in left if name != "s4"} < set(again.jobs)
     assert called_alone() == []
+
+
+MODULE = """
+module below:
+    snakefile: "{repository}/workflow/Snakefile"
+    config: {config}
+    prefix: "below"
+
+use rule * from below as below_*
+
+rule all:
+    default_target: True
+    input: rules.below_all.input
+"""
+
+
+@pytest.mark.thorough
+def test_one_process_calls_many_samples_of_a_module_with_a_prefix(
+    many: Project, classifiers: Path, called_alone: Callable[[], list[str]]
+) -> None:
+    config = {"samples": "config/samples.tsv", "models": many.models, "classifier": str(classifiers / "500_model.pth")}
+    snakefile = many.write("Snakefile", MODULE.format(repository=many.repository, config=config))
+    ended = run(many, "-s", str(snakefile))
+    assert {"below_classify_small", *(f"below_classify_contigs {name}" for name in SAMPLES)} < set(ended.jobs)
+    assert called_alone() == []
+    assert many.path("below/results/s3/contigs.tsv").exists()
+    assert not [*many.path("below/.holdfast").rglob("called/*")]
+    assert "Nothing to be done" in many.run("-n", "-s", str(snakefile)).text
