@@ -2,7 +2,8 @@ CLASSIFIER = "results/classifier"
 PUBLISHED_NAMES = ("prediction_results.txt", "prediction_results_highestscore.csv")
 TABLES = ("frames.tsv", "chunks.tsv", "contigs.tsv", "regions.tsv", "regions.bed")
 VIRUSES, OTHER_VIRUSES = ("virus.fna.gz", "virus.fna") if config["output_bgzip"] else ("virus.fna", "virus.fna.gz")
-MADE = f"{RUN}/{calling.CALLED}"  # where `classify_small` leaves what `classify_contigs` moves
+CALLING = f"--calls {shlex.quote(json.dumps(config['calls']))} {METHOD}{' --virnucpro' * config['output_virnucpro']}"
+MADE = f"{RUN}/called"  # where `classify_small` leaves what `classify_contigs` moves
 
 
 # Labelled samples train a classifier, a part of them held out to calibrate it; one that is given they calibrate only.
@@ -97,9 +98,7 @@ if IN_ONE_PROCESS:
             "../../envs/tables.yaml"
         threads: calling.processes_for(len(CALLED), workflow.cores or 1)
         params:
-            calls=json.dumps(config["calls"]),
-            method=METHOD,
-            virnucpro="--virnucpro" if config["output_virnucpro"] else "",
+            calling=CALLING,
             results=lambda wildcards, input: os.path.dirname(input.failures),
             trained="--trained" if TRAINS else "",
             made=lambda wildcards, output: place(MADE),
@@ -107,7 +106,7 @@ if IN_ONE_PROCESS:
         shell:
             '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} classify-small {input.sheet:q} --results {params.results:q}'
             " --failures {input.failures:q} --classifier {input.classifier:q} {params.trained}"
-            " --calibration {input.calibration:q} --calls {params.calls:q} {params.method} {params.virnucpro}"
+            " --calibration {input.calibration:q} {params.calling}"
             " --made {params.made:q} --viruses {params.viruses:q} --processes {threads} --output {output.rules:q}"
             " 2>&1 | tee {log:q}"
 
@@ -129,16 +128,14 @@ rule classify_contigs:
     conda:
         "../../envs/tables.yaml"
     params:
-        calls=json.dumps(config["calls"]),
-        method=METHOD,
+        calling=CALLING,
         directory=lambda wildcards, output: os.path.dirname(output.contigs),
-        virnucpro="--virnucpro" if config["output_virnucpro"] else "",
         made=lambda wildcards, output: os.path.join(place(MADE), wildcards.sample),
         old=lambda wildcards, output: os.path.join(os.path.dirname(output.contigs), OTHER_VIRUSES),
     shell:  # to begin with, without Python, as `collect`
         "[[ -d {params.made:q} ]] && mv {params.made:q}/* {params.directory:q} && rm -rf {params.made:q} {params.old:q} || "
         '"${{HOLDFAST_PYTHON:-python}}" {input.holdfast:q} classify {input.embeddings:q} --classifier {input.classifier:q}'
-        " --calibration {input.calibration:q} --calls {params.calls:q} {params.method} --fasta {input.fasta:q} --output {params.directory:q} {params.virnucpro}"
+        " --calibration {input.calibration:q} {params.calling} --fasta {input.fasta:q} --output {params.directory:q}"
         " --viruses {output.viruses:q} 2>&1 | tee {log:q}"
 
 

@@ -125,4 +125,6 @@ def outcome(wildcards):
 def called(wildcards):
     """Which samples are called; asked only when `classify_small` has run, where there is one."""
     found = outcome(wildcards).called
-    return checkpoints.classify_small.get() and found if found and IN_ONE_PROCESS else found
+    if found and IN_ONE_PROCESS:
+        checkpoints.classify_small.get()
+    return found

@@ -223,7 +223,7 @@ def classify_small(parser: Parser) -> Callable[[Arguments], None]:
         known = [given.classifier[0], *filter(None, [given.calibration])]
         tasks = list(find_small(samples, given.results, given.made, known, anew))
         called = call_small(tasks, given.processes, given.viruses, {"classifier": given.classifier[0], **calling})
-        print(f"{called} of {len(samples)} samples called in one process; rule classify_contigs calls the others")
+        print(f"{called} of {len(samples)} samples called together; rule classify_contigs calls the others")
         with atomic_text(given.output) as file:
             file.write(rules)
 

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,6 @@ from ..errors import HoldfastError
 from ..spool.job import Receipt
 from .config import Sample
 
-CALLED = "called"
-"""Where they are left, below the directory of the run: a directory for each sample."""
 MANY = 10
 """Samples from which on one process for several is worth a rule of its own."""
 SMALL_BYTES = 2**20
@@ -82,32 +81,28 @@ def call_small(tasks: Sequence[Task], processes: int, viruses: str, arguments: M
     Raises:
         HoldfastError: a classifier or a calibration that is not there, or is none.
     """
-    _load(viruses, arguments)
+    call = partial(_call, viruses=viruses, arguments=arguments)
     if processes == 1:
-        return sum(map(_call, tasks))
-    with ProcessPoolExecutor(processes, get_context("spawn"), _load, (viruses, arguments)) as pool:
-        return sum(pool.map(_call, tasks, chunksize=20))
+        return call(tasks)
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        return sum(pool.map(call, [tasks[number::processes] for number in range(processes)]))
 
 
-_of_this_process: dict[str, Any] = {}
-
-
-def _load(viruses: str, arguments: Mapping[str, Any]) -> None:
+def _call(tasks: Sequence[Task], viruses: str, arguments: Mapping[str, Any]) -> int:
+    """What one process does of :func:`call_small`."""
     from ..results.calls import Caller  # numpy and h5py
 
-    _of_this_process.update(caller=Caller(**arguments), viruses=viruses)
-
-
-def _call(task: Task) -> bool:
-    try:
-        task.directory.mkdir(parents=True)
-        viruses = task.directory / _of_this_process["viruses"]
-        _of_this_process["caller"].call(task.embeddings, task.fasta, task.directory, viruses)
-        return True
-    except (HoldfastError, OSError, ValueError) as error:
-        print(f"{task.sample}: left to classify_contigs: {error}", file=sys.stderr)
-        shutil.rmtree(task.directory, ignore_errors=True)
-        return False
+    caller = Caller(**arguments)
+    called = 0
+    for task in tasks:
+        try:
+            task.directory.mkdir(parents=True)
+            caller.call(task.embeddings, task.fasta, task.directory, task.directory / viruses)
+            called += 1
+        except (HoldfastError, OSError, ValueError) as error:
+            print(f"{task.sample}: left to classify_contigs: {error}", file=sys.stderr)
+            shutil.rmtree(task.directory, ignore_errors=True)
+    return called
 
 
 def _time(path: Path) -> float:
