@@ -7,8 +7,10 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -305,6 +307,20 @@ def test_twenty_processes_share_a_cache(tmp_path: Path, writer: Writer) -> None:
         assert len(shelf.segments()) < 20
     assert list((tmp_path / "cache").rglob("*.partial")) == []
     assert list(Cache.open(tmp_path / "cache").verify()) == []
+
+
+def test_a_cache_is_one_for_all_who_begin_it_together(tmp_path: Path) -> None:
+    """Each makes a shelf in it at once, which none of the others may take for a directory of somebody else."""
+    together, rounds = 8, 100
+    start = threading.Barrier(together)
+
+    def begin(_: int) -> None:
+        for number in range(rounds):
+            start.wait(LONG_S)
+            Cache.open(tmp_path / str(number), create=True).access.make_directory(tmp_path / str(number) / MEAN.name)
+
+    with ThreadPoolExecutor(together) as pool:
+        assert list(pool.map(begin, range(together))) == [None] * together
 
 
 def test_eviction_under_load_takes_files_and_harms_nobody(tmp_path: Path, writer: Writer) -> None:

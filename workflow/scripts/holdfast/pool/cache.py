@@ -77,8 +77,9 @@ class Cache:
         if not directory.is_dir():
             raise ConfigError(f"{directory}: no cache; name the directory that `cache` in a config names")
         cache = cls(directory, Access.of(directory))
-        if not (directory / DESCRIPTION_FILE).exists():
-            if not create or any(not path.name.startswith(".") for path in directory.iterdir()):
+        in_use = any(not path.name.startswith(".") for path in directory.iterdir())
+        if not (directory / DESCRIPTION_FILE).exists():  # looked for last, as others may be making this cache just now
+            if in_use or not create:
                 where = "name an empty directory, or one that is not there" if create else "is it another directory?"
                 raise ConfigError(f"{directory}: is no cache of vectors, {DESCRIPTION_FILE} is missing; {where}")
             cache._describe(Description())
