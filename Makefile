@@ -20,7 +20,7 @@ report: .venv/installed
 	$(BIN)/snakemake -s workflow/Snakefile -d $(DIR) --report report.html
 	@echo "$(DIR)/report.html (and $(DIR)/results/report.html, the figures on one page)"
 
-# One real run for every promise: at most 8 minutes on two idle cores.
+# One real run for every promise: about 20 minutes on two cores.
 test: lint
 	$(BIN)/pytest -n 2 --dist loadscope -m "not thorough"
 
