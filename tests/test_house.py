@@ -13,7 +13,7 @@ SCRIPTS = WORKFLOW / "scripts"
 PACKAGE = SCRIPTS / "holdfast"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 ORDER = (  # a module imports from its own row and from those before it
-    {"errors", "files", "documents"},
+    {"errors", "files", "documents", "processes"},
     {"sequences"},
     {"models"},
     {"spool"},

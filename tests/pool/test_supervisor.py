@@ -25,6 +25,7 @@ from holdfast.sequences.fasta import read_records
 from holdfast.spool.job import Manifest, Request
 from holdfast.spool.state import state_path
 
+from tests.drills.faults import Fault, Injection
 from tests.pool.conftest import DATA, LONG_S, SCRIPTS, ServedPool, compare, family, gone, job, proteins, submit, texts
 
 
@@ -376,10 +377,24 @@ def test_sigterm_ends_the_pool_and_gives_its_claims_back(
     assert list(pool.spool_path.glob("blocks/*/*/*.safetensors")), "finished vectors are kept for the next run"
 
 
+def test_what_goes_while_it_is_copied_is_computed(
+    serve: Callable[..., ServedPool], tmp_path: Path, models: dict[str, Path], encoders: dict[str, Any]
+) -> None:
+    """As when two lines of a sheet have exchanged their files: who hands in one removes what the other is copied of."""
+    pool, path = serve(), proteins(tmp_path / "s.faa", 5, 30)
+    first = submit(pool, job(models, "first", path, "proteins"))["first"]
+    Path(first.embeddings).with_name("records.tsv").unlink()  # the last that is copied
+    again = job(models, "again", path, "proteins")
+    outcome = submit(pool, again)["again"]
+    assert compare(outcome, again, models, encoders) > 0
+    assert outcome.counts["computed_tokens"] > 0
+
+
 def test_after_a_kill_the_next_pool_finishes_with_what_was_there(
     serve: Callable[..., ServedPool], tmp_path: Path, models: dict[str, Path], encoders: dict[str, Any]
 ) -> None:
-    first = serve("first", tokens_per_batch=512)
+    slow = Injection(tmp_path / "faults", Fault("embed", "slow", words="1"))
+    first = serve("first", tokens_per_batch=512, environment=slow.environment)
     entry = job(models, "s", proteins(tmp_path / "s.faa", 160, 100), "proteins")
     first.spool.submit(entry)
     first.eventually(lambda: len(list(first.spool_path.glob("blocks/*/*/*.safetensors"))) > 2)
@@ -387,7 +402,7 @@ def test_after_a_kill_the_next_pool_finishes_with_what_was_there(
     assert len(children) >= 2
     first.process.kill()
     first.ended()
-    gone(children, limit_s=10)
+    gone(children)
     assert first.claimed() == [f"{entry.job}.json"]
     second = serve("second", spool=first.spool_path)
     outcome = submit(second, entry)["s"]
@@ -424,10 +439,10 @@ def test_a_wrong_settings_file_is_one_line(tmp_path: Path) -> None:
 
 
 WORKER_PROBE = """
-import json, multiprocessing, os, sys
-from concurrent.futures import ProcessPoolExecutor
+import json, os, sys
 from pathlib import Path
 from holdfast.pool import worker
+from holdfast.processes import beside
 
 class Witness:
     seen = []
@@ -445,7 +460,7 @@ def report():
 if __name__ == "__main__":
     models = {model: Path(directory) for model, directory in json.loads(sys.argv[1]).items()}
     settings = worker.WorkerSettings("cpu", models, "fp32", 2, "max_split_size_mb:64", 0.5, 3)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=worker.guard) as executor:
+    with beside(1) as executor:
         ready = executor.submit(worker.start, settings).result()
         print(json.dumps([ready.device_name, *executor.submit(report).result()]))
     assert "torch" not in sys.modules

@@ -2,8 +2,6 @@
 
 import argparse
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 from .cli_rules import add_calls, add_outcome, add_results, path, results_of
 
@@ -66,13 +64,14 @@ def draw(parser: Parser) -> Callable[[Arguments], None]:
     def do(given: Arguments) -> None:
         import vl_convert
 
+        from .processes import beside
         from .report.charts import Choices
         from .report.page import VEGA, write_report
         from .report.tally import count_results
         from .results.presets import choose_rules
 
-        with ProcessPoolExecutor(1, get_context("spawn")) as beside:  # more than a second's work, as the reading is
-            vega = beside.submit(vl_convert.javascript_bundle, VEGA)
+        with beside(1) as process:  # more than a second's work, as the reading is
+            vega = process.submit(vl_convert.javascript_bundle, VEGA)
             results = results_of(given)
             tally = count_results(results, given.spool, given.seed)
             rules = choose_rules(given.calls)

@@ -1,4 +1,4 @@
-"""Batches: which sequences travel to a device together.
+"""Batches: which sequences travel to a device together, and what may become of them there.
 
 Sequences of all open jobs wait in one queue a model, in the order in which their jobs were claimed. A window of
 :data:`WINDOW_BATCHES` budgets is taken from the front, sorted by length and cut by the token budget, so a batch holds
@@ -11,6 +11,7 @@ import json
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -100,6 +101,35 @@ class Batch:
         """Two batches of half its sequences; it must have two."""
         middle = len(self) // 2
         return _take(self, slice(0, middle)), _take(self, slice(middle, None))
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A batch has come back: where its block is, and the seconds that its device worked."""
+
+    batch: Batch
+    path: Path
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TooLarge:
+    """A device has no memory for a batch of several sequences, which will be tried again in halves."""
+
+    batch: Batch
+    device: str
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """The one sequence of a batch cannot be embedded: the status of its record, and why."""
+
+    batch: Batch
+    status: str
+    reason: str
+
+
+Event = Embedded | TooLarge | GivenUp
 
 
 class Queue:

@@ -7,7 +7,6 @@ and given up. A device that fails three times in a row is retired.
 """
 
 import logging
-import multiprocessing
 import os
 import signal
 import time
@@ -23,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import ResourceError, WeightsError
+from ..processes import beside
 from ..spool.progress import DeviceProgress, Speed
 from . import worker
-from .batches import Batch
-from .events import Embedded, Event, GivenUp, TooLarge
+from .batches import Batch, Embedded, Event, GivenUp, TooLarge
 from .hardware import read_sensors
 from .ledger import Ledger
 from .settings import PoolSettings
@@ -118,7 +117,7 @@ class Device:
 
     def start(self) -> None:
         """Start a worker, which loads the models."""
-        self._executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=worker.guard)
+        self._executor = beside(1)
         self._process = self._executor.submit(os.getpid)
         self._tasks = 0
         self._since = time.monotonic()

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import ResourceError
 from ..files import atomic_text
 from ..models.registry import Prepared
 from ..results.writer import EmbeddingsWriter, copy_embeddings, join_embeddings
@@ -136,8 +135,11 @@ def _write_records(manifest: Manifest, file: EmbeddingsWriter, output: Path, fat
                 number += 1
 
 
-def copy_sample(manifest: Manifest, directory: Path, twin: Path) -> Receipt:
-    """Make the embeddings of a sample from those of another with the same content; the receipt of that one.
+def copy_sample(manifest: Manifest, directory: Path, twin: Path) -> Receipt | None:
+    """Make the embeddings of a sample from those of another with the same content.
+
+    Returns:
+        The receipt of that one; None if it has been removed meanwhile.
 
     Args:
         manifest: The job.
@@ -145,10 +147,11 @@ def copy_sample(manifest: Manifest, directory: Path, twin: Path) -> Receipt:
         twin: Where the finished job of the other is, see :meth:`.Spool.twin`.
     """
     outcome = read_receipt(twin / "receipt.json")
-    if outcome is None:
-        raise ResourceError(f"{twin}: was removed in the middle of its copying; run again")
-    copy_embeddings(twin / EMBEDDINGS_FILE, directory / EMBEDDINGS_FILE, manifest.sample, manifest.job)
-    shutil.copyfile(twin / RECORDS_FILE, directory / RECORDS_FILE)
+    try:
+        copy_embeddings(twin / EMBEDDINGS_FILE, directory / EMBEDDINGS_FILE, manifest.sample, manifest.job)
+        shutil.copyfile(twin / RECORDS_FILE, directory / RECORDS_FILE)
+    except FileNotFoundError:
+        return None
     return outcome
 
 

@@ -3,20 +3,18 @@
 import ctypes
 import importlib.util
 import logging
-import multiprocessing
 import os
 import re
 import runpy
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ResourceError
+from ..processes import beside
 from .settings import PoolSettings
-from .worker import guard
 
 try:
     import pynvml  # type: ignore[import-untyped]
@@ -78,7 +76,7 @@ def find_devices(settings: PoolSettings) -> tuple[list[Candidate], str]:
 
 def visible_gpus() -> list[Candidate]:
     """The CUDA devices that torch can use, in its order; the driver is asked in a process that ends at once."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=guard) as probe:
+    with beside(1) as probe:
         bare = probe.submit(list_devices).result()
     return [_identify(f"cuda:{number}", identity) for number, identity in enumerate(bare)]
 

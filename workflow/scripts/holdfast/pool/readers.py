@@ -5,17 +5,16 @@ done again, one task at a time: what kills a reader then is to blame, and only t
 """
 
 import logging
-import multiprocessing
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ResourceError
-from . import worker
+from ..processes import beside
 
 log = logging.getLogger("holdfast.readers")
 
@@ -64,8 +63,7 @@ class Readers:
 
     def start(self) -> None:
         """Start the processes."""
-        context = multiprocessing.get_context("spawn")
-        self._executor = ProcessPoolExecutor(self._count, context, initializer=worker.guard)
+        self._executor = beside(self._count)
         self._generation += 1
 
     def stop(self) -> None:

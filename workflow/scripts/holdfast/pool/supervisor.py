@@ -27,11 +27,10 @@ from ..spool.job import Manifest, software
 from ..spool.progress import History, LastErrors, Moment, Progress
 from ..spool.spool import Spool
 from ..spool.state import Launcher, Observer, PoolState, read_state, state_path
-from .batches import WINDOW_BATCHES, batch_budgets, make_recipe
+from .batches import WINDOW_BATCHES, Embedded, GivenUp, TooLarge, batch_budgets, make_recipe
 from .claims import Claim, needed_memory
 from .devices import Devices
 from .distinct import DistinctSequences
-from .events import Embedded, GivenUp, TooLarge
 from .exchange import Exchange
 from .finish import EMBEDDINGS_FILE, copy_sample, finish_sample, join_parts
 from .hardware import find_devices, torch_versions
@@ -87,8 +86,7 @@ class Supervisor:
         where = (self._blocks, state.identity, self.spool.root, self.software)
         self.cache = Exchange.open(settings.cache, self.precision, *where)
         self.jobs, self.number = dict[int, Job](), 0
-        self.outcomes = {"done": 0, "failed": 0}
-        self.read_bytes, self.read_tokens = Counter[str](), Counter[str]()
+        self.outcomes, self.read_bytes, self.read_tokens = Counter(done=0, failed=0), Counter[str](), Counter[str]()
         self.last_work = self.counted = time.monotonic()
         self.beaten = self.looked = self.ready_s = 0.0
 
@@ -192,21 +190,24 @@ class Supervisor:
                 continue  # handed in again by another client, after it was claimed
             if not self.jobs:
                 self.devices.speed.restart()
-            is_part = manifest.part >= 0
-            where = self.spool.part_directory(manifest) if is_part else None
-            directory = where or self.spool.work_directory(self.name, manifest.job)
+            part = self.spool.part_directory(manifest) if manifest.part >= 0 else None
+            directory = part or self.spool.work_directory(self.name, manifest.job)
             job = self.jobs[self.number] = Job(self.number, manifest, directory, time.monotonic())
             self.number += 1
             self.last_work = time.monotonic()
-            models = self._models_of(manifest)
-            if is_part:
-                self.readers.send(read_part, (manifest, directory, models, self.cache), job)
-            elif twin := self.spool.twin(manifest):
-                self.readers.send(copy_sample, (manifest, directory, twin), job)
-            else:
-                self.readers.send(read_sample, (manifest, directory, models, self.precision, self.cache), job)
+            self._read(job, self.spool.twin(manifest))
             if not self.readers.room:
                 return
+
+    def _read(self, job: Job, twin: Path | None) -> None:
+        """Have a job read, or copied from a finished one that was the same work, if there is one."""
+        manifest, models = job.manifest, self._models_of(job.manifest)
+        if manifest.part >= 0:
+            self.readers.send(read_part, (manifest, job.directory, models, self.cache), job)
+        elif twin is not None:
+            self.readers.send(copy_sample, (manifest, job.directory, twin), job)
+        else:
+            self.readers.send(read_sample, (manifest, job.directory, models, self.precision, self.cache), job)
 
     def _accepts(self, job: Manifest) -> bool:
         """Whether a job is for this pool: its models, and for a part of a sample what the others are computed in."""
@@ -229,10 +230,9 @@ class Supervisor:
                 case Embedded(batch, path, seconds):
                     complete += self.ledger.settle(batch, path, seconds)
                 case TooLarge(batch, device):
-                    weights = batch.recipe.weights_sha256
-                    budget = self.ledger.shrink(weights, batch.tokens // 2)
-                    reason = "%s: no memory for %d tokens; %s has a budget of %d now"
-                    log.warning(reason, device, batch.tokens, self.held[weights], budget)
+                    weights, tokens = batch.recipe.weights_sha256, batch.tokens
+                    held, budget = self.held[weights], self.ledger.shrink(weights, tokens // 2)
+                    log.warning("%s: no memory for %d tokens; %s has a budget of %d now", device, tokens, held, budget)
                 case GivenUp(batch, status, reason):
                     log.error("a sequence is given up: %s", reason)
                     complete += self.ledger.give_up(batch, status, reason)
@@ -242,8 +242,7 @@ class Supervisor:
 
     def _notice_ready(self) -> None:
         """Count the seconds in which devices could have worked: ready, with a job open; say when the first one is."""
-        now = time.monotonic()
-        ready = self.devices.ready
+        now, ready = time.monotonic(), self.devices.ready
         if self.jobs:
             self.ready_s += (now - self.counted) * len(ready)
         self.counted = now
@@ -257,6 +256,8 @@ class Supervisor:
             self._failed(job, done.error)
         elif done.function in (read_sample, read_part):
             self._admit(job, done.result, done.seconds)
+        elif done.function is copy_sample and done.result is None:  # the finished one has gone meanwhile
+            self._read(job, None)
         elif done.function is copy_sample:
             job.take_over(done.result)
             self._receipt(job, "", {})
@@ -361,8 +362,7 @@ class Supervisor:
         self.state.write()
         self.published()
         if devices := len(self.devices.ready):
-            totals = self.devices.totals
-            done = (int(totals["tokens"]), round(totals["device_s"], 3))
+            done = (int(self.devices.totals["tokens"]), round(self.devices.totals["device_s"], 3))
             self.history.note(Moment(round(time.time(), 2), devices, *done), self.devices.at_work)
 
     def _progress(self) -> Progress:

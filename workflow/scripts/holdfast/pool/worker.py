@@ -6,13 +6,9 @@ torch.
 """
 
 import logging
-import multiprocessing
 import os
-import signal
-import threading
 import time
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -192,14 +188,6 @@ def require_memory(settings: WorkerSettings, device_name: str, free_bytes: int, 
 _worker: Worker | None = None
 
 
-def guard() -> None:
-    """Initialise a process of the pool: signals are the supervisor's business, and its end is the process's."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    end_with_parent()
-
-
 def start(settings: WorkerSettings) -> Ready:
     """Load and test the models in this process.
 
@@ -213,18 +201,6 @@ def start(settings: WorkerSettings) -> Ready:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ResourceError(f"{settings.name}: loading the models failed: {reason}") from None
     return _worker.ready
-
-
-def end_with_parent() -> None:
-    """End this process at once when the supervisor has gone, however it went, so that no device stays held."""
-
-    def watch(parent: BaseProcess) -> None:
-        parent.join()
-        os._exit(1)
-
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=watch, args=(parent,), daemon=True).start()
 
 
 def embed(recipe: Recipe, tokens: np.ndarray, lengths: np.ndarray, digests: bytes, path: Path) -> float:

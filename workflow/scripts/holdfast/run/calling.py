@@ -11,14 +11,15 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import HoldfastError
+from ..processes import beside
 from ..spool.job import Receipt
+from .client import FETCHED
 from .config import Sample
 
 MANY = 10
@@ -57,13 +58,15 @@ def find_small(
     """
     for sample, receipt in samples:
         directory = results / sample.sample
-        embeddings = Path(receipt.embeddings)  # in the spool: `collect` may be moving the other name of it just now
-        if not embeddings.exists():
-            embeddings = directory / "embeddings.h5"
         sources = (directory / "receipt.json", *known)
-        wanted = anew or _time(directory / "contigs.tsv") < max(map(_time, sources))
-        if wanted and embeddings.exists() and embeddings.stat().st_size <= SMALL_BYTES:
-            yield Task(sample.sample, embeddings, Path(sample.fasta), made / sample.sample)
+        if not anew and _time(directory / "contigs.tsv") >= max(map(_time, sources)):
+            continue
+        embeddings = Path(receipt.embeddings)  # in the spool: `collect` may be moving the other name of it just now
+        if not embeddings.exists() and not (directory / FETCHED).exists():
+            embeddings = directory / "embeddings.h5"  # which is the receipt's only when nothing waits for `collect`
+        with suppress(FileNotFoundError):
+            if embeddings.stat().st_size <= SMALL_BYTES:
+                yield Task(sample.sample, embeddings, Path(sample.fasta), made / sample.sample)
 
 
 def call_small(tasks: Sequence[Task], processes: int, viruses: str, arguments: Mapping[str, Any]) -> int:
@@ -84,7 +87,7 @@ def call_small(tasks: Sequence[Task], processes: int, viruses: str, arguments: M
     call = partial(_call, viruses=viruses, arguments=arguments)
     if processes == 1:
         return call(tasks)
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+    with beside(processes) as pool:
         return sum(pool.map(call, [tasks[number::processes] for number in range(processes)]))
 
 
@@ -95,13 +98,15 @@ def _call(tasks: Sequence[Task], viruses: str, arguments: Mapping[str, Any]) -> 
     caller = Caller(**arguments)
     called = 0
     for task in tasks:
+        unfinished = task.directory.with_name(f".{task.sample}")
         try:
-            task.directory.mkdir(parents=True)
-            caller.call(task.embeddings, task.fasta, task.directory, task.directory / viruses)
+            unfinished.mkdir(parents=True)
+            caller.call(task.embeddings, task.fasta, unfinished, unfinished / viruses)
+            unfinished.rename(task.directory)  # whole, as `classify_contigs` may look for it at any moment
             called += 1
-        except (HoldfastError, OSError, ValueError) as error:
-            print(f"{task.sample}: left to classify_contigs: {error}", file=sys.stderr)
-            shutil.rmtree(task.directory, ignore_errors=True)
+        except (HoldfastError, OSError, ValueError, LookupError, RuntimeError) as error:  # of this sample alone
+            print(f"{task.sample}: left to classify_contigs: {type(error).__name__}: {error}", file=sys.stderr)
+            shutil.rmtree(unfinished, ignore_errors=True)
     return called
 
 
