@@ -200,10 +200,13 @@ class Spool:
         """
         self.check_claims(pool, outcome.job)
         is_part = PART_PATTERN.fullmatch(outcome.job) is not None
-        if not is_part or work.is_dir():  # where the sample has failed meanwhile its parts may be gone
+        try:
             outcome.write(work / "receipt.json")
             if outcome.state == "done":
                 _tidy(work, (*RESULT, COUNTS_FILE) if is_part else RESULT)
+        except FileNotFoundError:
+            if not is_part:  # whose sample may have failed meanwhile, and its parts are gone with it
+                raise
         if is_part:
             (self.root / "claimed" / pool / f"{outcome.job}.json").unlink(missing_ok=True)
             return
