@@ -12,7 +12,7 @@ from holdfast.pool.settings import read_settings
 from holdfast.run.config import Sample
 from holdfast.run.failures import check_samples, read_outcome, write_failures
 from holdfast.run.plan import Share, jobs_of, make_plan, read_plan, share_out
-from holdfast.spool.state import LAUNCHER_VARIABLE
+from holdfast.spool.state import LAUNCHER_VARIABLE, Identity
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,6 +73,17 @@ def test_what_lies_below_a_prefix_is_found_there(project: Path, monkeypatch: pyt
     monkeypatch.chdir(project)
     write_failures(entries, Path("below/results"), Path("below/results/failures.tsv"))
     assert Path("below/results/failures.tsv").read_text() == "sample\trow\treason\na\t\twhy\n"
+
+
+def test_a_killed_run_of_the_same_process_number_leaves_nothing_for_the_next(project: Path) -> None:
+    """As in a container that is started again, in which Snakemake has the same number on the same host."""
+    own = Identity.own()
+    left = project / f".holdfast/runs/{own.host}-{own.pid}/called/a"
+    left.mkdir(parents=True)
+    made = make_plan(CONFIG, {}, gpu=None, cores=2)
+    assert Path(made.directory) == left.parents[1]
+    assert Path(made.path).exists()
+    assert not left.parent.exists()
 
 
 @pytest.mark.parametrize("told", ["", "{}"])

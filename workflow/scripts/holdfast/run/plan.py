@@ -46,6 +46,7 @@ SAMPLES_A_CONSUMER = 100
 """Above this there are more consumers: what Snakemake keeps of one is its inputs times its outputs."""
 DEFAULT_SPOOL = ".holdfast/spool"
 PLAN_FILE = "plan.json"
+ATTEMPTS = 3
 PYTHON_VARIABLE = "HOLDFAST_PYTHON"
 
 
@@ -221,13 +222,13 @@ def make_plan(
     plan = Plan(str(directory), shares, gpu, threads, in_use, sheet, large, replicas)
     if lifecycle == "external" and plan.consumers:
         warn_without_pool(Path(spool))
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    atexit.register(_remove, directory)
     living = living_runs(directory.parents[1])
     for other in directory.parent.glob(f"{launcher.host}-*"):
-        if other.name not in living:
-            finish_record(other, ended=False)  # of a run that was killed
+        if other == directory or other.name not in living:
+            finish_record(other, ended=False)  # of a run that was killed, in a container perhaps one of the same pid
             shutil.rmtree(other, ignore_errors=True)
+    _make(directory)
+    atexit.register(_remove, directory)
     sources = {model: config["models"][model]["weights"] for model in in_use}
     models = {model: os.path.abspath(directory_of(source, model, place)) for model, source in sources.items()}
     cache = os.path.abspath(config["cache"]) if config["cache"] else None
@@ -259,6 +260,15 @@ def living_runs(directory: Path) -> list[str]:
 def _directory(launcher: Identity, place: Place) -> Path:
     """Where the main process keeps the plan of its run."""
     return Path(place(f".holdfast/runs/{launcher.host}-{launcher.pid}")).absolute()
+
+
+def _make(directory: Path) -> None:
+    """Make the directory of the plan; another run may remove what is empty above it just now."""
+    for _ in range(ATTEMPTS):
+        with suppress(FileNotFoundError):
+            directory.mkdir(mode=0o700, parents=True)
+            return
+    directory.mkdir(mode=0o700, parents=True)
 
 
 def _remove(directory: Path) -> None:
