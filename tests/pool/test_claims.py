@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from holdfast.pool import hardware
+from holdfast.pool import claims, hardware
 from holdfast.pool.claims import Claim, Holder, find_holder, needed_memory, obstacle
 from holdfast.pool.hardware import Candidate, Card, part_file
 from holdfast.pool.settings import pool_settings
@@ -138,6 +138,24 @@ def test_who_wants_two_gets_both_or_none(nodes: list[Path], claim: Callable[...,
     assert both.names() == ["cuda:0", "cuda:1"]
 
 
+def test_who_looks_keeps_nobody_from_claiming(nodes: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking takes a shared lock for a moment; here one that lasts until the claim pauses for the second time."""
+    looking = os.open(nodes[0], os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    pauses = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            os.close(looking)
+
+    monkeypatch.setattr(claims.time, "sleep", pause)
+    settings = pool_settings({"models": {"m": "/m"}, "gpu": 1, "gpu_wait_s": 0}, "a test")
+    asked = Claim(settings, [Candidate("cuda:0", "GPU-0", "", nodes[0])], 0)
+    names = asked.wait(PoolState(Identity.own(), "/none"), lambda: False, lambda: None)
+    assert (names, len(pauses)) == (["cuda:0"], 2)
+
+
 def test_many_that_want_two_of_three_all_get_them_and_never_at_the_same_time(
     tmp_path: Path, claim: Callable[..., Claimant]
 ) -> None:
@@ -148,6 +166,7 @@ def test_many_that_want_two_of_three_all_get_them_and_never_at_the_same_time(
     claimants = {number: claim(order, 2) for number, order in enumerate(orders)}
     served = []
     while claimants:
+        assert all(claimant.process.poll() is None for claimant in claimants.values())
         held = [find_holder(path) for path in nodes]
         owners = {holder.pid for holder in held if holder}
         for number, claimant in claimants.items():

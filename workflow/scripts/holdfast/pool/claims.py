@@ -27,6 +27,7 @@ from .hardware import Candidate, Card, host_gpus, read_card
 from .settings import PoolSettings
 
 LOOK_S = 0.5
+ATTEMPTS, ATTEMPT_S = 4, 0.005
 """Between two attempts passes this time, or up to twice of it: two pools that want the same do not meet for ever."""
 NUMBER_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
@@ -212,9 +213,13 @@ class Claim:
         except OSError:  # nobody can claim it, from here at least
             return True
         self._locks[candidate] = file
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        for attempt in range(ATTEMPTS):  # who looks whether the device is held, holds it himself for a moment
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(ATTEMPT_S if attempt + 1 < ATTEMPTS else 0)
+        else:
             self._release(candidate)
             return False
         card = read_card(candidate.uuid)
