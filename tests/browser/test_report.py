@@ -24,7 +24,7 @@ from tests.workflow.conftest import NewProject, Project, closed_sequence, fasta,
 
 HOSTILE = "</script><img/src=x/onerror=alert(1)>"
 LONG = "soil_from_a_very_long_transect_in_the_north_of_somewhere_plot_17_replicate_2"
-WAIT_S = 30
+WAIT_S = 120
 FIGURES: dict[str, list[str]] = {
     "Tables": ["failures.tsv", "summary.tsv"],
     "All on one page": ["report.html"],

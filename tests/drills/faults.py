@@ -49,7 +49,9 @@ def do(fault, arguments):
     elif fault["deed"] == "delete":
         os.unlink(arguments[0].fasta)
     elif fault["deed"] == "slow":
-        time.sleep(float(fault["words"]))
+        until = time.monotonic() + float(fault["words"])
+        while time.monotonic() < until and not (HERE / "released").exists():
+            time.sleep(0.01)
     elif fault["deed"] == "wait":
         (HERE / "arrived").touch()
         while not (HERE / "released").exists():
@@ -107,8 +109,8 @@ class Fault:
     Attributes:
         place: ``load``, ``embed`` and, inside that, ``encode`` in workers, ``read`` and ``finish`` in readers.
         deed: ``kill`` (SIGKILL to itself), ``hang`` (the first time), ``raise`` (a RuntimeError), ``distrust`` (let the
-            self-test fail), ``delete`` (the sample's file), ``slow``, ``wait`` (for the test, see
-            :meth:`Injection.wait_for`), ``note`` (the process's peak of memory and the tokens of the batch).
+            self-test fail), ``delete`` (the sample's file), ``slow`` (until the test releases it), ``wait`` (for the
+            test, see :meth:`Injection.wait_for`), ``note`` (the process's peak of memory and the tokens of the batch).
         marker: For ``embed`` tokens in the batch, as hexadecimal digits; for ``encode`` how many tokens go well;
             for ``load`` a device's name, for readers a sample's. Empty for every one.
         words: Message of the error, or seconds to be slow.

@@ -23,7 +23,7 @@ from tests.workflow.conftest import HOLDFAST, NewProject, Project, fasta, jobs
 
 BATCHES = 12
 LEASE_S = 10
-SLOW = Fault("embed", "slow", words="0.4")
+SLOW = Fault("embed", "slow", words="1")
 WRAPPER = '#!/bin/sh\n"{python}" "$@"\nexit $?\n'
 
 

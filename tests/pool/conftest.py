@@ -108,8 +108,8 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def gone(processes: list[psutil.Process], limit_s: float = 10) -> None:
-    _, alive = psutil.wait_procs(processes, limit_s)
+def gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, LONG_S)
     assert [process.cmdline() for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
 

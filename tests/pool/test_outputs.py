@@ -14,6 +14,7 @@ from holdfast.models.registry import open_model, read_prepared
 from holdfast.results.embeddings import read_embeddings
 from transformers import EsmConfig, EsmModel
 
+from tests.drills.faults import Fault, Injection
 from tests.pool.conftest import (
     AMINO_ACIDS,
     DATA,
@@ -121,7 +122,8 @@ def test_residues_after_a_kill_are_those_of_an_undisturbed_pool(
     undisturbed = serve("undisturbed", tokens_per_batch=64)
     expected = submit(undisturbed, entry)["s"]
     assert compare(expected, entry, models, encoders) > 0
-    first = serve("first", tokens_per_batch=64)
+    slow = Injection(tmp_path / "faults", Fault("embed", "slow", words="0.2"))
+    first = serve("first", tokens_per_batch=64, environment=slow.environment)
     first.spool.submit(entry)
     first.eventually(lambda: len(list(first.spool_path.glob("blocks/*/*/*.safetensors"))) > 2)
     children = family(first.process.pid)

@@ -127,7 +127,7 @@ def test_what_is_wrong_with_a_large_file_is_said_before_anything_is_computed(
 def test_a_pool_that_was_killed_costs_no_part_that_was_done(
     serve: Callable[..., ServedPool], small_parts: dict[str, str], tmp_path: Path, models: dict[str, Path]
 ) -> None:
-    entry = job(models, "p", many_proteins(tmp_path / "p.faa", length=60), "proteins")
+    entry = job(models, "p", many_proteins(tmp_path / "p.faa", length=240), "proteins")
     whole = submit(serve("whole"), entry)["p"]
     pool = serve("killed", environment=small_parts, tokens_per_batch=64)
     pool.spool.submit(entry)

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 MEAN = Key("ab" * 32, 5, "fp16", 6, "mean", None, "float32")
 RESIDUES = Key("ab" * 32, 3, "fp16", 6, "residues", None, "float16")
 PRIVATE = Access(None)
-LONG_S = 120
+LONG_S = 600
 
 
 def origin(run: str) -> Origin:

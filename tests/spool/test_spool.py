@@ -104,7 +104,7 @@ def test_two_claimers_never_get_the_same_manifest(tmp_path: Path) -> None:
             staged = tmp_path / "staged.json"
             staged.write_text(manifest.dump())
             staged.rename(tmp_path / "incoming" / f"{manifest.job}.json")
-            for claimer in claimers:
+            for claimer in claimers[:: 1 if number % 2 else -1]:
                 ask(claimer)
             got = [answer(claimer) for claimer in claimers]
             assert sorted(got) == [[], [manifest.job]]
@@ -168,7 +168,7 @@ for number in range(10**9):
             writer.stdin.flush()
             writer.stdout.readline()
             until = time.monotonic() + 0.05 + 0.007 * delay
-            while time.monotonic() < until:
+            while time.monotonic() < until or len(claimed) < 2 * delay:
                 claimed += [manifest.job for manifest in spool.claim("pool", lambda _: True)]
             writer.send_signal(signal.SIGKILL)
         claimed += [manifest.job for manifest in spool.claim("pool", lambda _: True)]
@@ -219,7 +219,7 @@ def test_what_is_no_manifest_is_failed_and_the_others_are_claimed(name: str, tmp
     spool.submit(SAFE)
     with python(CLAIMER, tmp_path, "pool") as claimer:
         try:
-            output, _ = claimer.communicate("\n", timeout=15)
+            output, _ = claimer.communicate("\n", timeout=120)
         finally:
             claimer.kill()
     assert json.loads(output or "null") == [SAFE.job]

@@ -120,7 +120,7 @@ def test_what_changed_in_truth_is_embedded_again_though_its_size_is_the_same(fin
 def test_a_sample_is_embedded_again_when_it_was_forgotten(finished: Project) -> None:
     def forget(*words: str) -> "subprocess.CompletedProcess[str]":
         command = [*HOLDFAST, "forget", *words, "-d", str(finished.directory)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
     assert (forget("b").returncode, finished.path("results/b/embeddings.h5").exists()) == (0, False)
     assert embedded_again(finished) == ["embed b", "pool"]
