@@ -85,6 +85,7 @@ def test_a_renewed_worker_goes_on_where_the_last_one_stopped(
     outcomes = submit(pool, entry, dna)
     assert compare(outcomes["p"], entry, models, encoders) > 0
     assert compare(outcomes["d"], dna, models, encoders) > 0
+    pool.eventually(lambda: pool.state.progress.done == 2)
     batches = pool.state.progress.batches
     assert batches >= 2
     text = pool.log.read_text()
