@@ -136,4 +136,4 @@ def test_lines_say_how_far_a_run_is_and_status_says_more(project: NewProject) ->
     logged = some.read("logs/pool.0.log").splitlines()
     assert sum(line.endswith(" INFO ending: no job open at SIGTERM") for line in logged) == 1
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|WARNING|ERROR) ", line) for line in logged)
-    assert "1 jobs done, 1 failed; " in log[-1]
+    assert "1 jobs done, 1 failed; " in logged[-1]
