@@ -27,8 +27,9 @@ from .hardware import Candidate, Card, host_gpus, read_card
 from .settings import PoolSettings
 
 LOOK_S = 0.5
-ATTEMPTS, ATTEMPT_S = 4, 0.005
 """Between two attempts passes this time, or up to twice of it: two pools that want the same do not meet for ever."""
+LOCK_ATTEMPTS, LOCK_PAUSE_S = 4, 0.005
+"""A lock that is held for longer than this is a claim; :func:`find_holder` holds one for a moment only."""
 NUMBER_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 log = logging.getLogger("holdfast.claims")
@@ -213,13 +214,7 @@ class Claim:
         except OSError:  # nobody can claim it, from here at least
             return True
         self._locks[candidate] = file
-        for attempt in range(ATTEMPTS):  # who looks whether the device is held, holds it himself for a moment
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(ATTEMPT_S if attempt + 1 < ATTEMPTS else 0)
-        else:
+        if not _lock(file):
             self._release(candidate)
             return False
         card = read_card(candidate.uuid)
@@ -242,6 +237,17 @@ class Claim:
                 elif card := read_card(candidate.uuid):
                     found += [f"{candidate} {reason}" for reason in [obstacle(card, self._needed_bytes)] if reason]
         return "; ".join(found) or "they were held a moment ago"
+
+
+def _lock(file: int) -> bool:
+    """Lock an open device file, unless somebody keeps it locked."""
+    for _ in range(LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(LOCK_PAUSE_S)
+    return False
 
 
 class HostGpu(NamedTuple):

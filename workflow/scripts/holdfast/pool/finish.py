@@ -138,13 +138,13 @@ def _write_records(manifest: Manifest, file: EmbeddingsWriter, output: Path, fat
 def copy_sample(manifest: Manifest, directory: Path, twin: Path) -> Receipt | None:
     """Make the embeddings of a sample from those of another with the same content.
 
-    Returns:
-        The receipt of that one; None if it has been removed meanwhile.
-
     Args:
         manifest: The job.
         directory: Its work directory.
         twin: Where the finished job of the other is, see :meth:`.Spool.twin`.
+
+    Returns:
+        The receipt of that one; None if it has been removed meanwhile.
     """
     outcome = read_receipt(twin / "receipt.json")
     try:
